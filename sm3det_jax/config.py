@@ -1,0 +1,237 @@
+"""What a config holds: the defaults are the released SM3Det-T on SOI-Det, and `check` refuses the rest.
+
+A config is an `ml_collections.ConfigDict`. The files in `configs/` start from `default()` and change
+what their experiment changes; the command line changes single values (`--config.optim.lr=3e-4`).
+"""
+
+import difflib
+
+import ml_collections
+
+ConfigDict = ml_collections.ConfigDict
+
+SAR_CLASSES = ('ship', 'aircraft', 'car', 'tank', 'bridge', 'harbor')
+# SOI-Det renames three DOTA classes, so that the joint label space has no name twice.
+DOTA_CLASSES = (
+  'small-vehicle', 'large-vehicle', 'plane', 'Ship', 'Harbor', 'tennis-court', 'soccer-ball-field',
+  'ground-track-field', 'baseball-diamond', 'swimming-pool', 'roundabout', 'basketball-court',
+  'storage-tank', 'Bridge', 'helicopter',
+)  # fmt: skip
+DRONEVEHICLE_CLASSES = ('CAR', 'BUS', 'FERIGHT_CAR', 'TRUCK', 'VAN')
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def gfl() -> ConfigDict:
+  """Generalised focal loss head for horizontal boxes (facts: mmdet 2.x GFLHead, ATSS)."""
+  return ConfigDict(
+    dict(
+      type='gfl',
+      channels=256,
+      convs=4,
+      strides=(8, 16, 32, 64, 128),
+      anchor_scale=8.0,
+      reg_max=16,
+      atss_topk=9,
+      focal_beta=2.0,
+      cls_weight=1.0,
+      dfl_weight=0.25,
+      bbox_weight=2.0,
+      score_threshold=0.05,
+      pre_nms=1000,  # (anchor, class) pairs a level
+      nms_iou=0.6,
+      max_detections=100,
+    )
+  )
+
+
+def oriented_rcnn() -> ConfigDict:
+  """Oriented R-CNN: midpoint-offset RPN, rotated RoIAlign, a two-layer RoI head."""
+  return ConfigDict(
+    dict(
+      type='oriented_rcnn',
+      channels=256,
+      strides=(4, 8, 16, 32, 64),
+      anchor_scales=(8.0,),
+      anchor_ratios=(0.5, 1.0, 2.0),
+      rpn=dict(
+        pos_iou=0.7, neg_iou=0.3, min_pos_iou=0.3, samples=256, positive_fraction=0.5,
+        allowed_border=0, bbox_beta=1 / 9,
+      ),
+      proposals=dict(pre_nms=2000, nms_iou=0.8, max_proposals=2000),
+      roi=dict(
+        fc_channels=1024, output_size=7, sampling_ratio=2, finest_scale=56.0, pos_iou=0.5,
+        samples=512, positive_fraction=0.25, bbox_beta=1.0,
+      ),
+      score_threshold=0.05,
+      nms_iou=0.1,
+      pre_nms=0,  # cap on (RoI, class) candidates; 0 = none, one that binds is counted and reported
+      max_detections=2000,
+    )
+  )  # fmt: skip
+
+
+def task(box: str, dataset: str, classes: tuple, ratio: int = 1, **changes) -> ConfigDict:
+  """One task: what it detects, the prepared data set it reads, its head.
+
+  Args:
+    box: 'hbb' (x1, y1, x2, y2) or 'obb' (cx, cy, w, h, theta; le90).
+    dataset: name of the prepared data set below `config.data_root`.
+    classes: class names; the order is the label order.
+    ratio: images of this task in a group (2:1:1 in the paper).
+    **changes: any other key, nested ones as dicts.
+  """
+  c = ConfigDict(
+    dict(
+      box=box,
+      dataset=dataset,
+      classes=tuple(classes),
+      ratio=ratio,
+      head=gfl() if box == 'hbb' else oriented_rcnn(),
+      bands=3,  # a one-band file is repeated to three, as upstream reads it
+      mean=IMAGENET_MEAN,
+      std=IMAGENET_STD,
+      size=(800, 800),  # height, width of the padded canvas
+      max_objects=512,  # padding; what does not fit is counted and reported
+      train=dict(
+        split='train',
+        tile=dict(size=0, overlap=0, keep=0.7),  # size 0: whole images
+        flip=(0.5, 0.0, 0.0) if box == 'hbb' else (0.25, 0.25, 0.25),  # horizontal, vertical, diagonal
+        rotate=0.0 if box == 'hbb' else 0.5,  # probability of a rotation by U(-180, 180) degrees
+        right_angles=(),  # classes that allow only rotations by 90, 180, 270 degrees
+        min_side=0.0 if box == 'hbb' else 5.0,  # px; smaller boxes are not trained on
+        keep_empty=False,
+      ),
+      test=dict(split='test', tile=dict(size=0, overlap=0, keep=0.7)),
+    )
+  )
+  c.update(changes)
+  return c
+
+
+def default() -> ConfigDict:
+  """SM3Det-T on SOI-Det as published (34k steps, batch 32, ratio 2:1:1)."""
+  round_classes = ("roundabout", "storage-tank")
+  c = ConfigDict(sort_keys=False)
+  c.seed = 0
+  c.data_root = 'data'
+  c.label_space = 'joint'  # or 'per_task'
+  c.tasks = ConfigDict(sort_keys=False)
+  c.tasks.sar = task('hbb', 'soi_det_sar', SAR_CLASSES, ratio=2)
+  c.tasks.rgb = task('obb', 'soi_det_rgb', DOTA_CLASSES, train=dict(right_angles=round_classes))
+  c.tasks.ifr = task('obb', 'soi_det_ifr', DRONEVEHICLE_CLASSES)
+  c.backbone = dict(
+    type='convnext',
+    depths=(3, 3, 9, 3),
+    channels=(96, 192, 384, 768),
+    drop_path_rate=0.1,
+    layer_scale=1e-6,
+    experts_from_one=True,  # every expert starts as a copy of one FFN, as from a checkpoint
+  )
+  c.moe = dict(
+    blocks=((), (0, 2), (0, 2, 4, 6, 8), (0, 2)),  # MoE blocks of each stage
+    num_experts=8,
+    top_k=2,
+    noisy=True,
+    balance_weight=0.01,
+    implementation='blocked',
+    aux_stats='global',  # or 'per_device', as the reference
+  )
+  c.neck = dict(type='fpn', channels=256)
+  c.dtype = 'auto'  # of the compute: bfloat16 on accelerators, float32 on CPU
+  c.batch_size = 32  # images a step, over all tasks and devices
+  c.mesh = dict(data=-1, expert=1)  # -1: all remaining devices
+  c.optim = dict(
+    lr=1e-4,
+    betas=(0.9, 0.999),
+    weight_decay=0.05,
+    clip_norm=35.0,
+    steps=33_468,
+    milestones=(22_312, 30_679),
+    gamma=0.1,
+    warmup_steps=500,
+    warmup_ratio=1 / 3,
+    ema=0.0,  # decay of the parameters' running average; 0 = off
+  )
+  c.dla = dict(
+    variant='released',
+    temperature=3.0,
+    bias=0.4,
+    decay=0.001,
+    warmup_steps=500,
+    head_policy='normal',
+    shared_policy='sigmoid_kl',
+    max_ratio=10.0,
+  )
+  c.workers = 'auto'
+  c.log_every = 50
+  c.checkpoint_every = 2_789
+  c.keep_checkpoints = 2
+  return c
+
+
+def check(config: ConfigDict) -> ConfigDict:
+  """Returns `config` if it holds together.
+
+  Raises:
+    ValueError: a key that `default()` lacks (its neighbours are named), an unknown task kind, or
+      values that contradict each other.
+  """
+  reference = default()
+  _unknown_keys(config, reference, 'config', skip=('tasks',))
+  if not len(config.tasks):
+    raise ValueError('config.tasks is empty: a model needs at least one task')
+  for name, c in config.tasks.items():
+    if c.get('box') not in ('hbb', 'obb'):
+      raise ValueError(f"config.tasks.{name}.box={c.get('box')!r}: expected 'hbb' or 'obb'")
+    # lazily: the heads say which of them gives which kind of box
+    _unknown_keys(c, task(c.box, '', ()), f'config.tasks.{name}', skip=('head',))
+    kinds = {'gfl': ('hbb', gfl()), 'oriented_rcnn': ('obb', oriented_rcnn())}
+    if c.head.type not in kinds:
+      raise ValueError(f'config.tasks.{name}.head.type={c.head.type!r}: expected {sorted(kinds)}')
+    box, head = kinds[c.head.type]
+    _unknown_keys(c.head, head, f'config.tasks.{name}.head')
+    if box != c.box:
+      raise ValueError(f'config.tasks.{name}: head {c.head.type!r} gives {box}, the task is {c.box}')
+    if not c.classes:
+      raise ValueError(f'config.tasks.{name}.classes is empty')
+    if len(set(c.classes)) != len(c.classes):
+      raise ValueError(f'config.tasks.{name}.classes has a name twice: {c.classes}')
+    if not len(c.mean) == len(c.std) == c.bands:
+      raise ValueError(
+        f'config.tasks.{name}: bands={c.bands} but {len(c.mean)} means and {len(c.std)} stds'
+      )
+  if config.label_space not in ('joint', 'per_task'):
+    raise ValueError(f"config.label_space={config.label_space!r}: expected 'joint' or 'per_task'")
+  if len(config.moe.blocks) != len(config.backbone.depths):
+    raise ValueError(
+      f'config.moe.blocks has {len(config.moe.blocks)} stages, '
+      f'config.backbone.depths has {len(config.backbone.depths)}'
+    )
+  if not 1 <= config.moe.top_k <= config.moe.num_experts:
+    raise ValueError(f'config.moe: top_k={config.moe.top_k}, num_experts={config.moe.num_experts}')
+  group = sum(c.ratio for c in config.tasks.values())
+  if config.batch_size % group:
+    raise ValueError(
+      f'config.batch_size={config.batch_size} is not a multiple of '
+      f'{" + ".join(str(c.ratio) for c in config.tasks.values())} = {group}, one group of images'
+    )
+  return config
+
+
+def _unknown_keys(config, reference, where, skip=()):
+  for key in config:
+    if key not in reference:
+      near = difflib.get_close_matches(key, list(reference), 3) or sorted(reference)
+      raise ValueError(f'{where}.{key} is not a known key; near it: {", ".join(near)}')
+    if key not in skip and isinstance(reference[key], ConfigDict):
+      _unknown_keys(config[key], reference[key], f'{where}.{key}')
+
+
+def joint_classes(config: ConfigDict) -> tuple[str, ...]:
+  """Every class name once, tasks in order (for SOI-Det the paper's 26)."""
+  return tuple(dict.fromkeys(n for c in config.tasks.values() for n in c.classes))
+
+
+def label_space(config: ConfigDict, name: str) -> tuple[str, ...]:
+  """Class names that the head of task `name` scores, in label order."""
+  return joint_classes(config) if config.label_space == 'joint' else tuple(config.tasks[name].classes)
