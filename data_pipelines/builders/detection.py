@@ -1,0 +1,184 @@
+"""The TFDS builder of every prepared data set: array_record files, no TensorFlow.
+
+A record of split `train` is one image:
+
+| feature | |
+|---|---|
+| id | file name without suffix |
+| height, width, bands | of the image |
+| boxes [n, 4 or 5], polygons [n, 8], labels [n], difficult [n] | its objects |
+| image | encoded bytes (`images.decode(image, bands)`), empty for a large image |
+| first_block | index of its first block in split `train_blocks`, -1 for an image stored whole |
+
+A record of `train_blocks` has `image` alone: blocks of 512 px, row by row (`images.blocks`).
+The annotations of a split lie once more in `<split>_index.npz`, so that windows can be listed
+without reading the pixels.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from data_pipelines import images
+from data_pipelines.builders.scan import Entry
+
+VERSION = '1.0.0'
+COLUMNS = {'hbb': 4, 'obb': 5}
+
+
+class Detection(tfds.core.GeneratorBasedBuilder):
+  """Images with horizontal or oriented boxes.
+
+  Args:
+    name: of the data set, a lower-case identifier.
+    classes: class names in label order.
+    box: 'hbb' or 'obb'.
+    entries: {split: entries}.
+    data_dir: root of the prepared data sets.
+  """
+
+  VERSION = tfds.core.Version(VERSION)
+  code_path = None  # nothing is downloaded: TFDS need not look for checksums beside this module
+
+  def __init__(self, name: str, classes, box: str, entries: dict[str, list[Entry]], data_dir):
+    self.name = name
+    self._classes, self._box, self._entries = tuple(classes), box, entries
+    super().__init__(data_dir=data_dir, file_format='array_record')
+
+  def _info(self):
+    f = tfds.features
+    encoded = f.Tensor(shape=(), dtype=np.object_)
+    number = f.Scalar(dtype=np.int32)
+    features = dict(
+      id=f.Text(),
+      height=number,
+      width=number,
+      bands=number,
+      boxes=f.Tensor(shape=(None, COLUMNS[self._box]), dtype=np.float32),
+      polygons=f.Tensor(shape=(None, 8), dtype=np.float32),
+      labels=f.Tensor(shape=(None,), dtype=np.int32),
+      difficult=f.Tensor(shape=(None,), dtype=np.int8),
+      image=encoded,
+      first_block=number,
+    )
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=f'{self.name}: images with {self._box} boxes',
+      features=f.FeaturesDict(features),
+      disable_shuffling=True,  # a large image names its blocks by their index
+      metadata=tfds.core.MetadataDict(
+        classes=list(self._classes),
+        box=self._box,
+        fingerprints={split: fingerprint(e) for split, e in self._entries.items()},
+      ),
+    )
+
+  def _split_generators(self, dl_manager):
+    splits = {}
+    for split, entries in self._entries.items():
+      splits[split] = self._generate_examples(entries)
+      if any(e.large for e in entries):
+        splits[f'{split}_blocks'] = self._blocks(entries)
+    return splits
+
+  def _generate_examples(self, entries):
+    for i, (entry, first) in enumerate(zip(entries, first_blocks(entries), strict=True)):
+      yield i, self._record(entry, _encoded(entry), first)
+
+  def _blocks(self, entries):
+    index = 0
+    for entry in entries:
+      if entry.large:
+        pixels = _pixels(entry)
+        for x1, y1, x2, y2 in images.blocks(entry.height, entry.width):
+          yield index, self._record(None, images.encode(pixels[y1:y2, x1:x2]), -1)
+          index += 1
+
+  def _record(self, entry, image, first_block):
+    columns = COLUMNS[self._box]
+    return dict(
+      id=entry.id if entry else '',
+      height=entry.height if entry else 0,
+      width=entry.width if entry else 0,
+      bands=entry.bands if entry else 0,
+      boxes=entry.boxes if entry else np.zeros((0, columns), np.float32),
+      polygons=entry.polygons if entry else np.zeros((0, 8), np.float32),
+      labels=entry.labels if entry else np.zeros(0, np.int32),
+      difficult=entry.difficult if entry else np.zeros(0, np.int8),
+      image=image,
+      first_block=int(first_block),
+    )
+
+
+def build(name: str, classes, box: str, entries: dict[str, list[Entry]], data_dir) -> epath.Path:
+  """Writes the data set, replacing an older one of the same name; returns its folder."""
+  builder = Detection(name, classes, box, entries, data_dir)
+  config = tfds.download.DownloadConfig(
+    download_mode=tfds.GenerateMode.REUSE_CACHE_IF_EXISTS  # what is there is never taken as done
+  )
+  tfds.disable_progress_bar()
+  with contextlib.redirect_stdout(io.StringIO()):
+    builder.download_and_prepare(download_config=config)
+  folder = epath.Path(builder.data_path)
+  for split, listed in entries.items():
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **index(listed, COLUMNS[box]))
+    (folder / f'{split}_index.npz').write_bytes(buffer.getvalue())
+  return folder
+
+
+def index(entries: list[Entry], columns: int) -> dict[str, np.ndarray]:
+  """Annotations of a split as flat arrays; image i has the rows starts[i] : starts[i + 1]."""
+  counts = [len(e.labels) for e in entries]
+
+  def rows(key, shape, dtype):
+    return np.concatenate([np.zeros(shape, dtype)] + [getattr(e, key) for e in entries])
+
+  return dict(
+    ids=np.array([e.id for e in entries]),
+    sizes=np.array([(e.height, e.width) for e in entries], np.int32).reshape(-1, 2),
+    starts=np.cumsum([0] + counts),
+    boxes=rows('boxes', (0, columns), np.float32),
+    polygons=rows('polygons', (0, 8), np.float32),
+    labels=rows('labels', (0,), np.int32),
+    difficult=rows('difficult', (0,), np.int8),
+  )
+
+
+def fingerprint(entries: list[Entry]) -> str:
+  """Hash of the files' contents and annotations, the same on every machine."""
+  h = hashlib.sha256()
+  for e in entries:
+    h.update(json.dumps([e.id, e.height, e.width, e.bands, e.checksum, e.crop]).encode())
+    for array in (e.boxes, e.polygons, e.labels, e.difficult):
+      h.update(array.tobytes())
+  return h.hexdigest()[:16]
+
+
+def first_blocks(entries: list[Entry]) -> Iterator[int]:
+  """Index of each image's first block, -1 for images stored whole."""
+  index = 0
+  for e in entries:
+    yield index if e.large else -1
+    if e.large:
+      index += len(images.blocks(e.height, e.width))
+
+
+def _pixels(entry):
+  pixels = images.read(entry.image)
+  if entry.crop:
+    x1, y1, x2, y2 = entry.crop
+    pixels = pixels[y1:y2, x1:x2]
+  return pixels
+
+
+def _encoded(entry):
+  if entry.large:
+    return b''
+  return entry.image.read_bytes() if entry.as_is else images.encode(_pixels(entry))

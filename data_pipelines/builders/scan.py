@@ -1,0 +1,164 @@
+"""From annotations to records: checks every image and box once, before anything is written.
+
+The policy for boxes, the reference's where it has one:
+
+| box | what happens |
+|---|---|
+| not finite | left out, counted |
+| OBB with a side under 2 px (zero area included) | left out, counted (mmrotate's loader) |
+| HBB with a side under 1 px | left out, counted (mmdet's loader) |
+| wholly outside the image | left out, counted (mmdet's loader) |
+| partly outside the image | kept as it is, never clipped |
+| self-crossing quadrilateral | kept as its minimum-area rectangle, counted |
+| class in `ignore` | left out, counted |
+| class that nobody knows | ValueError naming class, file and the known classes |
+
+An image that does not decode is left out and counted; one without objects is kept.
+"""
+
+import dataclasses
+import difflib
+import pathlib
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from data_pipelines import boxes as box_lib
+from data_pipelines import images
+from data_pipelines.readers import Annotation, Skipped
+
+MIN_SIDE = {'hbb': 1.0, 'obb': 2.0}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entry:
+  """One image as it will be stored: what a record holds, less the pixels."""
+
+  id: str
+  image: pathlib.Path
+  crop: tuple[int, int, int, int] | None
+  height: int
+  width: int
+  bands: int
+  as_is: bool  # the file's bytes are stored unchanged
+  checksum: int  # crc32 of the file
+  boxes: np.ndarray  # float32 [n, 4|5]
+  polygons: np.ndarray  # float32 [n, 8]
+  labels: np.ndarray  # int32 [n]
+  difficult: np.ndarray  # int8 [n]
+
+  @property
+  def large(self) -> bool:
+    return max(self.height, self.width) > images.WHOLE
+
+
+def scan(
+  annotations: Iterable[Annotation],
+  box: str,
+  label: Callable[[str, pathlib.Path], int | None],
+  skipped: Skipped,
+) -> Iterator[Entry]:
+  """Yields an entry for each readable image.
+
+  Args:
+    annotations: from a reader.
+    box: 'hbb' or 'obb'; an HBB source can become neither more nor less than it is.
+    label: class name, file -> label, None for a class to leave out (`labeller`).
+    skipped: where what is left out is counted.
+
+  Raises:
+    ValueError: a class nobody knows, or boxes of the other kind.
+  """
+  for a in annotations:
+    try:
+      data = a.image.read_bytes()
+      pixels = images.decode(data, name=a.image)
+    except (images.ImageError, OSError) as e:
+      reason = str(e).removeprefix(f'{a.image}: ') if isinstance(e, ValueError) else 'unreadable'
+      skipped.add(f'image {reason}', a.image)
+      continue
+    x1, y1, x2, y2 = a.crop or (0, 0, pixels.shape[1], pixels.shape[0])
+    kept = clean(a, y2 - y1, x2 - x1, box, label, skipped)
+    yield Entry(
+      id=a.id,
+      image=a.image,
+      crop=a.crop,
+      height=y2 - y1,
+      width=x2 - x1,
+      bands=pixels.shape[2],
+      as_is=a.crop is None and images.stores_as_is(data, pixels),
+      checksum=zlib.crc32(data),
+      **kept,
+    )
+
+
+def clean(a: Annotation, height: int, width: int, box: str, label, skipped) -> dict:
+  """Boxes, polygons, labels, difficult of what an annotation keeps under the policy above."""
+  where = a.labels or a.image
+  columns = {'hbb': 4, 'obb': 5}[box]
+  if len(a.boxes) and a.boxes.shape[1] != columns:
+    kind = 'horizontal' if a.boxes.shape[1] == 4 else 'oriented'
+    raise ValueError(f'{where}: {kind} boxes, but the data set is to hold box={box!r}')
+  boxes = np.array(a.boxes, np.float32).reshape(-1, columns)
+  polygons = np.array(a.polygons, np.float32).reshape(-1, 8)
+  labels = [label(name, where) for name in a.names]
+  keep = np.ones(len(boxes), bool)
+
+  def drop(bad, reason):
+    bad = np.asarray(bad, bool) & keep
+    skipped.add(reason, f'{where} [{a.id}]', bad.sum())
+    keep[bad] = False
+
+  for name in sorted({n for n, k in zip(a.names, labels, strict=True) if k is None}):
+    drop([n == name for n in a.names], f'object of the ignored class {name!r}')
+  drop(~(np.isfinite(boxes).all(1) & np.isfinite(polygons).all(1)), 'box not finite')
+  sides = boxes[:, 2:4] - boxes[:, :2] if columns == 4 else boxes[:, 2:4]
+  drop(sides.min(1, initial=np.inf) < MIN_SIDE[box], f'box with a side under {MIN_SIDE[box]:g} px')
+  x1, y1, x2, y2 = box_lib.polygon_to_hbb(polygons).T
+  drop((x2 <= 0) | (y2 <= 0) | (x1 >= width) | (y1 >= height), 'box outside the image')
+  crossing = box_lib.self_crossing(polygons) & keep
+  if crossing.any():
+    polygons[crossing] = box_lib.obb_to_polygon(boxes[crossing])
+    reason = 'self-crossing quadrilateral (kept as its minimum-area rectangle)'
+    skipped.add(reason, f'{where} [{a.id}]', crossing.sum())
+  labels = np.array([-1 if k is None else k for k in labels], np.int32)
+  difficult = np.asarray(a.difficult, np.int8)
+  return dict(
+    boxes=boxes[keep], polygons=polygons[keep], labels=labels[keep], difficult=difficult[keep]
+  )
+
+
+def labeller(classes, ignore=(), aliases=None) -> Callable[[str, pathlib.Path], int | None]:
+  """The function class name, file -> label.
+
+  A name is looked up as it is, then through `aliases`, then without regard to case, spaces,
+  hyphens and underscores ('large vehicle' is 'large-vehicle', 'feright car' is 'FERIGHT_CAR').
+  """
+  aliases = aliases or {}
+  exact = {name: i for i, name in enumerate(classes)}
+  loose = {}
+  for name, i in exact.items():
+    loose.setdefault(_loose(name), set()).add(i)
+
+  def label(name, file):
+    name_ = aliases.get(name, name)
+    if name in ignore or name_ in ignore:
+      return None
+    if name_ in exact:
+      return exact[name_]
+    found = loose.get(_loose(name_), ())
+    if len(found) == 1:
+      return next(iter(found))
+    near = difflib.get_close_matches(name, classes, 1)
+    raise ValueError(
+      f'{file}: class {name!r} is not among the classes {", ".join(classes)}'
+      + (f' (did you mean {near[0]!r}?)' if near else '')
+      + '; add it to the classes, give it an alias, or name it in ignore'
+    )
+
+  return label
+
+
+def _loose(name):
+  return ''.join(c for c in name.casefold() if c not in ' -_')

@@ -1,0 +1,172 @@
+"""Random access to the windows of one split of a prepared data set."""
+
+import functools
+import hashlib
+import io
+import json
+import pathlib
+
+import numpy as np
+from etils import epath
+
+from data_pipelines import images, tiling
+
+
+class Source:
+  """A sequence of samples: each image, or each window of each image.
+
+  Windows are listed at once from the index; no pixel is read before an item is. It pickles as its
+  arguments, so a worker process opens the files anew.
+
+  A sample is a dict: `image` [H, W, C] in the file's own type; `boxes` float32 [n, 4|5], `labels`
+  int32 [n] (index in `classes`), `difficult` bool [n], `polygons` float32 [n, 8], in window pixels;
+  `id` of the image; `offset` (x, y) of the window in it; `full_size` (height, width) of the image.
+
+  Args:
+    data_root: folder of the prepared data sets.
+    dataset: its name.
+    split: 'train', 'test', ...
+    tile: `size` (0: whole images), `overlap`, `keep` (`data_pipelines.tiling`); dict or ConfigDict.
+
+  Attributes:
+    classes: class names in label order.
+    box: 'hbb' or 'obb'.
+    num_objects: int64 [len], objects of each item.
+    fingerprint: hash of data set, version, split, contents and tiling.
+
+  Raises:
+    FileNotFoundError: no such data set.
+    ValueError: no such split, or a tiling that is none.
+  """
+
+  def __init__(self, data_root, dataset: str, split: str, tile=None):
+    self._arguments = (str(data_root), dataset, split, dict(tile) if tile else None)
+    self._folder = dataset_folder(data_root, dataset)
+    metadata = json.loads((self._folder / 'metadata.json').read_text())
+    self.classes, self.box = tuple(metadata['classes']), metadata['box']
+    if split not in metadata['fingerprints']:
+      raise ValueError(
+        f'{self._folder} has no split {split!r}; it has {", ".join(metadata["fingerprints"])}'
+      )
+    self._index = dict(np.load(io.BytesIO((self._folder / f'{split}_index.npz').read_bytes())))
+    tile = dict(size=0, overlap=0, keep=0.7) | dict(tile or {})
+    self._list_windows(**tile)
+    key = [
+      dataset,
+      self._folder.name,
+      split,
+      len(self._index['ids']),
+      metadata['fingerprints'][split],
+    ]
+    tiling_key = [tile['size'], tile['overlap'], tile['keep']] if tile['size'] else [0]
+    self.fingerprint = hashlib.sha256(json.dumps(key + tiling_key).encode()).hexdigest()[:16]
+
+  def _list_windows(self, size, overlap, keep):
+    index, image, windows, rows = self._index, [], [], []
+    for i, (height, width) in enumerate(index['sizes'].tolist()):
+      found = tiling.windows(height, width, size, overlap)
+      objects = np.arange(index['starts'][i], index['starts'][i + 1])
+      if size and len(objects):
+        kept = tiling.kept_fraction(index['polygons'][objects], found) >= keep
+        rows.extend(objects[k] for k in kept)
+      else:
+        rows.extend([objects] * len(found))
+      image.append(np.full(len(found), i))
+      windows.append(found)
+    self._image = np.concatenate(image)
+    self._window = np.concatenate(windows)
+    self.num_objects = np.array([len(r) for r in rows])
+    self._rows = np.concatenate(rows)
+    self._starts = np.concatenate([[0], np.cumsum(self.num_objects)])
+
+  def __len__(self):
+    return len(self._image)
+
+  def __getitem__(self, i) -> dict:
+    i = range(len(self))[i]
+    k, (x1, y1, x2, y2) = self._image[i], self._window[i].tolist()
+    rows = self._rows[self._starts[i] : self._starts[i + 1]]
+    sample = self._objects(rows)
+    shift = np.array([x1, y1], np.float32)
+    sample['polygons'] = sample['polygons'] - np.tile(shift, 4)
+    sample['boxes'] = sample['boxes'] - np.append(
+      shift, shift if self.box == 'hbb' else (0, 0, 0)
+    ).astype(np.float32)
+    height, width = self._index['sizes'][k].tolist()
+    return sample | dict(
+      image=self._pixels(int(k), x1, y1, x2, y2),
+      id=str(self._index['ids'][k]),
+      offset=(x1, y1),
+      full_size=(height, width),
+    )
+
+  def _objects(self, rows):
+    index = self._index
+    return dict(
+      boxes=index['boxes'][rows],
+      labels=index['labels'][rows],
+      difficult=index['difficult'][rows] > 0,
+      polygons=index['polygons'][rows],
+    )
+
+  def truth(self) -> list[dict]:
+    """All objects of every whole image, without pixels: id, full_size, boxes, labels, ..."""
+    starts = self._index['starts']
+    return [
+      self._objects(np.arange(starts[k], starts[k + 1]))
+      | dict(id=str(self._index['ids'][k]), full_size=tuple(self._index['sizes'][k].tolist()))
+      for k in range(len(starts) - 1)
+    ]
+
+  def _pixels(self, k, x1, y1, x2, y2):
+    record = self._records[k]
+    bands = int(record['bands'])
+    if record['first_block'] < 0:
+      return images.decode(record['image'], bands)[y1:y2, x1:x2]
+    out = None
+    for b, (bx1, by1, bx2, by2) in enumerate(
+      images.blocks(record['height'], record['width']).tolist()
+    ):
+      left, top, right, bottom = max(x1, bx1), max(y1, by1), min(x2, bx2), min(y2, by2)
+      if left >= right or top >= bottom:
+        continue
+      block = images.decode(self._blocks[int(record['first_block']) + b]['image'], bands)
+      if out is None:
+        out = np.empty((y2 - y1, x2 - x1, bands), block.dtype)
+      out[top - y1 : bottom - y1, left - x1 : right - x1] = block[
+        top - by1 : bottom - by1, left - bx1 : right - bx1
+      ]
+    return out
+
+  @functools.cached_property
+  def _records(self):
+    return self._open(self._arguments[2])
+
+  @functools.cached_property
+  def _blocks(self):
+    return self._open(f'{self._arguments[2]}_blocks')
+
+  def _open(self, split):
+    import tensorflow_datasets as tfds  # lazily: half a second
+
+    return tfds.builder_from_directory(self._folder).as_data_source(split=split)
+
+  def __reduce__(self):
+    return Source, self._arguments
+
+
+def dataset_folder(data_root, dataset: str) -> epath.Path:
+  """Folder of the newest version of a prepared data set.
+
+  Raises:
+    FileNotFoundError: names what is there.
+  """
+  root = epath.Path(data_root)
+  versions = sorted((root / dataset).glob('*.*.*')) if (root / dataset).exists() else []
+  if not versions:
+    there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.exists() else []
+    raise FileNotFoundError(
+      f'no prepared data set {dataset!r} in {pathlib.Path(data_root).absolute()} '
+      f'(there: {", ".join(there) or "nothing"}); make it with `sm3det prepare`'
+    )
+  return versions[-1]
