@@ -1,0 +1,133 @@
+"""The device mesh, and which axis of which array lies on it.
+
+The mesh has two axes. Images are spread over both, `('data', 'expert')`; expert weights over
+`expert`; all else is replicated. With `expert=1`, the default, this is plain data parallelism.
+"""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ('data', 'expert')
+# Of the whole training state: optimizer moments and averages carry the names of their parameters.
+RULES = (
+  (r'(.*/)?experts_\w+', PartitionSpec('expert')),  # leading axis: the experts
+  (r'(?!(.*/)?experts_\w+$).*', PartitionSpec()),
+)
+
+logger = logging.getLogger(__name__)
+
+
+def make_mesh(mesh: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """The mesh that `config.mesh` describes.
+
+  Args:
+    mesh: {'data': n, 'expert': m}; a `data` of -1 takes all devices that `expert` leaves.
+    devices: those to use; default all. With fewer asked for than there are, the first ones.
+
+  Returns:
+    A mesh with Auto axes ('data', 'expert').
+
+  Raises:
+    ValueError: sizes that the number of devices does not hold.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  data, expert, have = mesh['data'], mesh['expert'], len(devices)
+  if expert < 1 or data < 1 and data != -1:
+    raise ValueError(f'config.mesh: {data=}, {expert=}; sizes are at least 1 (data=-1: the rest)')
+  if data == -1 and have % expert:
+    raise ValueError(f'config.mesh: {expert=} does not divide the {have} devices')
+  data = have // expert if data == -1 else data
+  if data * expert > have:
+    raise ValueError(
+      f'config.mesh: data {data} x expert {expert} = {data * expert} devices, there are {have}'
+    )
+  if data * expert < have and jax.process_count() > 1:
+    raise ValueError(
+      f'config.mesh: data {data} x expert {expert} = {data * expert} devices, but the '
+      f'{jax.process_count()} processes have {have} and all of them must take part'
+    )
+  if data * expert < have:
+    logger.warning('config.mesh leaves %d of %d devices idle', have - data * expert, have)
+  return jax.make_mesh(
+    (data, expert), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * expert]
+  )
+
+
+def check_mesh(config: Any, mesh: Mesh) -> None:
+  """Raises a ValueError if batch or experts do not divide over the mesh.
+
+  The smallest batch is one group of images a device, so that no device ever lacks a task.
+  """
+  data, expert = (mesh.shape[axis] for axis in AXES)
+  ratios = [task.ratio for task in config.tasks.values()]
+  groups, group = config.batch_size // sum(ratios), sum(ratios)
+  if groups % mesh.size:
+    nearest = max(1, round(groups / mesh.size)) * mesh.size * group
+    raise ValueError(
+      f'config.batch_size={config.batch_size} is {groups} group(s) of '
+      f'{" + ".join(map(str, ratios))} = {group} images, which {mesh.size} devices (data {data} x '
+      f'expert {expert}) cannot share: each needs whole groups, so the batch is a multiple of '
+      f'{mesh.size} x {group} = {mesh.size * group}, such as {nearest}'
+    )
+  experts = config.moe.num_experts
+  if any(config.moe.blocks) and experts % expert:
+    sizes = [n for n in range(1, experts + 1) if experts % n == 0]
+    raise ValueError(
+      f'config.mesh.expert={expert} does not divide config.moe.num_experts={experts}; '
+      f'sizes that do: {", ".join(map(str, sizes))}'
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Of every array of a batch: axis 0, the images, over all devices."""
+  return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """One whole copy on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def tree_sharding(mesh: Mesh, tree: Any, rules: Sequence = RULES) -> Any:
+  """`NamedSharding` of every array of a tree (parameters, optimizer state), by `rules`.
+
+  Args:
+    mesh: from `make_mesh`.
+    tree: arrays or `jax.ShapeDtypeStruct`s.
+    rules: (regex, PartitionSpec) pairs.
+
+  Raises:
+    ValueError: as `match`.
+  """
+  return jax.tree.map(
+    lambda spec: NamedSharding(mesh, spec),
+    match(tree, rules),
+    is_leaf=lambda x: isinstance(x, PartitionSpec),
+  )
+
+
+def match(tree: Any, rules: Sequence[tuple[str, Any]]) -> Any:
+  """A tree of the same form with the value of the one rule that matches each leaf's path.
+
+  Args:
+    tree: any pytree; a leaf's path is its keys joined by '/', such as 'params/neck/kernel'.
+    rules: (regex of the whole path, value) pairs.
+
+  Raises:
+    ValueError: leaves that no rule matches, or that several do; both are listed.
+  """
+  paths = [
+    jax.tree_util.keystr(path, simple=True, separator='/')
+    for path, _ in jax.tree.leaves_with_path(tree)
+  ]
+  found = [[value for regex, value in rules if re.fullmatch(regex, path)] for path in paths]
+  for many, problem in ((0, 'no rule'), (2, 'more than one rule')):
+    wrong = [p for p, f in zip(paths, found, strict=True) if min(len(f), 2) == many]
+    if wrong:
+      raise ValueError(f'{problem} of {[r for r, _ in rules]} matches {", ".join(wrong)}')
+  return jax.tree.unflatten(jax.tree.structure(tree), [values[0] for values in found])
