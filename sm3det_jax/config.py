@@ -95,7 +95,9 @@ def task(box: str, dataset: str, classes: tuple, ratio: int = 1, **changes) -> C
       train=dict(
         split='train',
         tile=dict(size=0, overlap=0, keep=0.7),  # size 0: whole images
-        flip=(0.5, 0.0, 0.0) if box == 'hbb' else (0.25, 0.25, 0.25),  # horizontal, vertical, diagonal
+        flip=(0.5, 0.0, 0.0)
+        if box == 'hbb'
+        else (0.25, 0.25, 0.25),  # horizontal, vertical, diagonal
         rotate=0.0 if box == 'hbb' else 0.5,  # probability of a rotation by U(-180, 180) degrees
         right_angles=(),  # classes that allow only rotations by 90, 180, 270 degrees
         min_side=0.0 if box == 'hbb' else 5.0,  # px; smaller boxes are not trained on
@@ -110,7 +112,7 @@ def task(box: str, dataset: str, classes: tuple, ratio: int = 1, **changes) -> C
 
 def default() -> ConfigDict:
   """SM3Det-T on SOI-Det as published (34k steps, batch 32, ratio 2:1:1)."""
-  round_classes = ("roundabout", "storage-tank")
+  round_classes = ('roundabout', 'storage-tank')
   c = ConfigDict(sort_keys=False)
   c.seed = 0
   c.data_root = 'data'
@@ -132,6 +134,7 @@ def default() -> ConfigDict:
     num_experts=8,
     top_k=2,
     noisy=True,
+    gate='cosine',
     balance_weight=0.01,
     implementation='blocked',
     aux_stats='global',  # or 'per_device', as the reference
@@ -191,7 +194,9 @@ def check(config: ConfigDict) -> ConfigDict:
     box, head = kinds[c.head.type]
     _unknown_keys(c.head, head, f'config.tasks.{name}.head')
     if box != c.box:
-      raise ValueError(f'config.tasks.{name}: head {c.head.type!r} gives {box}, the task is {c.box}')
+      raise ValueError(
+        f'config.tasks.{name}: head {c.head.type!r} gives {box}, the task is {c.box}'
+      )
     if not c.classes:
       raise ValueError(f'config.tasks.{name}.classes is empty')
     if len(set(c.classes)) != len(c.classes):
@@ -234,4 +239,6 @@ def joint_classes(config: ConfigDict) -> tuple[str, ...]:
 
 def label_space(config: ConfigDict, name: str) -> tuple[str, ...]:
   """Class names that the head of task `name` scores, in label order."""
-  return joint_classes(config) if config.label_space == 'joint' else tuple(config.tasks[name].classes)
+  return (
+    joint_classes(config) if config.label_space == 'joint' else tuple(config.tasks[name].classes)
+  )

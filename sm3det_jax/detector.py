@@ -1,0 +1,190 @@
+"""M2Det, the multi-modal, multi-task detector: one backbone, one neck, a head per task."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from sm3det_jax.backbones.convnext import ConvNeXt
+from sm3det_jax.config import check, label_space
+from sm3det_jax.heads import HEADS
+from sm3det_jax.heads.common import Detections, wide
+from sm3det_jax.moe.layer import add_usage, balance_loss
+from sm3det_jax.necks.fpn import FPN
+
+PYRAMID_STRIDE = 32  # of the last backbone stage
+
+
+class Network(nn.Module):
+  """The modules and what they are called; `M2Det` says how they are used."""
+
+  config: ml_collections.FrozenConfigDict
+  classes: dict[str, int]
+
+  def setup(self):
+    c = self.config
+    moe = {k: c.moe[k] for k in ('num_experts', 'top_k', 'noisy', 'gate', 'implementation')}
+    moe['same_start'] = c.backbone.experts_from_one
+    moe['groups'] = _devices() if c.moe.aux_stats == 'per_device' else 1
+    self.backbone = ConvNeXt(
+      c.backbone.depths, c.backbone.channels, c.moe.blocks, moe, c.backbone.drop_path_rate,
+      c.backbone.layer_scale,
+    )  # fmt: skip
+    self.neck = FPN(c.neck.channels, len(c.backbone.depths))
+    self.heads = {
+      name: HEADS[task.head.type](task.head, self.classes[name]) for name, task in c.tasks.items()
+    }
+
+  def features(self, images, task):
+    stages, _ = self.backbone(images)
+    return self.neck(stages, self.heads[task].start)
+
+  def detect(self, images, task, shapes):
+    return self.heads[task].detect(self.features(images, task), shapes)
+
+  def losses(self, batch, rng, sampling):
+    """Loss terms by 'task/term', and the usage of every MoE layer over all passes."""
+    keys = {
+      name: None if rng is None else jax.random.fold_in(rng, i) for i, name in enumerate(batch)
+    }
+    stages, passes = self._stages({name: b['images'] for name, b in batch.items()}, rng)
+    terms = {}
+    for name, targets in batch.items():
+      head = self.heads[name]
+      levels = self.neck(stages[name], head.start)
+      new = head.loss(levels, targets, keys[name], sampling)
+      terms |= {f'{name}/{term}': value for term, value in new.items()}
+    return terms, add_usage(passes)
+
+  def _stages(self, images, rng):
+    """Stage outputs by task; tasks of equal shape share one pass of the backbone."""
+    stages, passes = {}, []
+    for i, shape in enumerate(dict.fromkeys(x.shape[1:] for x in images.values())):
+      names = [name for name, x in images.items() if x.shape[1:] == shape]
+      key = None if rng is None else jax.random.fold_in(rng, len(images) + i)
+      outs, usage = self.backbone(_interleave([images[n] for n in names]), key)
+      passes.append(usage)
+      counts = [len(images[n]) for n in names]
+      for out in outs:
+        for name, part in zip(names, _deinterleave(out, counts), strict=True):
+          stages.setdefault(name, []).append(part)
+    return stages, passes
+
+  def touch(self, images):
+    """Runs every layer once, so that `init` makes all parameters."""
+    stages, _ = self.backbone(images)
+    self.neck.touch(stages)
+    for head in self.heads.values():
+      head.touch(self.neck(stages, head.start))
+
+
+def _devices():
+  return max(jax.sharding.get_abstract_mesh().size, 1)
+
+
+def _interleave(arrays):
+  """One batch of several, such that every device keeps the images it has."""
+  d = _devices()
+  parts = [x.reshape(d, -1, *x.shape[1:]) for x in arrays]
+  return jnp.concatenate(parts, 1).reshape(-1, *arrays[0].shape[1:])
+
+
+def _deinterleave(x, counts):
+  d = _devices()
+  x, ends = x.reshape(d, -1, *x.shape[1:]), []
+  for count in counts[:-1]:
+    ends.append(count // d + (ends[-1] if ends else 0))
+  return [p.reshape(-1, *x.shape[2:]) for p in jnp.split(x, ends, axis=1)]
+
+
+class M2Det:
+  """The model that a config describes; all state is in the `variables` that the caller holds.
+
+  Images are normalised float32 [B, H, W, bands]; `shapes` [B, 2] give the (height, width) of what
+  is not padding, None = all of it.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self.config = config
+    classes = {name: len(label_space(config, name)) for name in config.tasks}
+    self.network = Network(ml_collections.FrozenConfigDict(config), classes)
+    self.tasks = tuple(config.tasks)
+
+  @property
+  def term_groups(self) -> dict[str, str]:
+    """Parameter group ('task/module') of every loss term ('task/term')."""
+    kinds = {name: HEADS[task.head.type] for name, task in self.config.tasks.items()}
+    return {f'{n}/{t}': f'{n}/{g}' for n, k in kinds.items() for t, g in k.GROUPS.items()}
+
+  def init(self, rng: jax.Array) -> dict:
+    """Fresh variables, {'params': ...}."""
+    bands = next(iter(self.config.tasks.values())).bands
+    images = jnp.zeros((1, 2 * PYRAMID_STRIDE, 2 * PYRAMID_STRIDE, bands))
+    return self.network.init(rng, images, method='touch')
+
+  def features(self, variables, images, task: str) -> list[jax.Array]:
+    """FPN levels of a task [B, h, w, C], finest first (evaluation mode)."""
+    return self.network.apply(
+      variables, self._compute(images), self._known(task), method='features'
+    )
+
+  def detect(self, variables, images, task: str, shapes=None) -> Detections:
+    """Detections of a task, best first, padded to the head's maximum."""
+    shapes = self._shapes(images) if shapes is None else shapes
+    images = self._compute(images)
+    return self.network.apply(variables, images, self._known(task), wide(shapes), method='detect')
+
+  def loss(self, variables, batch: dict, rng=None, sampling: str = 'random'):
+    """Training loss of a batch of all or some tasks.
+
+    Args:
+      variables: as `init`.
+      batch: {task: {'images' [n, H, W, C], 'boxes' [n, M, 4|5], 'labels' [n, M], 'valid' [n, M],
+        'shapes' [n, 2]}}.
+      rng: key of gate noise, drop path and sampling; None turns the first two off.
+      sampling: 'random', 'all' (every positive and negative) or 'firstk' (ascending indices).
+
+    Returns:
+      (total, (terms, updates)): the sum of all terms, {'task/term': scalar} with 'moe/balance', and
+      the Flax collections to replace ({} where there are none).
+
+    Raises:
+      ValueError: random sampling without a key, an unknown task or sampling mode.
+    """
+    if sampling not in ('random', 'all', 'firstk'):
+      raise ValueError(f"{sampling=}: expected 'random', 'all' or 'firstk'")
+    if sampling == 'random' and rng is None:
+      raise ValueError("sampling='random' needs an rng")
+    ordered = {}
+    for name in sorted(batch, key=lambda n: self.tasks.index(self._known(n))):
+      b = dict(batch[name])
+      b['shapes'] = wide(b.get('shapes', self._shapes(b['images'])))
+      ordered[name] = b | {'images': self._compute(b['images'])}
+    terms, usage = self.network.apply(variables, ordered, rng, sampling, method='losses')
+    if usage:
+      terms['moe/balance'] = balance_loss(usage, self.config.moe.balance_weight)
+    return sum(terms.values()), (terms, {})
+
+  def _known(self, task):
+    if task not in self.tasks:
+      raise ValueError(f'unknown task {task!r}; the config has {", ".join(self.tasks)}')
+    return task
+
+  def _compute(self, images):
+    dtype = self.config.dtype
+    if dtype == 'auto':
+      dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+    return images if dtype == 'float32' else images.astype(dtype)
+
+  @staticmethod
+  def _shapes(images):
+    return jnp.tile(jnp.asarray([images.shape[1:3]], jnp.int32), (len(images), 1))
+
+
+def build(config: ml_collections.ConfigDict) -> M2Det:
+  """The detector of a checked config.
+
+  Raises:
+    ValueError: as `sm3det_jax.config.check`.
+  """
+  return M2Det(check(config))

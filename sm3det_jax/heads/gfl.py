@@ -1,0 +1,154 @@
+"""GFL, the horizontal head on SAR (Li et al. 2020): quality focal and distribution focal losses, ATSS.
+
+The semantics are those of mmdet 2.x `GFLHead`, which the released weights were trained with.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sm3det_jax import losses
+from sm3det_jax.backbones.layers import Conv, GroupNorm
+from sm3det_jax.geometry import assign, coders, hbb, iou, nms
+from sm3det_jax.heads.common import Detections, flat, level_anchors, start_stage
+
+
+class GFLHead(nn.Module):
+  """Two towers of convolutions shared over levels; class logits and distance distributions."""
+
+  num_classes: int
+  channels: int
+  convs: int
+  reg_max: int
+  levels: int
+
+  def setup(self):
+    tower = lambda: [Conv(self.channels, use_bias=False) for _ in range(self.convs)]
+    norms = lambda: [GroupNorm() for _ in range(self.convs)]
+    self.cls_conv, self.cls_norm = tower(), norms()
+    self.reg_conv, self.reg_norm = tower(), norms()
+    prior = nn.initializers.constant(-4.59511985)  # a probability of 0.01
+    self.cls = Conv(self.num_classes, bias_init=prior)
+    self.reg = Conv(4 * (self.reg_max + 1))
+    self.scale = self.param('scale', nn.initializers.ones, (self.levels,))
+
+  def __call__(self, features):
+    """Levels [B, H, W, C] -> class logits [B, H, W, classes], [B, H, W, 4 (reg_max + 1)] maps."""
+    logits, distances = [], []
+    for level, x in enumerate(features):
+      c = r = x
+      for conv, norm in zip(self.cls_conv, self.cls_norm, strict=True):
+        c = nn.relu(norm(conv(c)))
+      for conv, norm in zip(self.reg_conv, self.reg_norm, strict=True):
+        r = nn.relu(norm(conv(r)))
+      logits.append(self.cls(c))
+      distances.append(self.reg(r) * self.scale[level].astype(r.dtype))
+    return logits, distances
+
+
+class GFL(nn.Module):
+  """The task's head.
+
+  Attributes:
+    config: as `sm3det_jax.config.gfl`.
+    num_classes: of its label space.
+  """
+
+  config: dict
+  num_classes: int
+
+  GROUPS = {'cls': 'bbox_head', 'bbox': 'bbox_head', 'dfl': 'bbox_head'}
+
+  def setup(self):
+    c = self.config
+    self.bbox_head = GFLHead(self.num_classes, c.channels, c.convs, c.reg_max, len(c.strides))
+
+  @property
+  def start(self) -> int:
+    return start_stage(self.config.strides)
+
+  def touch(self, features):
+    return self.bbox_head(features)
+
+  def raw(self, features):
+    """Maps of the levels: class logits, distance logits after the level's scale."""
+    return self.bbox_head(features)
+
+  def _anchors(self, features):
+    c = self.config
+    return level_anchors(features, c.strides, (c.anchor_scale,), (1.0,))
+
+  def loss(self, features, targets, rng=None, sampling='random'):
+    """Terms cls, bbox, dfl; `targets` as a task's batch. Every location counts, none is sampled."""
+    del rng, sampling
+    c = self.config
+    logits, distances = self.bbox_head(features)
+    levels = self._anchors(features)
+    anchors = jnp.concatenate(levels)  # [A, 4]
+    sizes = tuple(len(a) for a in levels)
+    stride = jnp.repeat(
+      jnp.asarray(c.strides, anchors.dtype), jnp.asarray(sizes), total_repeat_length=len(anchors)
+    )
+    logits = jnp.concatenate(flat(logits, self.num_classes), 1)  # [B, A, classes]
+    distances = jnp.concatenate(flat(distances, 4 * (c.reg_max + 1)), 1)
+    one = lambda *image: _image_loss(c, self.num_classes, anchors, sizes, stride, *image)
+    cls, bbox, dfl, weight, positives = jax.vmap(one)(
+      logits, distances, targets['boxes'], targets['labels'], targets['valid']
+    )
+    normaliser = jnp.maximum(weight.sum(), 1)
+    return {
+      'cls': c.cls_weight * cls.sum() / jnp.maximum(positives.sum(), 1).astype(cls.dtype),
+      'bbox': c.bbox_weight * bbox.sum() / normaliser,
+      'dfl': c.dfl_weight * dfl.sum() / normaliser,
+    }
+
+  def detect(self, features, shapes) -> Detections:
+    """Detections inside of `shapes` [B, 2] (height, width)."""
+    c = self.config
+    logits, distances = self.bbox_head(features)
+    logits, distances = flat(logits, self.num_classes), flat(distances, 4 * (c.reg_max + 1))
+    anchors = self._anchors(features)
+
+    def image(x):
+      logits, distances, shape = x
+      parts = zip(logits, distances, anchors, c.strides, strict=True)
+      boxes, scores, labels = map(
+        jnp.concatenate, zip(*(self._candidates(*p) for p in parts), strict=True)
+      )
+      boxes = hbb.clip(boxes, shape)
+      sides = boxes[:, 2:] - boxes[:, :2]
+      good = (scores > c.score_threshold) & jnp.all(sides > 0, -1)
+      index, valid = nms.nms(boxes, scores, c.nms_iou, c.max_detections, labels=labels, valid=good)
+      return Detections(boxes[index], scores[index], labels[index], valid)
+
+    return jax.lax.map(image, (logits, distances, shapes))
+
+  def _candidates(self, logits, distances, anchors, stride):
+    """The best (anchor, class) pairs of a level."""
+    c = self.config
+    scores = jax.nn.sigmoid(logits).reshape(-1)
+    scores, pair = jax.lax.top_k(scores, min(c.pre_nms, scores.size))
+    index, label = pair // self.num_classes, pair % self.num_classes
+    reach = losses.integral(distances[index].reshape(-1, 4, c.reg_max + 1)) * stride
+    return coders.distance_to_box(hbb.centers(anchors[index]), reach), scores, label
+
+
+def _image_loss(c, num_classes, anchors, sizes, stride, logits, distances, boxes, labels, valid):
+  """Sums over the anchors of one image: the three terms, the box weights, the positives."""
+  assigned = assign.atss(
+    anchors, sizes, boxes, valid, c.atss_topk
+  )  # [A], 0 background, i + 1 object
+  positive = assigned > 0
+  target = jnp.where(positive[:, None], boxes[assigned - 1], anchors) / stride[:, None]
+  label = jnp.where(positive, labels[assigned - 1], num_classes)
+  center = hbb.centers(anchors) / stride[:, None]
+  bins = distances.reshape(-1, 4, c.reg_max + 1)
+  box = coders.distance_to_box(center, losses.integral(bins))
+  quality = iou.hbb_iou_aligned(jax.lax.stop_gradient(box), target)
+  weight = positive * jax.nn.sigmoid(jax.lax.stop_gradient(logits)).max(-1)
+  reach = jnp.clip(coders.box_to_distance(center, target), 0, c.reg_max - 0.1)
+  cls = losses.quality_focal(logits, label, quality * positive, num_classes, c.focal_beta)
+  bbox = losses.giou(box, target) * weight
+  dfl = losses.distribution_focal(bins.reshape(-1, c.reg_max + 1), reach.reshape(-1))
+  dfl = dfl.reshape(-1, 4).mean(-1) * weight
+  return cls.sum(), bbox.sum(), dfl.sum(), weight.sum(), positive.sum()

@@ -1,0 +1,235 @@
+"""Dropless dispatch of tokens to experts: one plan, two uses (FFN experts, single-layer experts).
+
+`dense` computes every expert for every token: the reference. `blocked` gathers the tokens of an
+expert into blocks of rows, so that a block meets one expert's weights. The number of blocks is
+static (ceil(N K / rows) + E), slots come from a cumulative sum (no sort), and both passes combine by
+gathers alone, so that results do not depend on the order of atomic additions.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Plan(NamedTuple):
+  """Where every choice sits among the rows of the blocks."""
+
+  slot: jax.Array  # [N, K] row of each choice
+  token: jax.Array  # [blocks, rows] token of each row, N where the row is empty
+  expert: jax.Array  # [blocks]
+  used: jax.Array  # [] blocks in use; the others come last
+
+
+class Expert(NamedTuple):
+  """One kind of expert: `forward(params, x) -> (saved, y)`, and its backward pass by hand.
+
+  `backward(params, x, saved, dy) -> (dparams, dx)`; params are one expert's.
+  """
+
+  forward: Callable
+  backward: Callable
+
+
+def make_plan(indices: jax.Array, num_experts: int, rows: int) -> Plan:
+  """Expert-aligned blocks of `rows` rows for the choices `indices` [N, K]."""
+  n, k = indices.shape
+  flat = indices.reshape(-1)
+  blocks = -(-n * k // rows) + num_experts
+  hot = jax.nn.one_hot(flat, num_experts, dtype=jnp.int32)  # [N K, E]
+  rank = jnp.sum((jnp.cumsum(hot, 0) - 1) * hot, 1)  # of a choice among those of its expert
+  count = -(-hot.sum(0) // rows)  # blocks of each expert
+  end = jnp.cumsum(count)
+  slot = ((end - count) * rows)[flat] + rank
+  token = jnp.full((blocks * rows,), n, jnp.int32)
+  token = token.at[slot].set(jnp.arange(n * k, dtype=jnp.int32) // k, unique_indices=True)
+  expert = jnp.searchsorted(end, jnp.arange(blocks), side='right').astype(jnp.int32)
+  return Plan(
+    slot.reshape(n, k),
+    token.reshape(blocks, rows),
+    jnp.minimum(expert, num_experts - 1),
+    end[-1],
+  )
+
+
+def _rows(choices: int, num_experts: int) -> int:
+  """Rows of a block: small enough to fill, large enough to keep a matrix product busy (measured)."""
+  share = max(choices // num_experts // 8, 1)
+  return min(max(1 << (share.bit_length() - 1), 64), 256)
+
+
+def _pad(x):  # a last row of zeros: what an empty row reads
+  return jnp.concatenate([x, jnp.zeros((1, x.shape[1]), x.dtype)])
+
+
+def _put(buffer, value, i):
+  return lax.dynamic_update_index_in_dim(buffer, value.astype(buffer.dtype), i, 0)
+
+
+def _block_forward(kind, params, x, plan, saving):
+  """Runs the blocks in use; what the backward pass needs is kept when `saving`."""
+  padded = _pad(x)
+  expert = lambda i: jax.tree.map(lambda w: w[plan.expert[i]], params)
+  run = lambda i: kind.forward(expert(i), padded[plan.token[i]])
+  saved_shape, out_shape = jax.eval_shape(run, jnp.int32(0))
+  empty = lambda s: jnp.zeros((len(plan.token), *s.shape), s.dtype)
+  init = jax.tree.map(empty, (saved_shape if saving else (), out_shape))
+
+  def body(i, buffers):
+    saved, out = run(i)
+    put = lambda b, v: _put(b, v, i)
+    return jax.tree.map(put, buffers, (saved if saving else (), out))
+
+  saved, out = lax.fori_loop(0, plan.used, body, init)
+  return saved, out.reshape(-1, out.shape[-1])  # rows
+
+
+def _combine(rows, slot, weights):
+  total = sum(rows[slot[:, j]] * weights[:, j, None] for j in range(slot.shape[1]))
+  return total.astype(rows.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocked(kind, x, plan, weights, params):
+  _, rows = _block_forward(kind, params, x, plan, saving=False)
+  return _combine(_wide(rows), plan.slot, weights).astype(x.dtype)
+
+
+def _wide(x):
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _blocked_forward(kind, x, plan, weights, params):
+  saved, rows = _block_forward(kind, params, x, plan, saving=True)
+  y = _combine(_wide(rows), plan.slot, weights).astype(x.dtype)
+  return y, (x, plan, weights, params, saved, rows)
+
+
+def _blocked_backward(kind, residuals, dy):
+  x, plan, weights, params, saved, rows = residuals
+  n, k = weights.shape
+  wide = _wide(dy)
+  dweights = jnp.stack([(_wide(rows)[plan.slot[:, j]] * wide).sum(1) for j in range(k)], 1)
+  gate = jnp.zeros((plan.token.size,), weights.dtype).at[plan.slot.reshape(-1)]
+  gate = gate.set(weights.reshape(-1), unique_indices=True).reshape(plan.token.shape)
+  padded_x, padded_dy = _pad(x), _pad(dy)
+
+  def body(i, carry):
+    dparams, dx = carry
+    e, token = plan.expert[i], plan.token[i]
+    out = (padded_dy[token] * gate[i][:, None]).astype(dy.dtype)
+    own = jax.tree.map(lambda w: w[e], params)
+    dp, dxi = kind.backward(own, padded_x[token], jax.tree.map(lambda s: s[i], saved), out)
+    add = lambda total, part: total.at[e].add(part.astype(total.dtype))
+    return jax.tree.map(add, dparams, dp), _put(dx, dxi, i)
+
+  init = (jax.tree.map(jnp.zeros_like, params), jnp.zeros((*plan.token.shape, x.shape[1]), x.dtype))
+  dparams, dx = lax.fori_loop(0, plan.used, body, init)
+  dx = _wide(dx.reshape(-1, x.shape[1]))
+  dx = sum(dx[plan.slot[:, j]] for j in range(k)).astype(x.dtype)
+  return dx, None, dweights.astype(weights.dtype), dparams
+
+
+_blocked.defvjp(_blocked_forward, _blocked_backward)
+
+
+def _dense(kind, x, indices, weights, params):
+  """Every expert on every token; autodiff only."""
+  e = jax.tree.leaves(params)[0].shape[0]
+  gates = jnp.einsum('nk,nke->ne', weights, jax.nn.one_hot(indices, e, dtype=weights.dtype))
+  y = jax.vmap(lambda p: kind.forward(p, x)[1])(params)  # [E, N, C]
+  return jnp.einsum('ne,enc->nc', gates, _wide(y)).astype(x.dtype)
+
+
+def gelu_and_slope(h: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Exact GELU and its derivative."""
+  cdf = 0.5 * (1 + lax.erf(h * 2**-0.5))
+  return h * cdf, cdf + h * jnp.exp(-0.5 * h * h) * (2 * jnp.pi) ** -0.5
+
+
+def _affine(x, w, b):
+  return x @ w.astype(x.dtype) + b.astype(x.dtype)[None]
+
+
+def _ffn_forward(params, x):
+  w1, b1, w2, b2 = params
+  h = _affine(x, w1, b1)
+  return h, _affine(jax.nn.gelu(h, approximate=False), w2, b2)
+
+
+def _ffn_backward(params, x, h, dy):
+  w1, _, w2, _ = params
+  y, slope = gelu_and_slope(h)
+  dh = (dy @ w2.T.astype(dy.dtype)) * slope
+  return (x.T @ dh, dh.sum(0), y.T @ dy, dy.sum(0)), dh @ w1.T.astype(dy.dtype)
+
+
+def _linear_forward(params, x):
+  return (), _affine(x, *params)
+
+
+def _linear_backward(params, x, _, dy):
+  return (x.T @ dy, dy.sum(0)), dy @ params[0].T.astype(dy.dtype)
+
+
+FFN = Expert(_ffn_forward, _ffn_backward)
+LINEAR = Expert(_linear_forward, _linear_backward)
+IMPLEMENTATIONS = ('blocked', 'dense')
+
+
+def _dispatch(kind, x, indices, weights, params, implementation, capacity_factor, return_stats):
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(f'implementation={implementation!r}: expected one of {IMPLEMENTATIONS}')
+  if capacity_factor is not None:
+    raise ValueError(f'{implementation=} is dropless and takes no {capacity_factor=}')
+  e = params[0].shape[0]
+  if implementation == 'dense':
+    y = _dense(kind, x, indices, weights, params)
+  else:
+    plan = make_plan(indices, e, _rows(indices.size, e))
+    y = _blocked(kind, x, plan, weights, params)
+  if not return_stats:
+    return y
+  load = jnp.zeros((e,), jnp.int32).at[indices.reshape(-1)].add(1)
+  return y, {'load': load, 'dropped': jnp.zeros((), jnp.float32)}
+
+
+def expert_ffn(
+  x, indices, weights, w1, b1, w2, b2, implementation='blocked', capacity_factor=None,
+  return_stats=False,
+):  # fmt: skip
+  """sum_k weights[n, k] FFN_{indices[n, k]}(x[n]): linear, exact GELU, linear.
+
+  Args:
+    x: [N, C] tokens; their dtype is that of the products, the sum over k is at least float32.
+    indices: [N, K] experts of each token, without repetition.
+    weights: [N, K] gates.
+    w1: [E, C, D], b1: [E, D], w2: [E, D, C], b2: [E, C].
+    implementation: 'blocked' or 'dense' (every expert on every token, the reference).
+    capacity_factor: None; these implementations drop no token.
+    return_stats: also return {'load': [E] choices of each expert, 'dropped': share of choices lost}.
+
+  Returns:
+    [N, C], or a pair with the statistics.
+
+  Raises:
+    ValueError: an unknown implementation, or a capacity factor for a dropless one.
+  """
+  return _dispatch(
+    FFN, x, indices, weights, (w1, b1, w2, b2), implementation, capacity_factor, return_stats
+  )
+
+
+def expert_linear(
+  x, indices, weights, w, b, implementation='blocked', capacity_factor=None, return_stats=False
+):
+  """sum_k weights[n, k] (x[n] w[e] + b[e]): experts of one layer, a 1x1 convolution each.
+
+  Arguments, returned values and errors as `expert_ffn`, with w [E, C, D], b [E, D] -> [N, D].
+  """
+  return _dispatch(
+    LINEAR, x, indices, weights, (w, b), implementation, capacity_factor, return_stats
+  )
