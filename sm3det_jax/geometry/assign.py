@@ -1,0 +1,138 @@
+"""Which ground truth each box answers for, and which boxes a loss is computed on. Static shapes.
+
+An assignment `gt_inds` is int32 [n]: -1 ignored, 0 background, i + 1 ground truth i.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sm3det_jax.geometry import hbb
+from sm3det_jax.geometry import iou as iou_lib
+
+
+def max_iou(iou, gt_valid, pos_iou, neg_iou, min_pos_iou=0.0, low_quality=True, box_valid=None):
+  """Assigns each box to the ground truth it overlaps most (Faster R-CNN, as mmdet 2.x).
+
+  Args:
+    iou: [n, m] of boxes with ground truths.
+    gt_valid: bool [m]; padding is never matched.
+    pos_iou: a box is positive from this IoU on.
+    neg_iou: a box is background below it; in between it is ignored.
+    min_pos_iou: lowest IoU for a low-quality match.
+    low_quality: every box whose IoU equals a ground truth's best goes to that ground truth, the last
+      one winning, whatever else it overlaps.
+    box_valid: bool [n]; the others are ignored, and do not count for a ground truth's best.
+
+  Returns:
+    gt_inds int32 [n].
+  """
+  n, m = iou.shape
+  box_valid = jnp.ones(n, bool) if box_valid is None else box_valid
+  if m == 0:
+    return jnp.where(box_valid, 0, -1).astype(jnp.int32)
+  iou = jnp.where(gt_valid[None], iou, -1)
+  best = iou.max(1)
+  gt_inds = jnp.where(best < neg_iou, 0, -1)
+  gt_inds = jnp.where(best >= pos_iou, iou.argmax(1) + 1, gt_inds)
+  if low_quality:
+    gt_best = jnp.where(box_valid[:, None], iou, -1).max(0, keepdims=True)
+    match = (iou == gt_best) & (gt_best >= min_pos_iou) & gt_valid[None]
+    last = jnp.where(match, jnp.arange(1, m + 1)[None], 0).max(1)
+    gt_inds = jnp.where(last > 0, last, gt_inds)
+  return jnp.where(box_valid, gt_inds, -1).astype(jnp.int32)
+
+
+def atss(anchors, level_sizes, gts, gt_valid, topk=9):
+  """Adaptive training sample selection (ATSS, algorithm 1; as mmdet 2.x).
+
+  The candidates of a ground truth are the topk anchors of each level nearest to its centre; those
+  whose IoU is at least the candidates' mean plus (unbiased) standard deviation, and whose centre is
+  more than 0.01 px inside it, are positive. An anchor wanted by several goes to the highest IoU.
+
+  Args:
+    anchors: HBB [n, 4], levels one after another.
+    level_sizes: number of anchors of each level, summing to n.
+    gts: HBB [m, 4].
+    gt_valid: bool [m].
+    topk: candidates a level.
+
+  Returns:
+    gt_inds int32 [n]; nothing is ignored.
+  """
+  n, m = anchors.shape[0], gts.shape[0]
+  if m == 0:
+    return jnp.zeros(n, jnp.int32)
+  iou = iou_lib.hbb_iou(gts, anchors)  # [m, n]
+  points, centers = hbb.centers(anchors), hbb.centers(gts)
+  distance = jnp.sqrt(jnp.square(points[None] - centers[:, None]).sum(-1))
+  candidates, start = [], 0
+  for size in level_sizes:
+    nearest = jax.lax.top_k(-distance[:, start : start + size], min(topk, size))[1]
+    candidates.append(nearest + start)
+    start += size
+  candidates = jnp.concatenate(candidates, 1)  # [m, k]
+  overlaps = jnp.take_along_axis(iou, candidates, 1)
+  mean = overlaps.mean(1, keepdims=True)
+  spread = jnp.square(overlaps - mean).sum(1, keepdims=True) / max(overlaps.shape[1] - 1, 1)
+  threshold = mean + jnp.sqrt(spread)
+  margins = jnp.concatenate(
+    [points[candidates] - gts[:, None, :2], gts[:, None, 2:] - points[candidates]], -1
+  )
+  positive = (overlaps >= threshold) & (margins.min(-1) > 0.01) & gt_valid[:, None]
+  rows = jnp.arange(m)[:, None]
+  wanted = jnp.full((m, n), -jnp.inf, iou.dtype)
+  wanted = wanted.at[rows, candidates].set(jnp.where(positive, overlaps, -jnp.inf))
+  best = wanted.argmax(0)
+  return jnp.where(wanted.max(0) > -jnp.inf, best + 1, 0).astype(jnp.int32)
+
+
+def sample(gt_inds, num, positive_fraction, mode='random', rng=None):
+  """Chooses the boxes a loss is computed on.
+
+  At most `num * positive_fraction` positives; negatives fill up to `num`, also in place of missing
+  positives.
+
+  Args:
+    gt_inds: int32 [n], an assignment.
+    num: number of boxes.
+    positive_fraction: largest share of positives.
+    mode: 'random', 'firstk' (ascending indices) or 'all' (every positive and negative).
+    rng: key for 'random'.
+
+  Returns:
+    (positive, negative) bool masks [n].
+
+  Raises:
+    ValueError: for an unknown mode, or 'random' without rng.
+  """
+  positive, negative = gt_inds > 0, gt_inds == 0
+  if mode == 'all':
+    return positive, negative
+  if mode == 'firstk':
+    choose = _first
+  elif mode == 'random':
+    if rng is None:
+      raise ValueError("sampling 'random' needs an rng key, got None; pass one or use 'firstk'")
+    key = jax.random.uniform(rng, gt_inds.shape)
+    choose = lambda mask, limit, size: _lowest(key, mask, limit, size)
+  else:
+    raise ValueError(f"sampling mode is {mode!r}, must be 'random', 'all' or 'firstk'")
+  most = int(num * positive_fraction)
+  positive = choose(positive, most, most)
+  return positive, choose(negative, num - positive.sum(), num)
+
+
+def _first(mask, limit, size):
+  del size
+  return mask & (jnp.cumsum(mask) <= limit)
+
+
+def _lowest(key, mask, limit, size):
+  """The `limit` (at most `size`, static) elements of mask with the lowest keys."""
+  size = min(size, mask.shape[0])
+  values, indices = jax.lax.top_k(jnp.where(mask, -key, -jnp.inf), size)
+  chosen = (values > -jnp.inf) & (jnp.arange(size) < limit)
+  return jnp.zeros_like(mask).at[indices].set(chosen)

@@ -1,0 +1,39 @@
+"""Horizontal boxes: `[..., 4]` arrays of x1, y1, x2, y2 in pixels; y points down."""
+
+import jax.numpy as jnp
+
+
+def area(boxes):
+  """Areas [...] of HBB [..., 4] in square pixels; inverted boxes have area 0."""
+  sides = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0)
+  return sides[..., 0] * sides[..., 1]
+
+
+def centers(boxes):
+  """Centres [..., 2] (x, y) of HBB [..., 4]."""
+  return (boxes[..., :2] + boxes[..., 2:]) * 0.5
+
+
+def clip(boxes, shape):
+  """Clips HBB [..., 4] to an image, x to [0, width] and y to [0, height] (as mmdet does, not width - 1).
+
+  Args:
+    boxes: [..., 4].
+    shape: (height, width) in pixels, two numbers or scalars; may be traced.
+  """
+  height, width = (jnp.asarray(side).astype(boxes.dtype) for side in shape)
+  x1, y1, x2, y2 = (boxes[..., i] for i in range(4))
+  x1, x2 = (jnp.clip(x, 0, width) for x in (x1, x2))
+  y1, y2 = (jnp.clip(y, 0, height) for y in (y1, y2))
+  return jnp.stack([x1, y1, x2, y2], -1)
+
+
+def to_cxcywh(boxes):
+  """Centre and size [..., 4] (cx, cy, w, h) of HBB [..., 4]."""
+  return jnp.concatenate([centers(boxes), boxes[..., 2:] - boxes[..., :2]], -1)
+
+
+def from_cxcywh(boxes):
+  """HBB [..., 4] from centre and size [..., 4] (cx, cy, w, h)."""
+  half = boxes[..., 2:] * 0.5
+  return jnp.concatenate([boxes[..., :2] - half, boxes[..., :2] + half], -1)

@@ -1,0 +1,119 @@
+"""Greedy non-maximum suppression with static shapes, for horizontal and oriented boxes."""
+
+import jax
+import jax.numpy as jnp
+
+from sm3det_jax.geometry import hbb, iou, obb
+
+TILE = 256
+
+
+def nms(boxes, scores, iou_threshold, max_outputs, labels=None, valid=None):
+  """Keeps, in the order of the scores, every box that no kept one suppresses.
+
+  Works under jit, vmap and grad-free tracing. Candidates are taken in tiles of descending score;
+  each tile is compared with the boxes kept so far, then with itself until nothing changes. The loop
+  ends with the last valid candidate or the last wanted output. Under vmap all images loop as long
+  as the slowest one; `jax.lax.map` over images is the faster choice on CPU.
+
+  Args:
+    boxes: HBB [n, 4], suppressed at IoU > iou_threshold, or OBB [n, 5], at IoU >= iou_threshold
+      (each as the reference's operator does).
+    scores: [n]; equal scores keep the order of their indices, NaN and -inf are never kept.
+    iou_threshold: see boxes.
+    max_outputs: static number of outputs.
+    labels: int [n]; boxes of different labels do not suppress each other. None: all are compared.
+    valid: bool [n]; the others take no part. None: all do.
+
+  Returns:
+    (indices int32 [max_outputs] into boxes, valid bool [max_outputs]); invalid entries are 0.
+  """
+  n, width = boxes.shape
+  tile = max(min(TILE, n), 1)
+  valid = scores > -jnp.inf if valid is None else valid & (scores > -jnp.inf)
+  labels = jnp.zeros(n, jnp.int32) if labels is None else labels
+  key = jnp.where(valid, -scores, jnp.inf)
+  order = jax.lax.sort((key, jnp.arange(n, dtype=jnp.int32)), num_keys=1, is_stable=True)[1]
+  padding = -n % tile if n else tile
+  order = jnp.concatenate([order, jnp.zeros(padding, jnp.int32)])
+  if n == 0:
+    return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
+  total = valid.sum()
+  boxes, labels = boxes[order], labels[order]
+  suppresses = _hbb_suppresses if width == 4 else _obb_suppresses
+
+  def compare(rows, columns, mask):
+    mask &= labels[rows][:, None] == labels[columns][None]
+    return suppresses(boxes[rows], boxes[columns], mask, iou_threshold)
+
+  def step(state):
+    start, count, kept = state
+    columns = start + jnp.arange(tile)
+    alive = columns < total
+    alive = _compare_with_kept(compare, kept, count, columns, alive)
+    earlier = jnp.arange(tile)[:, None] < jnp.arange(tile)[None]
+    keep = _settle(compare(columns, columns, earlier & alive[:, None] & alive[None]), alive)
+    slots = jnp.where(keep, count + jnp.cumsum(keep) - 1, kept.shape[0])
+    return start + tile, count + keep.sum(), kept.at[slots].set(columns, mode='drop')
+
+  capacity = max_outputs + -max_outputs % tile
+  state = (0, 0, jnp.zeros(capacity, jnp.int32))
+  state = jax.lax.while_loop(lambda s: (s[0] < total) & (s[1] < max_outputs), step, state)
+  found = jnp.arange(max_outputs) < state[1]
+  return jnp.where(found, order[state[2][:max_outputs]], 0), found
+
+
+def _compare_with_kept(compare, kept, count, columns, alive):
+  """Which of the candidates `columns` [T] survive the first `count` entries of `kept`."""
+  tile = columns.shape[0]
+
+  def step(state):
+    start, alive = state
+    rows = jax.lax.dynamic_slice(kept, (start,), (tile,))
+    mask = (start + jnp.arange(tile) < count)[:, None] & alive[None]
+    return start + tile, alive & ~compare(rows, columns, mask).any(0)
+
+  more = lambda state: (state[0] < count) & (state[0] < kept.shape[0])
+  return jax.lax.while_loop(more, step, (0, alive))[1]
+
+
+def _settle(suppresses, alive):
+  """Greedy survivors [T] of a tile, given the upper-triangular matrix of who suppresses whom."""
+
+  def step(state):
+    _, keep = state
+    return keep, alive & ~(suppresses & keep[:, None]).any(0)
+
+  return jax.lax.while_loop(lambda s: (s[0] != s[1]).any(), step, (~alive, alive))[1]
+
+
+def _hbb_suppresses(a, b, mask, threshold):
+  return mask & (iou.hbb_iou(a, b) > threshold)
+
+
+def _obb_suppresses(a, b, mask, threshold):
+  """Rotated IoU >= threshold where mask [n, m]; computed only for pairs that may reach it.
+
+  The enclosing HBBs bound the IoU from above. Every column then asks for one of its pending pairs at
+  a time, so the number of rounds is the largest number of real neighbours of a box.
+  """
+  area_a, area_b = obb.area(a)[:, None], obb.area(b)[None]
+  bound = jnp.minimum(_hbb_intersection(obb.to_hbb(a), obb.to_hbb(b)), jnp.minimum(area_a, area_b))
+  pending = mask & (bound * 1.001 >= threshold * (area_a + area_b - bound))
+  columns = jnp.arange(b.shape[0])
+
+  def step(state):
+    pending, result = state
+    rows = pending.argmax(0)
+    hit = (iou.rotated_iou_aligned(a[rows], b) >= threshold) & pending[rows, columns]
+    return pending.at[rows, columns].set(False), result.at[rows, columns].max(hit)
+
+  result = jnp.zeros(mask.shape, bool)
+  return jax.lax.while_loop(lambda s: s[0].any(), step, (pending, result))[1]
+
+
+def _hbb_intersection(a, b):
+  a, b = a[:, None], b[None]
+  low = jnp.maximum(a[..., :2], b[..., :2])
+  high = jnp.minimum(a[..., 2:], b[..., 2:])
+  return hbb.area(jnp.concatenate([low, high], -1))

@@ -1,0 +1,107 @@
+"""Losses as plain functions: un-reduced, unweighted, in at least float32.
+
+Callers multiply by weights, sum, and divide by their own normaliser.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sm3det_jax.geometry import hbb
+
+
+def _promote(x):
+  return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+
+
+def sigmoid_cross_entropy(logits, targets):
+  """Binary cross-entropy of every element; targets in [0, 1], same shape as logits."""
+  logits = _promote(logits)
+  targets = jnp.asarray(targets, logits.dtype)
+  return jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+
+
+def softmax_cross_entropy(logits, labels):
+  """Cross-entropy [...] of logits [..., K] with integer labels [...]."""
+  log_p = jax.nn.log_softmax(_promote(logits), -1)
+  return -jnp.take_along_axis(log_p, labels[..., None], -1)[..., 0]
+
+
+def l1(pred, target):
+  """Absolute error of every element."""
+  return jnp.abs(_promote(pred) - _promote(target))
+
+
+def smooth_l1(pred, target, beta):
+  """Quadratic below beta, linear above (Fast R-CNN), of every element: 0.5 d^2 / beta or d - beta / 2."""
+  error = l1(pred, target)
+  return jnp.where(error < beta, 0.5 * error * error / beta, error - 0.5 * beta)
+
+
+def sigmoid_focal(logits, labels, gamma=2.0, alpha=0.25):
+  """Focal loss [...] of logits [..., K], summed over the classes (RetinaNet, equation 5).
+
+  Args:
+    logits: [..., K], one sigmoid a class.
+    labels: int [...]; K means background, whose targets are all zero.
+    gamma: exponent of the modulating factor.
+    alpha: weight of the target class; the others weigh 1 - alpha.
+  """
+  target = jax.nn.one_hot(labels, logits.shape[-1], dtype=_promote(logits).dtype)
+  p = jax.nn.sigmoid(_promote(logits))
+  miss = p * (1 - target) + (1 - p) * target
+  weight = alpha * target + (1 - alpha) * (1 - target)
+  return (weight * miss**gamma * sigmoid_cross_entropy(logits, target)).sum(-1)
+
+
+def quality_focal(logits, labels, target_quality, num_classes, beta=2.0):
+  """Quality focal loss [...] (GFL, equation 2), summed over the classes.
+
+  Args:
+    logits: [..., num_classes].
+    labels: int [...]; num_classes means background.
+    target_quality: [...] in [0, 1], the IoU of a positive's decoded box; ignored for background.
+    num_classes: number of classes without background.
+    beta: exponent of |target - sigmoid|; the gradient flows through this factor too.
+  """
+  logits = _promote(logits)
+  quality = jnp.asarray(target_quality, logits.dtype)[..., None]
+  target = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype) * quality
+  scale = jnp.abs(target - jax.nn.sigmoid(logits)) ** beta
+  return (scale * sigmoid_cross_entropy(logits, target)).sum(-1)
+
+
+def distribution_focal(logits, target):
+  """Distribution focal loss [...] (GFL, equation 6).
+
+  Args:
+    logits: [..., bins] over the distances 0, 1, ..., bins - 1.
+    target: [...] distances in [0, bins - 1]; the two nearest bins share it linearly.
+  """
+  log_p = jax.nn.log_softmax(_promote(logits), -1)
+  bins = jnp.arange(logits.shape[-1], dtype=log_p.dtype).reshape(*[1] * target.ndim, -1)
+  weight = jnp.maximum(1 - jnp.abs(jnp.asarray(target, log_p.dtype)[..., None] - bins), 0)
+  return -(weight * log_p).sum(-1)
+
+
+def integral(logits, reg_max):
+  """Expected distances [..., 4] of four distributions, logits [..., 4 * (reg_max + 1)] (GFL)."""
+  logits = _promote(logits)
+  p = jax.nn.softmax(logits.reshape(*logits.shape[:-1], -1, reg_max + 1), -1)
+  return p @ jnp.arange(reg_max + 1, dtype=p.dtype)
+
+
+def giou(pred, target):
+  """1 - GIoU [...] of HBB [..., 4], in [0, 2] (Rezatofighi et al., algorithm 1)."""
+  pred, target = _promote(pred), _promote(target)
+  inter = hbb.area(_overlap(pred, target))
+  union = jnp.maximum(hbb.area(pred) + hbb.area(target) - inter, 1e-6)
+  low = jnp.minimum(pred[..., :2], target[..., :2])
+  high = jnp.maximum(pred[..., 2:], target[..., 2:])
+  enclosing = jnp.maximum(hbb.area(jnp.concatenate([low, high], -1)), 1e-6)
+  return 1 - inter / union + (enclosing - union) / enclosing
+
+
+def _overlap(a, b):
+  low = jnp.maximum(a[..., :2], b[..., :2])
+  high = jnp.minimum(a[..., 2:], b[..., 2:])
+  return jnp.concatenate([low, high], -1)
