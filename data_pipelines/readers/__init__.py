@@ -11,8 +11,12 @@ import collections
 import dataclasses
 import logging
 import pathlib
+from collections.abc import Iterator
+from xml.etree import ElementTree
 
 import numpy as np
+
+from data_pipelines import boxes as box_lib
 
 logger = logging.getLogger(__name__)
 
@@ -45,39 +49,101 @@ class Annotation:
 
 
 class Skipped:
-  """Counts what was left out or mended, by reason, and logs each (file, reason) once.
+  """Counts what was left out or mended, by reason, and logs each (reason, file) once.
 
   Attributes:
     counts: collections.Counter {reason: objects or images}.
   """
 
+  LOGGED = 20  # files a reason; the others are only counted
+
   def __init__(self):
     self.counts = collections.Counter()
-    self._logged = set()
+    self._files = collections.defaultdict(set)
 
   def add(self, reason: str, file, count: int = 1) -> None:
     """Adds `count` to `reason`; nothing happens for a count of 0."""
     if not count:
       return
     self.counts[reason] += int(count)
-    if (reason, str(file)) not in self._logged:
-      self._logged.add((reason, str(file)))
+    files = self._files[reason]
+    if str(file) in files or len(files) > self.LOGGED:
+      return
+    files.add(str(file))
+    if len(files) > self.LOGGED:
+      logger.warning('%s: more than %d files; the others are only counted', reason, self.LOGGED)
+    else:
       logger.warning('%s: %s%s', file, reason, f' ({count})' if count > 1 else '')
 
 
-def find(source: pathlib.Path, relative: str | None, what: str) -> pathlib.Path:
+def find(source: pathlib.Path, relative: str, what: str) -> pathlib.Path:
   """Path of `relative` below `source`.
 
   Raises:
     FileNotFoundError: it is not there; names what was looked for.
   """
-  path = pathlib.Path(source) / (relative or '')
+  path = pathlib.Path(source) / relative
   if not path.exists():
     raise FileNotFoundError(f'{path} ({what}) does not exist')
   return path
 
 
-def image_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-  """{file name without suffix: path} of the images directly in `folder`."""
-  files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-  return {p.stem: p for p in files}
+def pairs(
+  labels: pathlib.Path, images: pathlib.Path, suffix: str, skipped: Skipped
+) -> Iterator[tuple[pathlib.Path, pathlib.Path | None]]:
+  """Yields (image, its label file or None) by file name, images in order.
+
+  Label files without an image are counted; a folder of labels may serve several splits.
+  """
+  files = {p.stem: p for p in labels.iterdir() if p.suffix.lower() == suffix}
+  for image in sorted(p for p in images.iterdir() if p.suffix.lower() in SUFFIXES):
+    yield image, files.pop(image.stem, None)
+  if files:
+    names = sorted(p.name for p in files.values())
+    file = labels / (names[0] + (', ..., ' + names[-1] if len(names) > 1 else ''))
+    skipped.add('label file without an image', file, len(files))
+
+
+def oriented(image: pathlib.Path, labels, rows: list[tuple], **fields) -> Annotation:
+  """The annotation of quadrilaterals: rows of (class name, eight coordinates, difficult)."""
+  names, polygons, difficult = zip(*rows, strict=True) if rows else ((), (), ())
+  polygons = np.array(polygons, np.float32).reshape(-1, 8)
+  return Annotation(
+    id=image.stem,
+    image=image,
+    names=tuple(names),
+    boxes=box_lib.polygon_to_obb(polygons),
+    polygons=polygons,
+    difficult=np.array(difficult, np.int8),
+    labels=labels,
+    **fields,
+  )
+
+
+def xml_objects(path: pathlib.Path, skipped: Skipped) -> list[ElementTree.Element] | None:
+  """The `<object>` elements of a label file, or None, counted, if it is not XML."""
+  try:
+    return list(ElementTree.parse(path).getroot().iter('object'))
+  except ElementTree.ParseError:
+    skipped.add('label file is not XML', path)
+    return None
+
+
+def numbers(element: ElementTree.Element, keys, path: pathlib.Path) -> list[float]:
+  """The numbers in the children `keys` of an element.
+
+  Raises:
+    ValueError: one is missing or not a number; names the file.
+  """
+  texts = [element.findtext(key) for key in keys]
+  try:
+    return [float(text) for text in texts]
+  except (TypeError, ValueError):
+    found = dict(zip(keys, texts, strict=True))
+    raise ValueError(f'{path}: <{element.tag}> needs numbers {", ".join(keys)}: {found}') from None
+
+
+def flag(element: ElementTree.Element, key: str) -> int:
+  """An optional 0 or 1 in a child of an element."""
+  text = (element.findtext(key) or '0').strip()
+  return int(text) if text.isdigit() else int(text.lower() == 'true')
