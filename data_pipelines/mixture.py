@@ -65,7 +65,9 @@ class Task:
       [label_space(config, name).index(c) for c in self.source.classes], np.int32
     )
     drop_empty = role == 'train' and not self.config.train.keep_empty
-    self.pool = np.flatnonzero(self.source.counts) if drop_empty else np.arange(len(self.source))
+    self.pool = (
+      np.flatnonzero(self.source.num_objects) if drop_empty else np.arange(len(self.source))
+    )
     if not len(self.pool):
       raise ValueError(
         f'{where} has no image to show: {len(self.source)} windows, 0 of them with objects'
@@ -298,6 +300,9 @@ def _prefetched(batches: grain.MapDataset, workers) -> grain.DatasetIterator:
   cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   if workers == 'auto':  # a notebook's cells cannot be imported by another process
     workers = 0 if cpus <= 2 or 'ipykernel' in sys.modules else min(8, cpus // 2)
+  elif not str(workers).isdecimal():
+    raise ValueError(f"config.workers={workers!r}: expected 'auto' or a number of processes")
+  workers = int(workers)
   threads = max(1, min(4, cpus // max(1, workers)))
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
   batches = batches.to_iter_dataset(options)

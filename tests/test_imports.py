@@ -1,0 +1,128 @@
+"""What may import what, and what the packages do without."""
+
+import ast
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGES = ('sm3det_jax', 'data_pipelines', 'configs')
+FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob('*.py'))
+
+# From left to right; a module imports from its own column and those to its left. Whatever is not
+# named here is a job, such as train and evaluate.
+COLUMNS = [
+  ('config', 'precision'),
+  ('geometry', 'losses', 'sharding'),
+  ('moe',),
+  ('backbones', 'necks'),
+  ('heads',),
+  ('detector',),
+  ('optim', 'checkpoint', 'metrics', 'interop', 'viz'),
+  (),  # jobs
+  ('cli', 'bench'),
+]
+JOBS = COLUMNS.index(())
+MODEL = COLUMNS.index(('detector',))
+
+
+def module_name(path):
+  parts = path.relative_to(ROOT).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+def imports(path):
+  """Absolute names of the modules that a file imports, those inside functions too."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, f'{path}: a relative import'
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def column(module):
+  room = module.split('.')[1]
+  return next((i for i, rooms in enumerate(COLUMNS) if room in rooms), JOBS)
+
+
+def wrong_imports(module, imported):
+  """Those of the names `imported` that `module` must not import."""
+  package = module.split('.')[0]
+  for name in imported:
+    target = name.split('.')[0]
+    if package == 'data_pipelines':
+      if target in ('jax', 'jaxlib', 'flax', 'optax', 'orbax') or (
+        target == 'sm3det_jax' and not name.startswith('sm3det_jax.config')
+      ):
+        yield name
+    elif package == 'sm3det_jax' and '.' in module:  # the package itself is a lazy front door
+      if target == 'sm3det_jax' and '.' in name and column(name) > column(module):
+        yield name
+      if target == 'data_pipelines' and column(module) <= MODEL:
+        yield name
+
+
+def test_modules_import_only_from_their_left():
+  found = {module_name(p): list(wrong_imports(module_name(p), imports(p))) for p in FILES}
+  assert not {module: wrong for module, wrong in found.items() if wrong}
+
+
+def test_the_order_is_really_checked():
+  wrong = {
+    'sm3det_jax.geometry.iou': 'sm3det_jax.moe.layer',
+    'sm3det_jax.heads.gfl': 'sm3det_jax.train',
+    'sm3det_jax.detector': 'data_pipelines.mixture',
+    'data_pipelines.boxes': 'sm3det_jax.geometry.obb',
+    'data_pipelines.images': 'jax.numpy',
+  }
+  for module, imported in wrong.items():
+    assert list(wrong_imports(module, [imported])) == [imported]
+    assert not list(wrong_imports('sm3det_jax.cli', [imported]))
+  assert not list(wrong_imports('data_pipelines.mixture', ['sm3det_jax.config.default', 'numpy']))
+  assert set(imports(pathlib.Path(__file__))) == {
+    'ast', 'pathlib', 're', 'subprocess', 'sys',
+  }  # fmt: skip
+
+
+def loaded_after(modules, then='pass'):
+  """Names of all modules that a fresh Python has after it imported `modules`."""
+  code = f"""
+import importlib, sys
+for name in {modules!r}:
+  importlib.import_module(name)
+{then}
+print('loaded', *sys.modules)
+"""
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+  assert not done.returncode, done.stderr
+  return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+def test_every_module_imports_without_tensorflow_and_torch():
+  no_backend = """
+from jax._src import xla_bridge
+assert not xla_bridge._backends, 'an import made a JAX backend'
+"""
+  loaded = loaded_after([module_name(p) for p in FILES], no_backend)
+  assert {'sm3det_jax', 'data_pipelines.mixture'} <= loaded
+  assert not loaded & {'tensorflow', 'torch', 'torchvision', 'mmcv', 'mmdet'}
+
+
+def test_the_package_itself_is_light():
+  assert not loaded_after(['sm3det_jax']) & {'jax', 'grain', 'cv2', 'tensorflow', 'torch'}
+
+
+def test_data_pipelines_load_no_jax():
+  modules = [module_name(p) for p in FILES if p.is_relative_to(ROOT / 'data_pipelines')]
+  modules.remove('data_pipelines.mixture')  # Grain takes tree_util from jax, which makes no backend
+  assert 'jax' not in loaded_after(modules)
+
+
+def test_no_path_of_another_machine():
+  pattern = re.compile(r'(?<![\w./])/(work|root|home)/|\.\./shared')
+  texts = [*FILES, ROOT / 'setup.cfg', ROOT / 'pyproject.toml', *ROOT.glob('*.md')]
+  texts += [p for p in (ROOT / 'launch').rglob('*') if p.is_file()]
+  found = [f'{p}: {m[0]}' for p in texts for m in pattern.finditer(p.read_text())]
+  assert not found

@@ -1,0 +1,129 @@
+"""The launchers start what they say, and the notebook runs."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import time
+
+import nbclient
+import nbformat
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+SCRIPT = ROOT / 'launch/local_processes.sh'
+NOTEBOOK = ROOT / 'launch/colab/routing_statistics.ipynb'
+
+
+def launch(*arguments, check=True, **environment):
+  """Runs local_processes.sh; the environment's JAX_* variables do not reach it."""
+  clean = {k: v for k, v in os.environ.items() if not k.startswith('JAX_')}
+  return subprocess.run(
+    [SCRIPT, *map(str, arguments)],
+    env={**clean, **{k: str(v) for k, v in environment.items()}},
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=check,
+  )
+
+
+@pytest.fixture
+def fake_sm3det(tmp_path, monkeypatch):
+  """An `sm3det` that writes what it was given and does what FAIL says."""
+  program = tmp_path / 'bin/sm3det'
+  program.parent.mkdir()
+  program.write_text("""#!/usr/bin/env bash
+(env | grep ^JAX_; echo "$@") >"$SEEN/$JAX_PROCESS_ID"
+[[ -n "${FAIL:-}" ]] || exit 0
+if [[ "$FAIL" == "$JAX_PROCESS_ID" ]]; then
+  until [[ -s $SEEN/pid_0 && -s $SEEN/pid_2 ]]; do sleep 0.02; done
+  echo 'out of luck' >&2; exit 3
+fi
+echo $$ >"$SEEN/pid_$JAX_PROCESS_ID"; exec sleep 60
+""")
+  program.chmod(0o755)
+  monkeypatch.setenv('PATH', f'{program.parent}:{os.environ["PATH"]}')
+  monkeypatch.setenv('SEEN', str(tmp_path))
+  monkeypatch.setenv('LOGS', str(tmp_path / 'logs'))
+  return tmp_path
+
+
+def test_every_process_gets_its_variables_and_the_arguments(fake_sm3det):
+  launch('--config=x', '--workdir=a b', PROCESSES=3, DEVICES=2)
+  seen = [(fake_sm3det / str(i)).read_text() for i in range(3)]
+  assert all(s.endswith('train --config=x --workdir=a b\n') for s in seen)
+  assert all('JAX_NUM_PROCESSES=3\n' in s and 'JAX_NUM_CPU_DEVICES=2\n' in s for s in seen)
+  assert [re.search(r'JAX_PROCESS_ID=(\d)', s)[1] for s in seen] == ['0', '1', '2']
+  assert len({re.search(r'COORDINATOR_ADDRESS=(.*)', s)[1] for s in seen}) == 1
+
+
+def alive(pid):
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  return True
+
+
+def test_one_failure_stops_the_others_and_is_the_exit_code(fake_sm3det):
+  done = launch(PROCESSES=3, FAIL=1, check=False)
+  assert done.returncode == 3
+  assert 'exit code 3' in done.stderr and 'out of luck' in done.stderr
+  others = [int((fake_sm3det / f'pid_{i}').read_text()) for i in (0, 2)]
+  deadline = time.time() + 10
+  while any(map(alive, others)) and time.time() < deadline:
+    time.sleep(0.05)
+  assert not any(map(alive, others))
+
+
+def test_dry_run_prints_every_command_and_starts_none(fake_sm3det):
+  done = launch('--config=x', '--dry_run', PROCESSES=2, PORT=4321)
+  lines = done.stdout.splitlines()
+  assert len(lines) == 2 and not list(fake_sm3det.glob('[0-9]'))
+  for i, line in enumerate(lines):
+    assert f'ADDRESS=localhost:4321 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID={i}' in line
+    assert line.strip().endswith('sm3det train --config=x')
+  (cuda,) = launch('--dry_run', PROCESSES=1, PLATFORM='cuda').stdout.splitlines()
+  assert 'JAX_PLATFORMS=cuda CUDA_VISIBLE_DEVICES=0' in cuda
+
+
+@pytest.mark.parametrize(
+  'environment, message',
+  [({}, 'PROCESSES: how many'), ({'PROCESSES': 1, 'PLATFORM': 'abacus'}, 'expected cpu or cuda')],
+)
+def test_a_missing_or_unknown_variable_is_an_error(environment, message):
+  done = launch('--dry_run', check=False, **environment)
+  assert done.returncode != 0 and message in done.stderr
+
+
+def test_scripts_parse_and_have_no_lint():
+  for script in [*ROOT.glob('launch/*.sh'), ROOT / '.ci/run']:
+    subprocess.run(['bash', '-n', script], check=True)
+    if shutil.which('shellcheck'):
+      subprocess.run(['shellcheck', script], check=True)
+
+
+def test_notebook_is_stored_without_outputs():
+  cells = json.loads(NOTEBOOK.read_text())['cells']
+  assert not any(cell.get('outputs') or cell.get('execution_count') for cell in cells)
+
+
+@pytest.mark.slow
+def test_notebook_shows_participation_and_top1_share(tmp_path, monkeypatch):
+  monkeypatch.setenv('STEPS', '2')
+  monkeypatch.setenv('WORKDIR', str(tmp_path / 'out'))
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  notebook = nbformat.read(NOTEBOOK, as_version=4)
+  nbclient.NotebookClient(
+    notebook, timeout=900, resources={'metadata': {'path': tmp_path}}
+  ).execute()
+  figure, table = [cell.outputs[-1].data for cell in notebook.cells[-2:]]
+  assert len(figure['image/png']) > 10_000
+  rows = [row.split('|')[1:-1] for row in table['text/markdown'].splitlines()[2:]]
+  assert {row[1].strip() for row in rows} == {'sar', 'rgb', 'ifr'}
+  assert {row[2].strip() for row in rows} == {'participation', 'top1'}
+  for row in rows:  # shares of one layer and modality
+    assert abs(sum(float(cell.strip(' %')) for cell in row[3:]) - 100) < 1
