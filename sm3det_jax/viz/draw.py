@@ -1,0 +1,194 @@
+"""Pictures of boxes on images of any size, type and number of bands."""
+
+import colorsys
+
+import cv2
+import numpy as np
+
+from sm3det_jax.metrics import polygon
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+SMALLEST = 640  # px, longest side of a picture; smaller images are enlarged by a whole factor
+BACKGROUND, TEXT = (24, 24, 24), (240, 240, 240)
+PALETTE = (
+  (255, 90, 80), (80, 220, 100), (90, 160, 255), (255, 200, 40), (230, 110, 250), (60, 225, 225),
+  (255, 145, 40), (170, 240, 60), (255, 130, 175), (150, 130, 255),
+)  # fmt: skip
+
+
+def color(label: int) -> tuple[int, int, int]:
+  """RGB colour of a class: bright, and its own for some fifty classes."""
+  if label < len(PALETTE):
+    return PALETTE[label]
+  hue, turn = (label * 0.61803) % 1, label // len(PALETTE)
+  rgb = colorsys.hsv_to_rgb(hue, 0.85 if turn % 2 else 0.45, 1.0)
+  return tuple(int(255 * v) for v in rgb)
+
+
+def to_rgb(image: np.ndarray) -> np.ndarray:
+  """An image as one looks at it.
+
+  8-bit values stay as they are; other types are stretched between their 0.5 and 99.5 percentiles,
+  all bands alike, so that colours keep their balance. One band is grey; two are red and green with
+  their mean as blue; of more than three the first three are shown.
+
+  Args:
+    image: [H, W] or [H, W, bands], any real type.
+
+  Returns:
+    uint8 [H, W, 3], a copy.
+  """
+  image = np.asarray(image)
+  image = image.reshape(*image.shape[:2], -1)
+  if image.dtype != np.uint8:
+    values = np.nan_to_num(image.astype(np.float32))
+    low, high = np.percentile(values[:: max(1, len(values) // 1000)], (0.5, 99.5))
+    values = (values - low) * (255 / max(high - low, 1e-12))
+    image = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+  if image.shape[2] == 2:
+    return np.concatenate([image, image.mean(2, keepdims=True).astype(np.uint8)], 2)
+  return image.repeat(3, 2) if image.shape[2] == 1 else image[..., :3].copy()
+
+
+def draw(
+  image: np.ndarray,
+  boxes: np.ndarray,
+  labels: np.ndarray,
+  names: tuple[str, ...],
+  scores: np.ndarray | None = None,
+  title: str = '',
+) -> np.ndarray:
+  """Boxes in their classes' colours, each with its name where it covers no object.
+
+  Names stand beside the boxes; where there is no room (dense rows), the colour says the class, and
+  the line below the picture says which colour is which and how many there are.
+
+  Args:
+    image: as `to_rgb` takes it.
+    boxes: [n, 4 | 5 | 8] in the image's pixels.
+    labels: [n], indices of `names`.
+    names: class names.
+    scores: [n]; None for ground truth.
+    title: of the line below.
+
+  Returns:
+    uint8 [H', W', 3]; enlarged if the image is small, and a line of text higher.
+  """
+  picture = to_rgb(image)
+  zoom = max(1, -(-SMALLEST // max(picture.shape[:2])))
+  if zoom > 1:
+    picture = cv2.resize(picture, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+  quads = polygon.corners(np.asarray(boxes)).reshape(-1, 4, 2) * zoom  # [n, 4, 2]
+  labels = np.asarray(labels, int)
+  texts = [names[k] for k in labels]
+  if scores is not None:
+    texts = [f'{t} {s:.2f}' for t, s in zip(texts, scores, strict=True)]
+  _outlines(picture, quads, labels)
+  _texts(picture, quads, labels, texts)
+  return np.concatenate([picture, _legend(picture, labels, names, title)])
+
+
+def compare(
+  image: np.ndarray, truth: dict, found: dict, names: tuple[str, ...], name: str = ''
+) -> np.ndarray:
+  """Ground truth on the left, detections on the right.
+
+  Args:
+    image: as `to_rgb` takes it.
+    truth: `boxes` (or `polygons`, which go first), `labels`.
+    found: `boxes`, `labels`, `scores`.
+    names: class names.
+    name: of the image, for the line below.
+  """
+  left = draw(image, _quads(truth), truth['labels'], names, title=f'{name}  ground truth')
+  right = draw(image, _quads(found), found['labels'], names, found['scores'], 'detections')
+  height = max(len(left), len(right))  # the legends may differ in lines
+  panels = [np.pad(p, ((0, height - len(p)), (0, 0), (0, 0))) for p in (left, right)]
+  gap = np.full((height, max(4, height // 100), 3), 255, np.uint8)
+  return np.concatenate([panels[0], gap, panels[1]], 1)
+
+
+def save(path, picture: np.ndarray) -> None:
+  """Writes an RGB picture as PNG; makes its folder.
+
+  Raises:
+    OSError: the file cannot be written.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  done, data = cv2.imencode('.png', picture[..., ::-1])
+  if not done:
+    raise OSError(f'{path}: a picture of shape {picture.shape} does not encode as PNG')
+  path.write_bytes(data.tobytes())
+
+
+def _quads(entry):
+  return entry['polygons'] if 'polygons' in entry else entry['boxes']
+
+
+def _line_width(picture):
+  return max(1, round(max(picture.shape[:2]) / 600))
+
+
+def _font(picture):
+  """(scale, line width) of text about 1/55 of the picture's longest side high."""
+  scale = max(0.42, max(picture.shape[:2]) / 55 / 30)
+  return scale, max(1, round(scale * 1.6))
+
+
+def _outlines(picture, quads, labels):
+  width = _line_width(picture)
+  points = np.rint(quads * 16).astype(np.int32)  # sixteenths of a pixel
+  for shade, extra in ((None, 2), (color, 0)):  # a dark rim keeps bright lines visible on snow
+    for quad, label in zip(points, labels, strict=True):
+      rgb = shade(label) if shade else BACKGROUND
+      cv2.polylines(picture, [quad], True, rgb, width + extra, cv2.LINE_AA, shift=4)
+
+
+def _texts(picture, quads, labels, texts):
+  """Writes each text at the first place round its box that covers no object and no other text."""
+  scale, width = _font(picture)
+  low, high = quads.min(1), quads.max(1)
+  taken = np.concatenate([low, high], 1)  # [k, 4] x1, y1, x2, y2: objects, then texts
+  for i, text in enumerate(texts):
+    (w, h), below = cv2.getTextSize(text, FONT, scale, width)
+    w, h, gap = w + 4, h + below + 2, _line_width(picture) + 2
+    x1, y1, x2, y2 = *low[i], *high[i]
+    above, under, left, right = y1 - h - gap, y2 + gap, x1 - w - gap, x2 + gap
+    places = [(x1, above), (x1, under), (x2 - w, above), (x2 - w, under)]
+    places += [(right, y1), (left, y1), (right, y2 - h), (left, y2 - h)]
+    for x, y in np.rint(places).astype(int).tolist():
+      inside = x >= 0 and y >= 0 and x + w <= picture.shape[1] and y + h <= picture.shape[0]
+      if not inside or _covers(taken, x, y, x + w, y + h):
+        continue
+      cv2.rectangle(picture, (x, y), (x + w, y + h), BACKGROUND, -1)
+      origin = (x + 2, y + h - below)
+      cv2.putText(picture, text, origin, FONT, scale, color(labels[i]), width, cv2.LINE_AA)
+      taken = np.concatenate([taken, [[x, y, x + w, y + h]]])
+      break
+
+
+def _covers(taken, x1, y1, x2, y2):
+  return ((taken[:, 0] < x2) & (taken[:, 2] > x1) & (taken[:, 1] < y2) & (taken[:, 3] > y1)).any()
+
+
+def _legend(picture, labels, names, title):
+  """Lines below the picture: its title, then each class there is, in its colour, with its count."""
+  scale, width = _font(picture)
+  (_, h), below = cv2.getTextSize('Ag', FONT, scale, width)
+  counts = np.bincount(labels, minlength=len(names))
+  present = np.flatnonzero(counts)
+  items = [(f'{title} ({len(labels)})', TEXT)]
+  items += [(f'{names[k]} {counts[k]}', color(k)) for k in present]
+  step, space, x, lines = h + below + 6, 2 * h, 6, [[]]
+  for text, rgb in items:
+    (w, _), _ = cv2.getTextSize(text, FONT, scale, width)
+    if x + w > picture.shape[1] and lines[-1]:
+      x, lines = 6, [*lines, []]
+    lines[-1].append((x, text, rgb))
+    x += w + space
+  strip = np.full((step * len(lines) + 4, picture.shape[1], 3), BACKGROUND, np.uint8)
+  for row, line in enumerate(lines):
+    for x, text, rgb in line:
+      origin = (x, row * step + h + 5)
+      cv2.putText(strip, text, origin, FONT, scale, rgb, width, cv2.LINE_AA)
+  return strip
