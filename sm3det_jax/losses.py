@@ -6,8 +6,6 @@ Callers multiply by weights, sum, and divide by their own normaliser.
 import jax
 import jax.numpy as jnp
 
-from sm3det_jax.geometry import hbb
-
 
 def _promote(x):
   return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
@@ -32,7 +30,7 @@ def l1(pred, target):
 
 
 def smooth_l1(pred, target, beta):
-  """Quadratic below beta, linear above (Fast R-CNN), of every element: 0.5 d^2 / beta or d - beta / 2."""
+  """Of every element, 0.5 d^2 / beta where the error d < beta, else d - beta / 2 (Fast R-CNN)."""
   error = l1(pred, target)
   return jnp.where(error < beta, 0.5 * error * error / beta, error - 0.5 * beta)
 
@@ -91,17 +89,19 @@ def integral(logits, reg_max):
 
 
 def giou(pred, target):
-  """1 - GIoU [...] of HBB [..., 4], in [0, 2] (Rezatofighi et al., algorithm 1)."""
+  """1 - GIoU [...] of HBB [..., 4], in [0, 2] (Rezatofighi et al., algorithm 1).
+
+  A box inverted along both axes has a positive area here, as in the reference.
+  """
   pred, target = _promote(pred), _promote(target)
-  inter = hbb.area(_overlap(pred, target))
-  union = jnp.maximum(hbb.area(pred) + hbb.area(target) - inter, 1e-6)
-  low = jnp.minimum(pred[..., :2], target[..., :2])
-  high = jnp.maximum(pred[..., 2:], target[..., 2:])
-  enclosing = jnp.maximum(hbb.area(jnp.concatenate([low, high], -1)), 1e-6)
+  inside = jnp.minimum(pred[..., 2:], target[..., 2:]) - jnp.maximum(
+    pred[..., :2], target[..., :2]
+  )
+  around = jnp.maximum(pred[..., 2:], target[..., 2:]) - jnp.minimum(
+    pred[..., :2], target[..., :2]
+  )
+  area = lambda sides: sides[..., 0] * sides[..., 1]
+  inter = area(jnp.maximum(inside, 0))
+  union = area(pred[..., 2:] - pred[..., :2]) + area(target[..., 2:] - target[..., :2]) - inter
+  union, enclosing = jnp.maximum(union, 1e-6), jnp.maximum(area(around), 1e-6)
   return 1 - inter / union + (enclosing - union) / enclosing
-
-
-def _overlap(a, b):
-  low = jnp.maximum(a[..., :2], b[..., :2])
-  high = jnp.minimum(a[..., 2:], b[..., 2:])
-  return jnp.concatenate([low, high], -1)

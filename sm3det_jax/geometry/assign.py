@@ -3,11 +3,9 @@
 An assignment `gt_inds` is int32 [n]: -1 ignored, 0 background, i + 1 ground truth i.
 """
 
-import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sm3det_jax.geometry import hbb
 from sm3det_jax.geometry import iou as iou_lib

@@ -28,10 +28,11 @@ def nms(boxes, scores, iou_threshold, max_outputs, labels=None, valid=None):
   Returns:
     (indices int32 [max_outputs] into boxes, valid bool [max_outputs]); invalid entries are 0.
   """
+  boxes, scores = jnp.asarray(boxes), jnp.asarray(scores)
   n, width = boxes.shape
   tile = max(min(TILE, n), 1)
   valid = scores > -jnp.inf if valid is None else valid & (scores > -jnp.inf)
-  labels = jnp.zeros(n, jnp.int32) if labels is None else labels
+  labels = jnp.zeros(n, jnp.int32) if labels is None else jnp.asarray(labels)
   key = jnp.where(valid, -scores, jnp.inf)
   order = jax.lax.sort((key, jnp.arange(n, dtype=jnp.int32)), num_keys=1, is_stable=True)[1]
   padding = -n % tile if n else tile

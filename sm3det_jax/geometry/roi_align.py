@@ -4,7 +4,6 @@ All levels are sampled by one gather from a concatenated buffer of cells. Box co
 gradient: in every head they come from detached proposals.
 """
 
-import math
 
 import jax
 import jax.numpy as jnp
