@@ -1,0 +1,228 @@
+"""What a working directory keeps: the config as JSON, and checkpoints that a run continues from.
+
+    workdir/config.json              the run's config
+    workdir/checkpoints/<step>/      model (variables, average of parameters), training (optimizer
+                                     with DLA, counters), position (step, seed, data fingerprint)
+    workdir/damaged_checkpoints/     what could not be read and was stepped over
+
+All randomness is a function of seed and step, and so is the data, so the position stands for both.
+"""
+
+import json
+import logging
+import os
+import pathlib
+import re
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from sm3det_jax import sharding
+
+# What a run may change when it goes on: it alters neither parameters nor the order of samples.
+# `optim.steps` only says where to stop, for the schedule counts milestones.
+CHANGEABLE = (
+  r'data_root|workers|log_every|checkpoint_every|keep_checkpoints|mesh\.\w+|optim\.steps|'
+  r'tasks\.[^.]+\.test\..*'
+)
+SHOWN = 8  # differing keys in an error
+
+logger = logging.getLogger(__name__)
+
+
+def open_workdir(config: ConfigDict, workdir: str | os.PathLike) -> None:
+  """Makes `workdir` with its `config.json`, or checks that it holds a run of this config.
+
+  Raises:
+    ValueError: it holds another run; the differing keys are named with both values.
+  """
+  path = pathlib.Path(workdir) / 'config.json'
+  if path.exists():
+    there, here = _flat(load_config(workdir)), _flat(config)
+    keys = [k for k in there | here if there.get(k) != here.get(k)]
+    keys = [k for k in keys if not re.fullmatch(CHANGEABLE, k)]
+    if keys:
+      shown = [f'{k} is {there.get(k)!r} there, {here.get(k)!r} here' for k in keys[:SHOWN]]
+      more = f' (and {len(keys) - SHOWN} more)' * (len(keys) > SHOWN)
+      raise ValueError(
+        f'{path} is of a run with another config: {"; ".join(shown)}{more}. '
+        "Give another --workdir, or the run's own values"
+      )
+  if jax.process_index() == 0:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(config.to_dict(), indent=2) + '\n')
+
+
+def load_config(workdir: str | os.PathLike) -> ConfigDict:
+  """The config of `workdir`'s run.
+
+  Raises:
+    FileNotFoundError: there is no run in `workdir`.
+  """
+  path = pathlib.Path(workdir) / 'config.json'
+  if not path.exists():
+    raise FileNotFoundError(f'{path} does not exist: no run was started in this --workdir')
+  return _unjson(json.loads(path.read_text()))
+
+
+def manager(workdir: str | os.PathLike, keep: int = 2) -> ocp.CheckpointManager:
+  """The checkpoints of `workdir`; saves in the background and keeps the newest `keep`."""
+  return _open(
+    workdir, ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+  )
+
+
+def save(checkpoints: ocp.CheckpointManager, state: dict, position: dict) -> None:
+  """Saves `state` {'model': .., 'training': ..} and `position` {'step': .., ..} as that step."""
+  args = ocp.args.Composite(
+    model=ocp.args.StandardSave(state['model']),
+    training=ocp.args.StandardSave(state['training']),
+    position=ocp.args.JsonSave(position),
+  )
+  checkpoints.save(position['step'], args=args, force=True)
+
+
+def restore(checkpoints: ocp.CheckpointManager, like: dict) -> tuple[dict, dict] | None:
+  """The newest checkpoint that can be read, or None where there is none at all.
+
+  One that cannot be read is stepped over with a warning and, once an older one is found good, moved
+  to `damaged_checkpoints`, so that the run may save that step again.
+
+  Args:
+    checkpoints: from `manager`.
+    like: the state as `jax.ShapeDtypeStruct`s with shardings, those of any mesh.
+
+  Returns:
+    (state, position).
+
+  Raises:
+    ValueError: there are checkpoints and none can be read.
+  """
+  args = ocp.args.Composite(
+    model=ocp.args.StandardRestore(like['model']),
+    training=ocp.args.StandardRestore(like['training']),
+    position=ocp.args.JsonRestore(),
+  )
+  found, damaged = _newest_readable(checkpoints, lambda step: args)
+  if found is None:
+    return None
+  if damaged:
+    _move_aside(checkpoints, damaged)
+  return {'model': found.model, 'training': found.training}, found.position
+
+
+def restore_for_inference(
+  workdir: str | os.PathLike, mesh: jax.sharding.Mesh | None = None
+) -> tuple[ConfigDict, dict]:
+  """Config and variables of a run: the average of the parameters where the run kept one.
+
+  Args:
+    workdir: of the run.
+    mesh: where the variables are put; default the first device.
+
+  Returns:
+    (config, variables), variables being the Flax dict {'params': .., ..}.
+
+  Raises:
+    FileNotFoundError: there is no run or no checkpoint in `workdir`.
+    ValueError: no checkpoint can be read.
+  """
+  config = load_config(workdir)
+  mesh = mesh or sharding.make_mesh({'data': 1, 'expert': 1}, jax.local_devices()[:1])
+  if not (pathlib.Path(workdir) / 'checkpoints').is_dir():
+    raise FileNotFoundError(f'{workdir}/checkpoints does not exist: the run has saved nothing yet')
+  # read-only: the run may be saving at this moment
+  with _open(workdir, ocp.CheckpointManagerOptions(read_only=True)) as checkpoints:
+    found, _ = _newest_readable(checkpoints, lambda step: _model_args(checkpoints, step, mesh))
+  if found is None:
+    raise FileNotFoundError(f'{workdir}/checkpoints is empty: the run has saved nothing yet')
+  variables = dict(found.model['variables'])
+  if 'ema' in found.model:
+    variables['params'] = found.model['ema']
+  return config, variables
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+  """Replaces a file's content, so that a reader sees the old or the new one, never a part."""
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  temporary.write_text(text)
+  os.replace(temporary, path)
+
+
+def _open(workdir, options):
+  handlers = {
+    'model': ocp.StandardCheckpointHandler(),
+    'training': ocp.StandardCheckpointHandler(),
+    'position': ocp.JsonCheckpointHandler(),
+  }
+  path = pathlib.Path(workdir).absolute() / 'checkpoints'
+  return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
+
+
+def _newest_readable(checkpoints, args_of):
+  """(what was restored or None, {damaged step: error}), the newest first."""
+  damaged = {}
+  for step in sorted(checkpoints.all_steps(), reverse=True):
+    where = f'{checkpoints.directory}/{step}'
+    try:
+      found = checkpoints.restore(step, args=args_of(step))
+    except Exception as error:  # whatever a torn file makes of the many readers below
+      damaged[step] = error
+      first_line = next(iter(str(error).splitlines()), '')
+      logger.warning('%s cannot be read: %s %s', where, type(error).__name__, first_line)
+      continue
+    if damaged:
+      logger.warning('falling back to checkpoint %s', where)
+    return found, damaged
+  if damaged:
+    step, error = next(iter(damaged.items()))
+    raise ValueError(
+      f'no checkpoint of {checkpoints.directory} can be read: steps {list(damaged)}; '
+      f'step {step}: {error}'
+    ) from error
+  return None, {}
+
+
+def _move_aside(checkpoints, steps):
+  if jax.process_index() == 0:
+    source = pathlib.Path(checkpoints.directory)
+    target = source.parent / 'damaged_checkpoints'
+    target.mkdir(exist_ok=True)
+    for step in steps:
+      count = len(list(target.glob(f'{step}-*')))
+      (source / str(step)).rename(target / f'{step}-{count}')
+  multihost_utils.sync_global_devices('damaged checkpoints moved')
+  checkpoints.reload()
+
+
+def _model_args(checkpoints, step, mesh):
+  """Arguments to restore the model alone, its form taken from the files."""
+  tree = checkpoints.item_metadata(step)['model'].tree
+  tree = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+  where = sharding.tree_sharding(mesh, tree)
+  like = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, where)
+  return ocp.args.Composite(model=ocp.args.StandardRestore(like))
+
+
+def _flat(config, prefix='') -> dict[str, Any]:
+  """{'a.b.c': value}, lists for tuples as in JSON; the order of tasks counts, as labels do."""
+  flat = {f'{prefix}(order)': list(config)} if prefix == 'tasks.' else {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      flat |= _flat(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = json.loads(json.dumps(value))
+  return flat
+
+
+def _unjson(value):
+  """A ConfigDict with tuples, as configs are written, out of parsed JSON."""
+  if isinstance(value, dict):
+    config = ConfigDict(sort_keys=False)
+    for key, item in value.items():
+      config[key] = _unjson(item)
+    return config
+  return tuple(map(_unjson, value)) if isinstance(value, list) else value
