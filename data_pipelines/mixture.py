@@ -4,7 +4,7 @@ Global batch `i` is a pure function of `i`, the seed and the data: task `t` brin
 `n_t = batch_size * ratio_t / sum(ratios)` images, the positions `i * n_t ... (i + 1) * n_t - 1` of
 its endless sequence of reshuffled epochs, and host `h` of `H` loads the `h`-th part of each task's
 images. So every host and every device has the ratio, and a run that starts again at step `i`, on
-whatever hosts and workers, needs to know nothing but `i`. Grain gives the permutations, the
+whatever hosts and workers, needs to know nothing but `i`. Grain gives random access by batch, the
 prefetching threads and the worker processes, which never touch a JAX backend.
 """
 
@@ -25,12 +25,16 @@ from data_pipelines import transforms
 from data_pipelines.source import Source
 from sm3det_jax.config import ConfigDict, label_space
 
-ATTEMPTS = (
-  10  # at most so many draws for a place in a batch, as an augmentation may leave no object
-)
+ATTEMPTS = 10  # draws for a place in a batch, at most: an augmentation may leave no object
 ENDLESS = 2**48  # batches
 
 logger = logging.getLogger(__name__)
+
+
+@functools.lru_cache(maxsize=32)
+def _permutation(seed, task, epoch, size):
+  # not Grain's, which takes milliseconds for an index of a small set
+  return np.random.default_rng([seed, task, 0, epoch]).permutation(size)
 
 
 class Task:
@@ -47,7 +51,8 @@ class Task:
   """
 
   def __init__(self, config: ConfigDict, name: str, role: str, split: str | None = None):
-    self.name, self.config, self.seed = name, config.tasks[name], config.seed
+    self.name, self.config = name, config.tasks[name]
+    self.seed = (config.seed, zlib.crc32(name.encode()))
     split = split or self.config[role].split
     where = f'config.tasks.{name}: data set {self.config.dataset!r}, split {split!r}'
     self.source = Source(config.data_root, self.config.dataset, split, tile=self.config[role].tile)
@@ -73,13 +78,7 @@ class Task:
         f'{where} has no image to show: {len(self.source)} windows, 0 of them with objects'
       )
     logger.info('%s: %d of %d windows', where, len(self.pool), len(self.source))
-    self.dtype = self.source[int(self.pool[0])]['image'].dtype
-
-  @functools.cached_property
-  def order(self) -> grain.MapDataset:
-    """Position in the endless sequence -> index in the source; each epoch a new permutation."""
-    seed = np.random.SeedSequence([self.seed, zlib.crc32(self.name.encode())]).generate_state(1)
-    return grain.MapDataset.source(self.pool).shuffle(seed=int(seed[0])).repeat()
+    self.dtype = self.source[self.pool[0]]['image'].dtype
 
   def draw(self, position: int) -> tuple[dict, int]:
     """Returns the augmented sample of a position and how often it was drawn anew.
@@ -87,12 +86,12 @@ class Task:
     A sample without objects after its augmentation gives way to another one. Attempt `n` is random
     by (seed, task, position, n) alone, and the last one stays whatever it holds.
     """
-    index = int(self.order[position])
+    epoch, k = divmod(position, len(self.pool))
+    k = _permutation(*self.seed, epoch, len(self.pool))[k]
     for attempt in range(ATTEMPTS):
-      rng = np.random.default_rng([self.seed, zlib.crc32(self.name.encode()), position, attempt])
-      if attempt:
-        index = int(self.pool[rng.integers(len(self.pool))])
-      sample = transforms.train_transform(self.source[index], self.config, rng)
+      rng = np.random.default_rng([*self.seed, 1 + attempt, position])
+      k = rng.integers(len(self.pool)) if attempt else k
+      sample = transforms.train_transform(self.source[self.pool[k]], self.config, rng)
       if len(sample['boxes']) or self.config.train.keep_empty:
         break
     return sample, attempt
@@ -159,7 +158,7 @@ def train_batches(config: ConfigDict, step: int = 0, host: int = 0, hosts: int =
 
   Yields:
     {task: {'images', 'boxes', 'labels', 'valid', 'shapes'}} (see `Task.stack`), `n_t / hosts`
-    images a task. What was drawn anew, stayed empty or did not fit is logged once an epoch and at
+    images a task. What was drawn anew, stayed empty or did not fit is logged as it adds up, and at
     the end.
 
   Raises:
@@ -187,22 +186,24 @@ def _load_train(tasks, local, host, hosts, step):
 
 
 def _reported(batches, tasks, local, step, hosts):
-  """Hands the batches on and logs their counts whenever a task ends an epoch, and at the end."""
+  """Hands the batches on; logs a task's counts after its epochs 1, 2, 4, 8, ... and at the end."""
   totals = collections.Counter()
 
   def report(name):
     kinds = {kind: n for (task, kind), n in totals.items() if task == name and n}
     if kinds:
       text = ', '.join(f'{n} {kind}' for kind, n in kinds.items())
-      epoch = step * hosts * local[name] / len(tasks[name].pool)
-      logger.warning('task %s, epoch %.1f, counted on this host: %s', name, epoch, text)
+      logger.warning('task %s, epoch %d, counted on this host: %s', name, epochs(name, step), text)
+
+  def epochs(name, step):
+    return step * hosts * local[name] // len(tasks[name].pool)
 
   try:
     for batch, counts in batches:
       totals.update(counts)
       step += 1
-      for name, task in tasks.items():
-        if step * hosts * local[name] % len(task.pool) < hosts * local[name]:
+      for name in tasks:
+        if epochs(name, step).bit_length() > epochs(name, step - 1).bit_length():
           report(name)
       yield batch
   finally:

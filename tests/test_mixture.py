@@ -253,6 +253,8 @@ def test_objects_that_do_not_fit_are_counted_and_reported(caplog):
   batches = take(11, config)  # 44 images: 4 epochs, 5 of 11 windows with a second object
   assert all(b['ifr']['valid'].sum() == 4 for b in batches)
   assert '20 objects over max_objects' in caplog.text
+  reports = [r.getMessage().split(',')[1] for r in caplog.records if 'task ifr' in r.getMessage()]
+  assert reports == [' epoch 1', ' epoch 2', ' epoch 4', ' epoch 4']  # the last one at the end
   assert not [r for r in caplog.records if 'task sar' in r.getMessage()]
 
 
