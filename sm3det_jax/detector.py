@@ -8,7 +8,7 @@ import ml_collections
 from sm3det_jax.backbones.convnext import ConvNeXt
 from sm3det_jax.config import check, label_space
 from sm3det_jax.heads import HEADS
-from sm3det_jax.heads.common import Detections, wide
+from sm3det_jax.heads.common import Detections
 from sm3det_jax.moe.layer import add_usage, balance_loss
 from sm3det_jax.necks.fpn import FPN
 
@@ -132,7 +132,7 @@ class M2Det:
     """Detections of a task, best first, padded to the head's maximum."""
     shapes = self._shapes(images) if shapes is None else shapes
     images = self._compute(images)
-    return self.network.apply(variables, images, self._known(task), wide(shapes), method='detect')
+    return self.network.apply(variables, images, self._known(task), shapes, method='detect')
 
   def loss(self, variables, batch: dict, rng=None, sampling: str = 'random'):
     """Training loss of a batch of all or some tasks.
@@ -158,7 +158,7 @@ class M2Det:
     ordered = {}
     for name in sorted(batch, key=lambda n: self.tasks.index(self._known(n))):
       b = dict(batch[name])
-      b['shapes'] = wide(b.get('shapes', self._shapes(b['images'])))
+      b.setdefault('shapes', self._shapes(b['images']))
       ordered[name] = b | {'images': self._compute(b['images'])}
     terms, usage = self.network.apply(variables, ordered, rng, sampling, method='losses')
     if usage:

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sm3det_jax.precision import wide
+
 
 def _padded(x, a, b):
   return jnp.pad(x, ((0, 0), (a // 2,) * 2, (b // 2,) * 2, (0, 0)))
 
 
 def _shifted(x, k):
-  """A sum of shifted slices: one fused loop on XLA:CPU, where a grouped convolution is 20x slower."""
+  """A sum of shifted slices: one fused loop on XLA:CPU, where a grouped one is 20x slower."""
   _, h, w, _ = x.shape
   a, b, _ = k.shape
   p = _padded(x, a, b)
@@ -43,7 +45,7 @@ def _kernel_gradient_grouped(x, k, g):
 
 @jax.custom_vjp
 def depthwise(x: jax.Array, k: jax.Array) -> jax.Array:
-  """Depthwise convolution, stride 1, 'SAME': x [B, H, W, C], k [h, w, C] (odd h, w) -> [B, H, W, C].
+  """Depthwise convolution, stride 1, 'SAME': [B, H, W, C], k [h, w, C] (odd h, w).
 
   The form that is fast on the platform it is compiled for.
   """
@@ -143,11 +145,11 @@ class GroupNorm(nn.Module):
     b, h, w, c = x.shape
     scale = self.param('scale', nn.initializers.ones, (c,))
     bias = self.param('bias', nn.initializers.zeros, (c,))
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(b, h * w, self.groups, -1)
-    wide = wide - wide.mean((1, 3), keepdims=True)
-    wide = wide * lax.rsqrt((wide * wide).mean((1, 3), keepdims=True) + self.epsilon)
-    wide = wide.reshape(x.shape) * scale.astype(wide.dtype)[None, None, None]
-    return (wide + bias.astype(wide.dtype)[None, None, None]).astype(x.dtype)
+    y = wide(x).reshape(b, h * w, self.groups, -1)
+    y = y - y.mean((1, 3), keepdims=True)
+    y = y * lax.rsqrt((y * y).mean((1, 3), keepdims=True) + self.epsilon)
+    y = y.reshape(x.shape) * scale.astype(y.dtype)[None, None, None]
+    return (y + bias.astype(y.dtype)[None, None, None]).astype(x.dtype)
 
 
 class Norm(nn.Module):
@@ -157,13 +159,13 @@ class Norm(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],)).astype(wide.dtype)
-    bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],)).astype(wide.dtype)
-    wide = wide - wide.mean(-1, keepdims=True)
-    wide = wide * lax.rsqrt((wide * wide).mean(-1, keepdims=True) + self.epsilon)
+    y = wide(x)
+    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],)).astype(y.dtype)
+    bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],)).astype(y.dtype)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * lax.rsqrt((y * y).mean(-1, keepdims=True) + self.epsilon)
     shape = (1,) * (x.ndim - 1) + (-1,)
-    return (wide * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
+    return (y * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
 
 
 def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sm3det_jax.geometry import anchors
+from sm3det_jax.precision import wide, wide_dtype
 
 
 class Detections(NamedTuple):
@@ -17,11 +18,6 @@ class Detections(NamedTuple):
   valid: jax.Array  # [B, D]
 
 
-def wide(x: jax.Array) -> jax.Array:
-  """At least float32: losses, softmaxes and box maths."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def flat(maps: list[jax.Array], channels: int) -> list[jax.Array]:
   """[B, H, W, A * channels] maps -> [B, H W A, channels], in at least float32."""
   return [wide(m).reshape(len(m), -1, channels) for m in maps]
@@ -29,7 +25,7 @@ def flat(maps: list[jax.Array], channels: int) -> list[jax.Array]:
 
 def level_anchors(features: list[jax.Array], strides, scales, ratios) -> list[jax.Array]:
   """Anchors [H W A, 4] of every level, in the dtype of box maths."""
-  dtype = jnp.promote_types(features[0].dtype, jnp.float32)
+  dtype = wide_dtype(features[0].dtype)
   return [
     jnp.asarray(anchors.grid_anchors(f.shape[1:3], s, scales, ratios), dtype)
     for f, s in zip(features, strides, strict=True)

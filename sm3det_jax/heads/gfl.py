@@ -115,7 +115,7 @@ class GFL(nn.Module):
       boxes, scores, labels = map(
         jnp.concatenate, zip(*(self._candidates(*p) for p in parts), strict=True)
       )
-      boxes = hbb.clip(boxes, shape)
+      boxes = hbb.clip(boxes, shape.astype(boxes.dtype))
       sides = boxes[:, 2:] - boxes[:, :2]
       good = (scores > c.score_threshold) & jnp.all(sides > 0, -1)
       index, valid = nms.nms(boxes, scores, c.nms_iou, c.max_detections, labels=labels, valid=good)
@@ -129,7 +129,7 @@ class GFL(nn.Module):
     scores = jax.nn.sigmoid(logits).reshape(-1)
     scores, pair = jax.lax.top_k(scores, min(c.pre_nms, scores.size))
     index, label = pair // self.num_classes, pair % self.num_classes
-    reach = losses.integral(distances[index].reshape(-1, 4, c.reg_max + 1)) * stride
+    reach = losses.integral(distances[index], c.reg_max) * stride
     return coders.distance_to_box(hbb.centers(anchors[index]), reach), scores, label
 
 
@@ -142,13 +142,14 @@ def _image_loss(c, num_classes, anchors, sizes, stride, logits, distances, boxes
   target = jnp.where(positive[:, None], boxes[assigned - 1], anchors) / stride[:, None]
   label = jnp.where(positive, labels[assigned - 1], num_classes)
   center = hbb.centers(anchors) / stride[:, None]
-  bins = distances.reshape(-1, 4, c.reg_max + 1)
-  box = coders.distance_to_box(center, losses.integral(bins))
+  box = coders.distance_to_box(center, losses.integral(distances, c.reg_max))
   quality = iou.hbb_iou_aligned(jax.lax.stop_gradient(box), target)
-  weight = positive * jax.nn.sigmoid(jax.lax.stop_gradient(logits)).max(-1)
+  weight = jnp.where(positive, jax.nn.sigmoid(jax.lax.stop_gradient(logits)).max(-1), 0)
   reach = jnp.clip(coders.box_to_distance(center, target), 0, c.reg_max - 0.1)
-  cls = losses.quality_focal(logits, label, quality * positive, num_classes, c.focal_beta)
+  cls = losses.quality_focal(
+    logits, label, jnp.where(positive, quality, 0), num_classes, c.focal_beta
+  )
   bbox = losses.giou(box, target) * weight
-  dfl = losses.distribution_focal(bins.reshape(-1, c.reg_max + 1), reach.reshape(-1))
+  dfl = losses.distribution_focal(distances.reshape(-1, c.reg_max + 1), reach.reshape(-1))
   dfl = dfl.reshape(-1, 4).mean(-1) * weight
   return cls.sum(), bbox.sum(), dfl.sum(), weight.sum(), positive.sum()

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from sm3det_jax import losses
 from sm3det_jax.backbones.layers import Conv, Dense
 from sm3det_jax.geometry import assign, coders, iou, nms, obb, roi_align
-from sm3det_jax.heads.common import Detections, flat, level_anchors, start_stage, wide
+from sm3det_jax.heads.common import Detections, flat, level_anchors, start_stage
+from sm3det_jax.precision import wide
 
 RPN_CODER = coders.MidpointOffset()
 ROI_CODER = coders.DeltaXYWHA()
@@ -141,10 +142,10 @@ class OrientedRCNN(nn.Module):
     cls, reg = self.roi_head(self._roi_features(features, rois))
     samples = jnp.maximum(valid.sum(), 1).astype(cls.dtype)
     positive = valid & (labels < self.num_classes)
-    bbox = losses.smooth_l1(reg, deltas, c.bbox_beta).sum(-1) * positive
+    bbox = losses.smooth_l1(reg, deltas, c.bbox_beta).sum(-1)
     return {
-      'cls': (losses.softmax_cross_entropy(cls, labels) * valid).sum() / samples,
-      'bbox': bbox.sum() / samples,
+      'cls': losses.softmax_cross_entropy(cls, labels).sum(where=valid) / samples,
+      'bbox': bbox.sum(where=positive) / samples,
     }
 
   def detect(self, features, shapes) -> Detections:
@@ -155,11 +156,11 @@ class OrientedRCNN(nn.Module):
     )
     proposals, valid = self._proposals(self._anchors(features), cls, reg)
     cls, reg = self.roi_head(self._roi_features(features, proposals))
-    scores = jax.nn.softmax(cls, -1)[..., :-1] * valid[..., None]  # [B, P, classes]
+    scores = jnp.where(valid[..., None], jax.nn.softmax(cls, -1)[..., :-1], 0)  # [B, P, classes]
 
     def image(x):
       proposals, reg, scores, shape = x
-      boxes = ROI_CODER.decode(proposals, reg, max_shape=shape)
+      boxes = ROI_CODER.decode(proposals, reg, max_shape=shape.astype(reg.dtype))
       flat_scores, pair = scores.reshape(-1), jnp.arange(scores.size)
       if c.pre_nms:
         flat_scores, pair = jax.lax.top_k(flat_scores, min(c.pre_nms, scores.size))
@@ -186,14 +187,14 @@ def rpn_loss(c, anchors, cls, reg, targets, keys, sampling):
   entropy = losses.sigmoid_cross_entropy(cls, positive.astype(cls.dtype))
   bbox = losses.smooth_l1(reg, deltas, c.bbox_beta).sum(-1)
   return {
-    'rpn_cls': (entropy * (positive | negative)).sum() / normaliser,
-    'rpn_bbox': (bbox * positive).sum() / normaliser,
+    'rpn_cls': entropy.sum(where=positive | negative) / normaliser,
+    'rpn_bbox': bbox.sum(where=positive) / normaliser,
   }
 
 
 def rpn_targets(c, anchors, sampling, boxes, valid, shape, key):
   """Sampled positives and negatives [A] and offsets [A, 6] of one image's anchors."""
-  height, width = shape[0], shape[1]
+  height, width = shape.astype(anchors.dtype)
   border = c.allowed_border
   inside = (
     (anchors[:, 0] >= -border) & (anchors[:, 1] >= -border)

@@ -2,8 +2,8 @@
 
 `dense` computes every expert for every token: the reference. `blocked` gathers the tokens of an
 expert into blocks of rows, so that a block meets one expert's weights. The number of blocks is
-static (ceil(N K / rows) + E), slots come from a cumulative sum (no sort), and both passes combine by
-gathers alone, so that results do not depend on the order of atomic additions.
+static (ceil(N K / rows) + E), slots come from a cumulative sum (no sort), and both passes combine
+by gathers alone, so that results do not depend on the order of atomic additions.
 """
 
 import functools
@@ -13,6 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from sm3det_jax.precision import wide
 
 
 class Plan(NamedTuple):
@@ -56,7 +58,7 @@ def make_plan(indices: jax.Array, num_experts: int, rows: int) -> Plan:
 
 
 def _rows(choices: int, num_experts: int) -> int:
-  """Rows of a block: small enough to fill, large enough to keep a matrix product busy (measured)."""
+  """Rows of a block: small enough to fill, large enough to keep a matrix product busy."""
   share = max(choices // num_experts // 8, 1)
   return min(max(1 << (share.bit_length() - 1), 64), 256)
 
@@ -95,24 +97,20 @@ def _combine(rows, slot, weights):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _blocked(kind, x, plan, weights, params):
   _, rows = _block_forward(kind, params, x, plan, saving=False)
-  return _combine(_wide(rows), plan.slot, weights).astype(x.dtype)
-
-
-def _wide(x):
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return _combine(wide(rows), plan.slot, weights).astype(x.dtype)
 
 
 def _blocked_forward(kind, x, plan, weights, params):
   saved, rows = _block_forward(kind, params, x, plan, saving=True)
-  y = _combine(_wide(rows), plan.slot, weights).astype(x.dtype)
+  y = _combine(wide(rows), plan.slot, weights).astype(x.dtype)
   return y, (x, plan, weights, params, saved, rows)
 
 
 def _blocked_backward(kind, residuals, dy):
   x, plan, weights, params, saved, rows = residuals
-  n, k = weights.shape
-  wide = _wide(dy)
-  dweights = jnp.stack([(_wide(rows)[plan.slot[:, j]] * wide).sum(1) for j in range(k)], 1)
+  k = weights.shape[1]
+  wide_dy = wide(dy)
+  dweights = jnp.stack([(wide(rows)[plan.slot[:, j]] * wide_dy).sum(1) for j in range(k)], 1)
   gate = jnp.zeros((plan.token.size,), weights.dtype).at[plan.slot.reshape(-1)]
   gate = gate.set(weights.reshape(-1), unique_indices=True).reshape(plan.token.shape)
   padded_x, padded_dy = _pad(x), _pad(dy)
@@ -128,7 +126,7 @@ def _blocked_backward(kind, residuals, dy):
 
   init = (jax.tree.map(jnp.zeros_like, params), jnp.zeros((*plan.token.shape, x.shape[1]), x.dtype))
   dparams, dx = lax.fori_loop(0, plan.used, body, init)
-  dx = _wide(dx.reshape(-1, x.shape[1]))
+  dx = wide(dx.reshape(-1, x.shape[1]))
   dx = sum(dx[plan.slot[:, j]] for j in range(k)).astype(x.dtype)
   return dx, None, dweights.astype(weights.dtype), dparams
 
@@ -141,7 +139,7 @@ def _dense(kind, x, indices, weights, params):
   e = jax.tree.leaves(params)[0].shape[0]
   gates = jnp.einsum('nk,nke->ne', weights, jax.nn.one_hot(indices, e, dtype=weights.dtype))
   y = jax.vmap(lambda p: kind.forward(p, x)[1])(params)  # [E, N, C]
-  return jnp.einsum('ne,enc->nc', gates, _wide(y)).astype(x.dtype)
+  return jnp.einsum('ne,enc->nc', gates, wide(y)).astype(x.dtype)
 
 
 def gelu_and_slope(h: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -210,7 +208,7 @@ def expert_ffn(
     w1: [E, C, D], b1: [E, D], w2: [E, D, C], b2: [E, C].
     implementation: 'blocked' or 'dense' (every expert on every token, the reference).
     capacity_factor: None; these implementations drop no token.
-    return_stats: also return {'load': [E] choices of each expert, 'dropped': share of choices lost}.
+    return_stats: also return {'load': [E] choices of each expert, 'dropped': share lost}.
 
   Returns:
     [N, C], or a pair with the statistics.

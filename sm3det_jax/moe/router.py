@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sm3det_jax.precision import wide
+
 
 class Routing(NamedTuple):
   """Where `N` tokens go and what the balance loss needs of it."""
@@ -80,7 +82,7 @@ class Router(nn.Module):
     """Routes tokens `x` [N, C]; noise is drawn when a key is given."""
     if not 1 <= self.top_k <= self.num_experts:
       raise ValueError(f'top_k={self.top_k} must be 1 to num_experts={self.num_experts}')
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = wide(x)
     noise = std = None
     w_noise = self.param('noise', nn.initializers.zeros, (x.shape[-1], self.num_experts))
     if self.noisy and noise_key is not None:
