@@ -1,7 +1,7 @@
 """Image files and encoded bytes to arrays [height, width, bands] and back, without loss.
 
-uint8 and uint16; colour in RGB order; a PNG's alpha is dropped, the fourth band of a TIFF is kept;
-an EXIF rotation is not applied (labels are drawn on the stored pixels).
+uint8 and uint16; colour in RGB order; a PNG's alpha is dropped, a TIFF keeps all its bands; an
+EXIF rotation is not applied (labels belong to the stored pixels).
 """
 
 import pathlib
@@ -10,6 +10,9 @@ import struct
 import cv2
 import numpy as np
 
+from data_pipelines import tiff
+
+PNG, JPEG = b'\x89PNG\r\n\x1a\n', b'\xff\xd8'
 BLOCK = 512  # px, side of the blocks that a large image is stored in
 WHOLE = 1024  # px, the longest side of an image that is stored in one piece
 
@@ -40,18 +43,10 @@ def decode(data: bytes, bands: int | None = None, name='image') -> np.ndarray:
   Raises:
     ImageError: truncated, not an image, or neither uint8 nor uint16.
   """
-  if not _complete(data):
-    raise ImageError(f'{name}: truncated')
-  image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-  if image is None:
-    raise ImageError(f'{name}: does not decode as an image')
-  if image.dtype not in (np.uint8, np.uint16):
-    raise ImageError(f'{name}: {image.dtype} pixels; expected uint8 or uint16')
-  image = image[..., None] if image.ndim == 2 else image
-  if image.shape[2] >= 3:
-    image = np.concatenate([image[..., 2::-1], image[..., 3:]], -1)  # BGR(A) -> RGB(A)
-    if image.shape[2] == 4 and data.startswith(PNG):
-      image = image[..., :3]
+  try:
+    image = _pixels(data)
+  except ValueError as e:
+    raise ImageError(f'{name}: {e}') from e
   if bands is not None and image.shape[2] != bands:
     image = np.moveaxis(image[..., 0].reshape(bands, -1, image.shape[1]), 0, -1)
   return np.ascontiguousarray(image)
@@ -85,7 +80,20 @@ def blocks(height: int, width: int) -> np.ndarray:
   return np.stack([x, y, np.minimum(x + BLOCK, width), np.minimum(y + BLOCK, height)], -1)
 
 
-PNG, JPEG = b'\x89PNG\r\n\x1a\n', b'\xff\xd8'
+def _pixels(data):
+  if data.startswith(tiff.MAGIC):
+    pages = tiff.pages(data)
+    if tiff.bands(pages) not in (1, 3) or len(pages) > 1:
+      return tiff.decode(data, pages)
+  if not _complete(data):
+    raise ValueError('truncated')
+  image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+  if image is None:
+    raise ValueError('does not decode')
+  if image.dtype not in (np.uint8, np.uint16):
+    raise ValueError(f'{image.dtype} pixels; expected uint8 or uint16')
+  # BGR(A) -> RGB
+  return image[..., None] if image.ndim == 2 else image[..., 2::-1]
 
 
 def _complete(data):

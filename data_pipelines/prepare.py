@@ -1,62 +1,324 @@
-"""`sm3det prepare`: data sets in their own formats -> prepared data sets that training reads."""
+"""`sm3det prepare`: data sets in their own formats -> prepared data sets that training reads.
 
+    sm3det prepare --dataset=sardet100k --source=DIR --data_dir=data
+    sm3det prepare --dataset=coco,voc --source=DIR1,DIR2 --data_dir=data --name=ships \\
+      --classes=ship --splits=train=train.json:images --splits=train=Annotations:JPEGImages
+"""
+
+import argparse
+import collections
 import dataclasses
+import json
 import logging
 import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
 
-from data_pipelines.builders import scan
-from data_pipelines.readers import Skipped, coco
+from data_pipelines.builders import scan as scan_lib
+from data_pipelines.builders.presets import FORMATS, PRESETS, Preset
+from data_pipelines.readers import Annotation, Skipped
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Report:
   """What was prepared.
 
   Attributes:
     name, folder, box, classes: of the data set.
-    images, objects: {split: images}, {split: [objects of each class]}.
-    skipped: {reason: count}.
+    images: {split: images}.
+    empty: {split: images without objects}.
+    objects: {split: objects of each class, in label order}.
+    skipped: {reason: images or objects left out or mended}.
     fingerprints: {split: hash}.
+    note: what else there is to say.
   """
 
   name: str
   folder: str
   box: str
-  classes: tuple
-  images: dict
-  objects: dict
-  skipped: dict
-  fingerprints: dict
+  classes: tuple[str, ...]
+  images: dict[str, int]
+  empty: dict[str, int]
+  objects: dict[str, list[int]]
+  skipped: dict[str, int]
+  fingerprints: dict[str, str]
+  note: str = ''
+
+  def table(self) -> str:
+    """The report as text."""
+    splits = list(self.images)
+    rows = [[f'{self.name} ({self.box})', *splits], ['images', *self.images.values()]]
+    rows.append(['  without objects', *self.empty.values()])
+    rows.append(['objects', *(sum(self.objects[s]) for s in splits)])
+    rows += [[f'  {c}', *(self.objects[s][k] for s in splits)] for k, c in enumerate(self.classes)]
+    rows.append(['fingerprint', *(self.fingerprints[s] for s in splits)])
+    rows += [['left out or mended', '']] + [[f'  {r}', n] for r, n in self.skipped.items()]
+    text = columns(rows if self.skipped else rows[:-1])
+    return '\n'.join([text, f'in {self.folder}', *([self.note] if self.note else [])])
+
+  def with_note(self, note: str) -> 'Report':
+    return dataclasses.replace(self, note=note)
+
+
+def columns(rows: Sequence[Sequence]) -> str:
+  """Rows as text: the first column to the left, the others to the right."""
+  rows = [[f'{c:,}' if isinstance(c, int) else str(c) for c in row] for row in rows]
+  width = max(len(row[0]) for row in rows)
+  others = max(len(c) for row in rows for c in row[1:])
+  return '\n'.join(
+    ' '.join([row[0].ljust(width)] + [c.rjust(others) for c in row[1:]]).rstrip() for row in rows
+  )
 
 
 def prepare(
-  dataset, source, data_dir, *, name=None, classes=(), splits=None, ignore=(), aliases=None
+  dataset: str | Sequence[str],
+  source,
+  data_dir,
+  *,
+  name: str | None = None,
+  classes: Sequence[str] = (),
+  splits: Mapping | Sequence[Mapping] = (),
+  box: str | None = None,
+  ignore: Sequence[str] = (),
+  aliases: Mapping[str, str] | None = None,
+  subset: Callable[[str], bool] | None = None,
+  **options,
 ) -> Report:
-  """Minimal: COCO json only."""
-  from data_pipelines.builders import detection
+  """Writes one prepared data set, from one source or several.
 
-  source, skipped = pathlib.Path(source), Skipped()
-  label = scan.labeller(classes, ignore, aliases)
-  entries = {}
-  for split, (labels, images) in splits.items():
-    found = coco.read(source, split, labels=labels, images=images, skipped=skipped)
-    entries[split] = list(
-      scan.scan(found, 'obb' if dataset == 'coco_rotated' else 'hbb', label, skipped)
-    )
-  box = 'obb' if dataset == 'coco_rotated' else 'hbb'
-  folder = detection.build(name or dataset, classes, box, entries, data_dir)
+  An older data set of the same name is replaced. Nothing is written before every image and label
+  has been read.
+
+  Args:
+    dataset: a key of `PRESETS`, or one a source.
+    source: folder, or several.
+    data_dir: root of the prepared data sets.
+    name: of the new data set, a lower-case identifier; by default `dataset`'s.
+    classes: in label order; by default the preset's, else the names found in the data, sorted.
+    splits: {split: 'LABELS:IMAGES'}, paths below the source, or one such dict a source; by default
+      the layouts that the preset knows are looked for.
+    box: 'hbb' takes the enclosing boxes of an oriented source; by default the first source's kind.
+    ignore: class names to leave out and count, beside the preset's.
+    aliases: {spelling in the files: class}, beside the preset's.
+    subset: image id -> whether to take it; the others are left out, not counted.
+    **options: of the reader (`angle`, `keep`, `names`).
+
+  Raises:
+    FileNotFoundError: a source without any layout that is known; lists what was looked for.
+    ValueError: an unknown data set; a class nobody knows; two images of one name; no images or no
+      objects in a split.
+  """
+  datasets = [dataset] if isinstance(dataset, str) else list(dataset)
+  sources = [
+    pathlib.Path(s) for s in ([source] if isinstance(source, str | pathlib.Path) else source)
+  ]
+  presets = [_preset(d) for d in datasets]
+  name = name or datasets[0]
+  if not re.fullmatch('[a-z][a-z0-9_]*', name):
+    raise ValueError(f'name={name!r}: expected a lower-case identifier such as my_ships')
+  if len(sources) != len(datasets):
+    raise ValueError(f'{len(datasets)} data sets but {len(sources)} sources: {datasets}, {sources}')
+  given = [splits] if isinstance(splits, Mapping) else list(splits)
+  given += [{}] * (len(sources) - len(given))
+  skipped, found = Skipped(), collections.defaultdict(list)
+  kinds = []
+  for key, preset, folder, wanted in zip(datasets, presets, sources, given, strict=True):
+    for split, (form, labels, images) in locate(key, preset, folder, wanted).items():
+      reader, kind, fixed = FORMATS[form]
+      logger.info('%s: reading %s from %s and %s as %s', name, split, folder / labels, images, form)
+      kinds.append(kind)
+      annotations = reader(
+        folder, split, labels=labels, images=images, skipped=skipped, **fixed, **options
+      )
+      found[split].append((folder, annotations))
+  ignore = {*ignore, *(n for p in presets for n in p.ignore)}
+  aliases = {k: v for p in presets for k, v in p.aliases} | dict(aliases or {})
+  listed = {s: _unique(parts, subset) for s, parts in found.items()}
+  classes = tuple(classes) or presets[0].classes or _names(listed, ignore, aliases)
+  label = scan_lib.labeller(classes, ignore, aliases)
+  box = box or kinds[0]
+  entries = {s: list(scan_lib.scan(a, box, label, skipped)) for s, a in listed.items()}
+  return _write(name, classes, box, entries, data_dir, skipped)
+
+
+def _write(name, classes, box, entries, data_dir, skipped):
+  from data_pipelines.builders import detection  # lazily: it imports TFDS
+
+  objects = {
+    s: [sum(int((e.labels == k).sum()) for e in listed) for k in range(len(classes))]
+    for s, listed in entries.items()
+  }
+  for split, listed in entries.items():
+    if not listed or not sum(objects[split]):
+      what = 'objects' if listed else 'images'
+      raise ValueError(f'{name}: split {split!r} has no {what}; left out: {dict(skipped.counts)}')
+  folder = detection.build(name, classes, box, entries, data_dir)
   return Report(
-    name=name or dataset,
+    name=name,
     folder=str(folder),
     box=box,
-    classes=tuple(classes),
-    images={s: len(e) for s, e in entries.items()},
-    objects={
-      s: [sum(int((x.labels == k).sum()) for x in e) for k in range(len(classes))]
-      for s, e in entries.items()
-    },
-    skipped=dict(skipped.counts),
-    fingerprints={s: detection.fingerprint(e) for s, e in entries.items()},
+    classes=classes,
+    images={s: len(listed) for s, listed in entries.items()},
+    empty={s: sum(not len(e.labels) for e in listed) for s, listed in entries.items()},
+    objects=objects,
+    skipped=dict(sorted(skipped.counts.items())),
+    fingerprints={s: detection.fingerprint(listed) for s, listed in entries.items()},
   )
+
+
+def _preset(dataset):
+  if dataset not in PRESETS:
+    raise ValueError(f'dataset {dataset!r} is not known; known: soi_det, {", ".join(PRESETS)}')
+  return PRESETS[dataset]
+
+
+def locate(
+  dataset: str, preset: Preset, source: pathlib.Path, splits: Mapping[str, str] | None = None
+) -> dict[str, tuple[str, str, str]]:
+  """{split: (format, labels, images)} of a source.
+
+  Args:
+    dataset: for messages.
+    preset: its layouts.
+    source: its folder.
+    splits: {split: 'LABELS:IMAGES'} as the user says them; {} looks for the preset's layouts. A
+      layout that is one folder for all splits is taken as the training split, unless VOC's
+      `ImageSets/Main/<split>.txt` divides it.
+
+  Raises:
+    FileNotFoundError: nothing is there; lists what was looked for.
+  """
+  if not source.is_dir():
+    raise FileNotFoundError(f'{dataset}: the source {source} is not a folder')
+  if splits:
+    form = preset.layouts[0][0]
+    return {s: (form, *_two(place)) for s, place in splits.items()}
+  found, tried = {}, []
+  for split, raw in preset.splits:
+    for form, *place in preset.layouts:
+      labels, images = (p.format(raw=raw) for p in place)
+      shared = [labels, images] == place
+      if shared and raw != 'train' and not (source / 'ImageSets/Main' / f'{raw}.txt').is_file():
+        continue
+      tried.append(f'{labels} with {images}')
+      if (source / labels).exists() and (source / images).is_dir():
+        found[split] = form, labels, images
+        break
+  if not found:
+    raise FileNotFoundError(
+      f'{dataset}: {source} has none of the known layouts; looked for labels with images in: '
+      + '; '.join(dict.fromkeys(tried))
+      + '. Say where they are with --splits=train=LABELS:IMAGES,...'
+    )
+  return found
+
+
+def _two(place):
+  if not isinstance(place, str):
+    return tuple(place)
+  labels, _, images = place.partition(':')
+  return labels, images
+
+
+def _unique(parts, subset) -> list[Annotation]:
+  """Annotations of a split from all its sources.
+
+  An image of a later source whose id is taken gets its folder's name before it.
+  """
+  seen = {}
+  for folder, annotations in parts:
+    for a in annotations:
+      if subset and not subset(a.id):
+        continue
+      if a.id in seen and seen[a.id][0] != folder:
+        a = dataclasses.replace(a, id=f'{folder.name}/{a.id}')
+      if a.id in seen:
+        raise ValueError(f'two images have the name {a.id}: {seen[a.id][1].image} and {a.image}')
+      seen[a.id] = folder, a
+  return [a for _, a in seen.values()]
+
+
+def _names(listed, ignore, aliases):
+  found = {aliases.get(n, n) for part in listed.values() for a in part for n in a.names}
+  classes = tuple(sorted(found - set(ignore)))
+  logger.info('classes found in the data: %s', ', '.join(classes))
+  return classes
+
+
+def parse_splits(text: str) -> dict[str, str]:
+  """'train=LABELS:IMAGES,test=...' -> {split: 'LABELS:IMAGES'}.
+
+  Raises:
+    ValueError: not of that form.
+  """
+  splits = {}
+  for part in text.split(','):
+    split, equals, place = part.partition('=')
+    if not (re.fullmatch('[a-z][a-z0-9]*', split) and equals and place):
+      raise ValueError(f'--splits={text}: expected split=LABELS:IMAGES,..., not {part!r}')
+    if split in splits:
+      raise ValueError(f'--splits={text}: split {split!r} twice; name each source of its own')
+    splits[split] = place
+  return splits
+
+
+def read_subset(path) -> set[str]:
+  """File names without suffix from a COCO json, or a text with one a line.
+
+  Raises:
+    FileNotFoundError: no such file.
+  """
+  path = pathlib.Path(path)
+  text = path.read_text(encoding='utf-8-sig')
+  if text.lstrip().startswith('{'):
+    names = [i.get('file_name', i.get('filename')) for i in json.loads(text)['images']]
+  else:
+    names = text.split()
+  return {pathlib.PurePosixPath(n).stem for n in names}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the arguments of `sm3det prepare`, for `run`."""
+  known = ', '.join(['soi_det', *PRESETS])
+  add = parser.add_argument
+  add('--dataset', required=True, help=f'data set or format, or several by commas: {known}')
+  add('--source', required=True, help='its folder; one a data set, by commas')
+  add('--data_dir', required=True, help='root of the prepared data sets (config.data_root)')
+  add('--name', help='name of the prepared data set; by default that of the data set')
+  add('--classes', default='', help='class names in label order, by commas')
+  places = 'where labels and images lie below the source; given once a source, in order'
+  example = 'train=LABELS:IMAGES,test=LABELS:IMAGES'
+  add('--splits', action='append', default=[], metavar=example, help=places)
+  add('--box', choices=['hbb', 'obb'], help='hbb takes the enclosing boxes of oriented labels')
+  add('--ignore', default='', help='class names to leave out, by commas')
+  add('--aliases', default='', help='spelling=class,... for names the class list spells otherwise')
+  add('--subset', help='text file (a name a line) or COCO json: take only these images')
+
+
+def run(args: argparse.Namespace) -> list[Report]:
+  """Does what `sm3det prepare` was asked for.
+
+  Raises:
+    as `prepare`.
+  """
+  subset = read_subset(args.subset).__contains__ if args.subset else None
+  datasets, sources = args.dataset.split(','), args.source.split(',')
+  if datasets == ['soi_det']:
+    from data_pipelines.builders import soi_det
+
+    return soi_det.prepare(sources, args.data_dir, subset=subset)
+  report = prepare(
+    datasets,
+    sources,
+    args.data_dir,
+    name=args.name,
+    classes=tuple(filter(None, args.classes.split(','))),
+    splits=[parse_splits(s) for s in args.splits],
+    box=args.box,
+    ignore=tuple(filter(None, args.ignore.split(','))),
+    aliases=dict(pair.split('=', 1) for pair in filter(None, args.aliases.split(','))),
+    subset=subset,
+  )
+  return [report]

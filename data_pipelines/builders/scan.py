@@ -16,17 +16,22 @@ The policy for boxes, the reference's where it has one:
 An image that does not decode is left out and counted; one without objects is kept.
 """
 
+import concurrent.futures
 import dataclasses
 import difflib
+import logging
+import os
 import pathlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from data_pipelines import boxes as box_lib
 from data_pipelines import images
 from data_pipelines.readers import Annotation, Skipped
+
+logger = logging.getLogger(__name__)
 
 MIN_SIDE = {'hbb': 1.0, 'obb': 2.0}
 
@@ -54,7 +59,7 @@ class Entry:
 
 
 def scan(
-  annotations: Iterable[Annotation],
+  annotations: Sequence[Annotation],
   box: str,
   label: Callable[[str, pathlib.Path], int | None],
   skipped: Skipped,
@@ -63,45 +68,56 @@ def scan(
 
   Args:
     annotations: from a reader.
-    box: 'hbb' or 'obb'; an HBB source can become neither more nor less than it is.
+    box: 'hbb' or 'obb'; oriented annotations give their enclosing boxes as 'hbb'.
     label: class name, file -> label, None for a class to leave out (`labeller`).
     skipped: where what is left out is counted.
 
   Raises:
-    ValueError: a class nobody knows, or boxes of the other kind.
+    ValueError: a class nobody knows, or horizontal boxes for box='obb'.
   """
-  for a in annotations:
-    try:
-      data = a.image.read_bytes()
-      pixels = images.decode(data, name=a.image)
-    except (images.ImageError, OSError) as e:
-      reason = str(e).removeprefix(f'{a.image}: ') if isinstance(e, ValueError) else 'unreadable'
-      skipped.add(f'image {reason}', a.image)
-      continue
-    x1, y1, x2, y2 = a.crop or (0, 0, pixels.shape[1], pixels.shape[0])
-    kept = clean(a, y2 - y1, x2 - x1, box, label, skipped)
-    yield Entry(
-      id=a.id,
-      image=a.image,
-      crop=a.crop,
-      height=y2 - y1,
-      width=x2 - x1,
-      bands=pixels.shape[2],
-      as_is=a.crop is None and images.stores_as_is(data, pixels),
-      checksum=zlib.crc32(data),
-      **kept,
-    )
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    for number, (a, file) in enumerate(zip(annotations, pool.map(_look, annotations), strict=True)):
+      if number and not number % 5000:
+        logger.info('%d images read', number)
+      if isinstance(file, str):
+        skipped.add(f'image {file}', a.image)
+        continue
+      x1, y1, x2, y2 = a.crop or (0, 0, file['width'], file['height'])
+      size = dict(height=y2 - y1, width=x2 - x1)
+      kept = clean(a, **size, box=box, label=label, skipped=skipped)
+      yield Entry(id=a.id, image=a.image, crop=a.crop, **file | size, **kept)
+
+
+def _look(a):
+  """What an entry says of the image file, or why it cannot be read."""
+  try:
+    data = a.image.read_bytes()
+    pixels = images.decode(data, name='')
+  except images.ImageError as e:
+    return str(e).removeprefix(': ')
+  except OSError as e:
+    return f'unreadable ({e.strerror})'
+  height, width, bands = pixels.shape
+  return dict(
+    height=height,
+    width=width,
+    bands=bands,
+    as_is=a.crop is None and images.stores_as_is(data, pixels),
+    checksum=zlib.crc32(data),
+  )
 
 
 def clean(a: Annotation, height: int, width: int, box: str, label, skipped) -> dict:
   """Boxes, polygons, labels, difficult of what an annotation keeps under the policy above."""
   where = a.labels or a.image
   columns = {'hbb': 4, 'obb': 5}[box]
-  if len(a.boxes) and a.boxes.shape[1] != columns:
-    kind = 'horizontal' if a.boxes.shape[1] == 4 else 'oriented'
-    raise ValueError(f'{where}: {kind} boxes, but the data set is to hold box={box!r}')
-  boxes = np.array(a.boxes, np.float32).reshape(-1, columns)
-  polygons = np.array(a.polygons, np.float32).reshape(-1, 8)
+  if len(a.boxes) and a.boxes.shape[1] < columns:
+    raise ValueError(f'{where}: horizontal boxes, but the data set is to hold oriented ones')
+  boxes, polygons = np.array(a.boxes, np.float32), np.array(a.polygons, np.float32).reshape(-1, 8)
+  if box == 'hbb' and boxes.shape[1] == 5:
+    boxes = box_lib.polygon_to_hbb(polygons)
+    polygons = box_lib.hbb_to_polygon(boxes)
+  boxes = boxes.reshape(-1, columns)
   labels = [label(name, where) for name in a.names]
   keep = np.ones(len(boxes), bool)
 
