@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from xml.etree import ElementTree
 
 import numpy as np
@@ -61,7 +61,7 @@ class Skipped:
     self.counts = collections.Counter()
     self._files = collections.defaultdict(set)
 
-  def add(self, reason: str, file, count: int = 1) -> None:
+  def add(self, reason: str, file, count: int = 1, level: int = logging.WARNING) -> None:
     """Adds `count` to `reason`; nothing happens for a count of 0."""
     if not count:
       return
@@ -71,9 +71,9 @@ class Skipped:
       return
     files.add(str(file))
     if len(files) > self.LOGGED:
-      logger.warning('%s: more than %d files; the others are only counted', reason, self.LOGGED)
+      logger.log(level, '%s: over %d files; the others are only counted', reason, self.LOGGED)
     else:
-      logger.warning('%s: %s%s', file, reason, f' ({count})' if count > 1 else '')
+      logger.log(level, '%s: %s%s', file, reason, f' ({count})' if count > 1 else '')
 
 
 def find(source: pathlib.Path, relative: str, what: str) -> pathlib.Path:
@@ -89,19 +89,31 @@ def find(source: pathlib.Path, relative: str, what: str) -> pathlib.Path:
 
 
 def pairs(
-  labels: pathlib.Path, images: pathlib.Path, suffix: str, skipped: Skipped
+  labels: pathlib.Path,
+  images: pathlib.Path,
+  suffix: str,
+  skipped: Skipped,
+  instead: Callable[[str], str] = str,
 ) -> Iterator[tuple[pathlib.Path, pathlib.Path | None]]:
   """Yields (image, its label file or None) by file name, images in order.
 
-  Label files without an image are counted; a folder of labels may serve several splits.
+  Label files without an image are counted: once, since a folder of labels may serve several splits.
+
+  Args:
+    labels, images: the folders.
+    suffix: of the label files.
+    skipped: where label files without an image are counted.
+    instead: image name without suffix -> name of another label file that will do.
   """
   files = {p.stem: p for p in labels.iterdir() if p.suffix.lower() == suffix}
+  used = set()
   for image in sorted(p for p in images.iterdir() if p.suffix.lower() in SUFFIXES):
-    yield image, files.pop(image.stem, None)
-  if files:
-    names = sorted(p.name for p in files.values())
-    file = labels / (names[0] + (', ..., ' + names[-1] if len(names) > 1 else ''))
-    skipped.add('label file without an image', file, len(files))
+    file = files.get(image.stem, files.get(instead(image.stem)))
+    used.add(file)
+    yield image, file
+  if lost := sorted(set(files.values()) - used):
+    file = labels / (lost[0].name + (f', ..., {lost[-1].name}' if len(lost) > 1 else ''))
+    skipped.add('label file without an image', file, len(lost))
 
 
 def oriented(image: pathlib.Path, labels, rows: list[tuple], **fields) -> Annotation:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_pipelines import boxes as box_lib
-from data_pipelines.readers import Annotation, Skipped, find
+from data_pipelines.readers import SUFFIXES, Annotation, Skipped, find
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def read(
     else:
       objects[a['image_id']].append(a)
   for entry in entries:
-    image = folder / _file_name(entry, path)
+    image = _image(folder / _file_name(entry, path))
     if not image.is_file():
       skipped.add('image file missing', image)
       continue
@@ -83,6 +83,12 @@ def _file_name(entry, path):
   if not name:
     raise ValueError(f'{path}: image {entry.get("id")} has neither file_name nor filename')
   return name
+
+
+def _image(path):
+  """The file, or one that differs only in its suffix: copies of data sets are often converted."""
+  others = (path.with_suffix(s) for s in SUFFIXES)
+  return path if path.is_file() else next((p for p in others if p.is_file()), path)
 
 
 def _difficult(annotation):

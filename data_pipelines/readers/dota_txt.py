@@ -38,17 +38,19 @@ def read(
     FileNotFoundError: a folder is not there.
     ValueError: a line that is none of the above; names file and line.
   """
-  folder = find(source, labels, f'{split} labels')
-  for image, file in pairs(folder, find(source, images, f'{split} images'), '.txt', skipped):
-    if file:
-      yield oriented(image, file, _rows(file))
-      continue
-    patch = tiling.parse_patch(image.stem)
-    file = folder / f'{patch[0]}.txt' if patch else None
-    if file and file.is_file():
-      yield oriented(image, file, _cut(_rows(file), image, patch, keep))
-    else:
+  folder, images = find(source, labels, f'{split} labels'), find(source, images, f'{split} images')
+  for image, file in pairs(folder, images, '.txt', skipped, _full_image):
+    if not file:
       skipped.add('image without a label file', image)
+    elif file.stem == image.stem:
+      yield oriented(image, file, _rows(file))
+    else:
+      yield oriented(image, file, _cut(_rows(file), image, keep))
+
+
+def _full_image(stem):
+  patch = tiling.parse_patch(stem)
+  return patch[0] if patch else stem
 
 
 def _rows(path):
@@ -71,11 +73,11 @@ def _rows(path):
   return rows
 
 
-def _cut(rows, image, patch, keep):
+def _cut(rows, image, keep):
   """Objects of a full image that lie in one of its patches, in the patch's pixels."""
   if not rows:
     return []
-  _, rate, x, y = patch
+  _, rate, x, y = tiling.parse_patch(image.stem)
   height, width = image_lib.size(image)
   polygons = np.array([p for _, p, _ in rows]) * rate - np.tile([x, y], 4)
   kept = tiling.kept_fraction(polygons, np.array([[0, 0, width, height]]))[0] >= keep
