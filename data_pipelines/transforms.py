@@ -1,0 +1,188 @@
+"""Augmentation and resizing of one sample, as pure functions of (sample, numpy Generator).
+
+A sample is what `data_pipelines.source.Source` yields. What comes out has three more facts: `scale`
+(resized / original), `shape` (height, width of the image, which nothing here pads) and an image in
+the file's own dtype; it has no `polygons` any more: they are for evaluation, which takes them from
+the untouched sample. The order and the details are those of SM3Det's released configs
+(`configs/_base_/datasets/SOI_Det.py`: RResize, RRandomFlip, PolyRandomRotate; Resize, RandomFlip).
+
+Horizontal boxes are continuous coordinates: pixel j spans [j, j + 1), an image [0, W]. Oriented
+ones have a pixel's centre at j, as OpenCV and the released flip `W - cx - 1` do, so that flips and
+rotations move boxes exactly as they move pixels. (The released rotation turns boxes about W / 2 and
+pixels about (W - 1) / 2; here both turn about the latter.)
+"""
+
+import math
+
+import cv2
+import numpy as np
+
+from data_pipelines import boxes as box_lib
+
+RIGHT_ANGLES = (90, 180, -90, -180)
+
+cv2.setNumThreads(0)  # samples are loaded in parallel; threads inside of threads only cost
+
+
+def resize_keep_ratio(sample: dict, size: tuple[int, int]) -> dict:
+  """Scales the image bilinearly to the largest that fits into `size` (height, width).
+
+  An oriented box's sides grow by sqrt(sx * sy), which differ by rounding only, its angle stays.
+  Horizontal boxes are cut off at the image's edge.
+  """
+  image = sample['image']
+  height, width = image.shape[:2]
+  scale = min(size[0] / height, size[1] / width)
+  new = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+  sy, sx = new[0] / height, new[1] / width
+  mean = math.sqrt(sx * sy)
+  if new != (height, width):
+    image = _by_bands(
+      image, lambda part: cv2.resize(part, new[::-1], interpolation=cv2.INTER_LINEAR)
+    )
+  if _horizontal(sample):
+    boxes = np.clip(sample['boxes'] * (sx, sy, sx, sy), 0, (new[1], new[0]) * 2)
+  else:
+    boxes = sample['boxes'] * (sx, sy, mean, mean, 1)
+  return _changed(sample, image, boxes) | {'scale': mean}
+
+
+def flip(sample: dict, probabilities: tuple[float, float, float], rng: np.random.Generator) -> dict:
+  """Flips the image with the given probabilities horizontally, vertically or in both directions.
+
+  Raises:
+    ValueError: probabilities that sum to more than 1.
+  """
+  if min(probabilities) < 0 or sum(probabilities) > 1 + 1e-6:
+    raise ValueError(f'flip={tuple(probabilities)}: three probabilities that sum to at most 1')
+  kind = int(np.searchsorted(np.cumsum(probabilities), rng.random(), side='right'))
+  across, down = kind in (0, 2), kind in (1, 2)
+  image, boxes = sample['image'], sample['boxes'].copy()
+  height, width = image.shape[:2]
+  if across:
+    image = image[:, ::-1]
+  if down:
+    image = image[::-1]
+  if _horizontal(sample):
+    if across:
+      boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    if down:
+      boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
+  else:
+    if across:
+      boxes[:, 0] = width - boxes[:, 0] - 1
+    if down:
+      boxes[:, 1] = height - boxes[:, 1] - 1
+    if across != down:
+      boxes[:, 4] = -boxes[:, 4]
+      boxes = box_lib.le90(boxes)
+  return _changed(sample, np.ascontiguousarray(image), boxes)
+
+
+def rotate(sample: dict, probability: float, right_angles: bool, rng: np.random.Generator) -> dict:
+  """Turns image and oriented boxes about the middle, on the same canvas, with zeros outside.
+
+  Args:
+    sample: with oriented boxes.
+    probability: of turning it at all.
+    right_angles: draw from 90, 180, -90 and -180 degrees, not from all between -180 and 180: for
+      samples with round objects, whose boxes do not turn with them.
+    rng: draws.
+  """
+  if rng.random() >= probability:
+    return sample
+  degrees = float(rng.choice(RIGHT_ANGLES) if right_angles else rng.uniform(-180, 180))
+  image = sample['image']
+  height, width = image.shape[:2]
+  middle = (width - 1) / 2, (height - 1) / 2
+  matrix = cv2.getRotationMatrix2D(middle, degrees, 1.0)  # counter-clockwise on the screen
+  image = _by_bands(
+    image, lambda part: cv2.warpAffine(part, matrix, (width, height), flags=cv2.INTER_LINEAR)
+  )
+  boxes = np.float64(sample['boxes'])
+  boxes[:, :2] = boxes[:, :2] @ matrix[:, :2].T + matrix[:, 2]
+  boxes[:, 4] -= math.radians(degrees)
+  return _changed(sample, image, box_lib.le90(boxes))
+
+
+def filter_small(sample: dict, min_side: float) -> dict:
+  """Keeps objects with their centre strictly inside the image and both sides over `min_side`."""
+  boxes = sample['boxes']
+  height, width = sample['image'].shape[:2]
+  if _horizontal(sample):
+    centre, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+  else:
+    centre, sides = boxes[:, :2], boxes[:, 2:4]
+  inside = ((centre > 0) & (centre < (width, height))).all(1)
+  keep = inside & (sides > min_side).all(1)
+  kept = {key: sample[key][keep] for key in ('boxes', 'labels', 'difficult')}
+  return sample | kept
+
+
+def to_bands(image: np.ndarray, bands: int, name: str = 'image') -> np.ndarray:
+  """The image with `bands` bands: one is repeated, any other number must be that already.
+
+  Raises:
+    ValueError: another number of bands.
+  """
+  if image.shape[2] not in (1, bands):
+    raise ValueError(
+      f'{name} has {image.shape[2]} bands, the task has bands={bands}; only one band is repeated: '
+      f'set bands, mean and std of the task, or convert the images'
+    )
+  return np.broadcast_to(image, (*image.shape[:2], bands))
+
+
+def train_transform(sample: dict, config, rng: np.random.Generator, classes=None) -> dict:
+  """Resize, flip, rotate (oriented boxes only) and filter, as the task's config says.
+
+  Args:
+    sample: from a Source.
+    config: of the task (`sm3det_jax.config.task`); `size`, `bands`, `box` and its `train` part.
+    rng: the sample's own generator.
+    classes: names of the sample's labels; the task's own if not given.
+
+  Raises:
+    ValueError: horizontal boxes with a rotation, whose envelopes would not be tight; bands.
+  """
+  train = config.train
+  sample = resize_keep_ratio(sample, config.size)
+  sample = flip(sample, train.flip, rng)
+  if config.box == 'obb':
+    classes = config.classes if classes is None else classes
+    round_ones = [k for k, name in enumerate(classes) if name in train.right_angles]
+    sample = rotate(sample, train.rotate, bool(np.isin(sample['labels'], round_ones).any()), rng)
+  elif train.rotate:
+    raise ValueError(
+      f'train.rotate={train.rotate} needs oriented boxes, the task has {config.box!r}'
+    )
+  sample = filter_small(sample, train.min_side)
+  return sample | {'image': to_bands(sample['image'], config.bands, sample['id'])}
+
+
+def test_transform(sample: dict, config) -> dict:
+  """Resizes only; every object stays."""
+  sample = resize_keep_ratio(sample, config.size)
+  return sample | {'image': to_bands(sample['image'], config.bands, sample['id'])}
+
+
+test_transform.__test__ = False  # its name is not a test's
+
+
+def _horizontal(sample):
+  return sample['boxes'].shape[-1] == 4
+
+
+def _changed(sample, image, boxes):
+  rest = {key: value for key, value in sample.items() if key != 'polygons'}
+  return rest | {
+    'image': image, 'boxes': boxes.astype(np.float32), 'shape': image.shape[:2]
+  }  # fmt: skip
+
+
+def _by_bands(image, warp):
+  """Applies an OpenCV function, which takes at most four bands, to any number of them."""
+  bands = image.shape[2]
+  parts = [warp(np.ascontiguousarray(image[..., k : k + 4])) for k in range(0, bands, 4)]
+  parts = [part[..., None] if part.ndim == 2 else part for part in parts]
+  return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
