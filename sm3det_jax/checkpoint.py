@@ -101,17 +101,21 @@ def restore(checkpoints: ocp.CheckpointManager, like: dict) -> tuple[dict, dict]
   Raises:
     ValueError: there are checkpoints and none can be read.
   """
-  args = ocp.args.Composite(
-    model=ocp.args.StandardRestore(like['model']),
-    training=ocp.args.StandardRestore(like['training']),
-    position=ocp.args.JsonRestore(),
-  )
-  found, damaged = _newest_readable(checkpoints, lambda step: args)
+  found, damaged = _newest_readable(checkpoints, lambda step: restore_args(like))
   if found is None:
     return None
   if damaged:
     _move_aside(checkpoints, damaged)
   return {'model': found.model, 'training': found.training}, found.position
+
+
+def restore_args(like: dict) -> ocp.args.Composite:
+  """What a manager's `restore` of one step needs; `like` as for `restore`."""
+  return ocp.args.Composite(
+    model=ocp.args.StandardRestore(like['model']),
+    training=ocp.args.StandardRestore(like['training']),
+    position=ocp.args.JsonRestore(),
+  )
 
 
 def restore_for_inference(

@@ -5,6 +5,7 @@ The mesh has two axes. Images are spread over both, `('data', 'expert')`; expert
 """
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,20 @@ RULES = (
 )
 
 logger = logging.getLogger(__name__)
+
+
+def start_processes() -> None:
+  """Joins the processes of a run, where the environment says that there is more than one.
+
+  `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID` and `JAX_COORDINATOR_ADDRESS` (host:port of process 0), as
+  launch/ sets them. It must come before anything asks JAX for its devices.
+  """
+  if int(os.environ.get('JAX_NUM_PROCESSES', 1)) > 1 and not jax.distributed.is_initialized():
+    jax.distributed.initialize(
+      os.environ['JAX_COORDINATOR_ADDRESS'],
+      int(os.environ['JAX_NUM_PROCESSES']),
+      int(os.environ['JAX_PROCESS_ID']),
+    )
 
 
 def make_mesh(mesh: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -86,6 +101,12 @@ def check_mesh(config: Any, mesh: Mesh) -> None:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Of every array of a batch: axis 0, the images, over all devices."""
   return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+  """Global arrays of this process's part of a batch, a tree of NumPy arrays."""
+  where = batch_sharding(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

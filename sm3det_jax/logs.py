@@ -1,0 +1,96 @@
+"""What a run says while it trains: progress bar, TensorBoard, one line of JSON a window."""
+
+import json
+import logging
+import math
+import os
+import pathlib
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from tensorboardX import SummaryWriter
+
+from sm3det_jax.checkpoint import write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+class Logs:
+  """Writes metrics to `workdir/metrics.jsonl`, `workdir/tensorboard` and the screen.
+
+  A context manager. A run that goes on from step `start` first forgets the lines after it.
+
+  Args:
+    workdir: of the run.
+    start: steps already done.
+    steps: steps in all.
+    active: False writes and shows nothing (all processes but the first).
+  """
+
+  def __init__(self, workdir: str | os.PathLike, start: int, steps: int, active: bool = True):
+    self._active = active
+    if not active:
+      return
+    self._path = pathlib.Path(workdir) / 'metrics.jsonl'
+    kept = [line for line in read(workdir) if line['step'] <= start]
+    write_atomically(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
+    self._board = SummaryWriter(str(pathlib.Path(workdir) / 'tensorboard'), purge_step=start + 1)
+    self._progress = Progress(
+      TextColumn('train'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+      TextColumn('{task.fields[speed]}'),
+    )  # fmt: skip
+    self._task = self._progress.add_task('train', total=steps, completed=start, speed='')
+    self._live = Live(self._progress, refresh_per_second=2)
+
+  def __enter__(self):
+    if self._active:
+      self._live.start()
+    return self
+
+  def __exit__(self, *_):
+    if self._active:
+      self._live.stop()
+      self._board.close()
+
+  def write(self, step: int, metrics: dict[str, float]) -> None:
+    """Appends the metrics after `step` steps; a value that is not finite becomes null."""
+    if not self._active:
+      return
+    line = {'step': step} | {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+    with self._path.open('a') as file:
+      file.write(json.dumps(line) + '\n')
+    for name, value in metrics.items():
+      self._board.add_scalar(name, value, step)
+    self._progress.update(
+      self._task, completed=step, speed=f'{metrics["images_per_second"]:.1f} images/s'
+    )
+    self._live.update(Group(self._progress, Text(summary(metrics))))
+    logger.info('step %d: %s', step, summary(metrics))
+
+
+def summary(metrics: dict[str, float]) -> str:
+  """Loss of every task, and multipliers, in one line."""
+  losses, multipliers = {}, []
+  for name, value in metrics.items():
+    kind, _, rest = name.partition('/')
+    if kind == 'loss':
+      task = rest.split('/')[0]
+      losses[task] = losses.get(task, 0.0) + value
+    elif kind == 'multiplier':
+      multipliers.append(f'{rest} x{value:.2f}')
+  text = ' '.join(f'{task} {value:.4g}' for task, value in losses.items())
+  return f'loss {metrics["total"]:.4g} ({text})  lr {metrics["lr"]:.3g} {" ".join(multipliers)}'
+
+
+def read(workdir: str | os.PathLike) -> list[dict]:
+  """The lines of `workdir/metrics.jsonl`, but for one torn when the run was killed."""
+  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  lines = []
+  for line in path.read_text().splitlines() if path.exists() else ():
+    try:
+      lines.append(json.loads(line))
+    except json.JSONDecodeError:
+      logger.warning('%s: left out a torn line after %d whole ones', path, len(lines))
+  return lines

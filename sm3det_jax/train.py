@@ -1,0 +1,295 @@
+"""The training loop: one jitted step on a mesh, logs, checkpoints, exact restarts."""
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from data_pipelines import mixture
+from sm3det_jax import checkpoint, logs, sharding
+from sm3det_jax.detector import build
+from sm3det_jax.optim import optimizer
+from sm3det_jax.preprocess import normalise_batch
+
+MAX_BAD_STEPS = 10  # in a row
+SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+  config: ConfigDict,
+  workdir: str | os.PathLike,
+  on_log: Callable[[int, dict[str, float]], None] | None = None,
+) -> dict[str, float]:
+  """Trains the detector of `config`, or goes on where `workdir`'s newest checkpoint stands.
+
+  A run that was stopped in any way goes on exactly: the same losses and parameters, bit for bit on
+  one machine, as without the stop. A step whose loss or gradient is not finite changes nothing but
+  its count.
+
+  Args:
+    config: see sm3det_jax.config.
+    workdir: where config, checkpoints and logs go.
+    on_log: called with the steps done and the metrics whenever they are logged.
+
+  Returns:
+    The last metrics: 'total', 'loss/<task>/<term>', 'multiplier/<group>', 'lr', 'grad_norm',
+    'skipped' (steps so far), 'images_per_second', 'data_wait' (share of the time).
+
+  Raises:
+    ValueError: a config that does not hold together, divide over the devices, or belong to
+      `workdir`; changed data.
+    FloatingPointError: `MAX_BAD_STEPS` steps in a row without a finite loss and gradient.
+    SystemExit: after SIGTERM, with code 143, the state saved; a second SIGTERM ends at once.
+  """
+  sharding.start_processes()
+  detector = build(config)
+  mesh = sharding.make_mesh(config.mesh)
+  sharding.check_mesh(config, mesh)
+  checkpoint.open_workdir(config, workdir)
+  checkpoints = checkpoint.manager(workdir, config.keep_checkpoints)
+  with jax.set_mesh(mesh), checkpoints, _sigterm() as terminated:
+    return _run(config, workdir, detector, mesh, checkpoints, terminated, on_log)
+
+
+def _run(config, workdir, detector, mesh, checkpoints, terminated, on_log):
+  tx = optimizer.build(config, detector.term_groups)
+  like = abstract_state(config, detector, tx, mesh)
+  where = jax.tree.map(lambda a: a.sharding, like)
+  optimizer.log_parameters(like['model']['variables']['params'], detector.term_groups)
+  position = {'seed': config.seed, 'fingerprint': mixture.fingerprint(config)}
+  state, start = _restored(workdir, checkpoints, like, position['fingerprint'])
+  if state is None:
+    state = jax.jit(lambda: create_state(config, detector, tx), out_shardings=where)()
+  steps = config.optim.steps
+  step_fn = jax.jit(
+    train_step(config, detector, tx),
+    donate_argnums=0,
+    in_shardings=(where, sharding.batch_sharding(mesh)),
+    out_shardings=(where, sharding.replicated(mesh)),
+  )
+  logger.info('steps %d to %d on mesh %s', start, steps, dict(mesh.shape))
+  window, metrics, saved = Window(config.batch_size), {}, start
+
+  def save(done):
+    nonlocal saved
+    if saved != done:
+      checkpoint.save(checkpoints, state, position | {'step': done})
+      saved = done
+
+  with (
+    logs.Logs(workdir, start, steps, active=jax.process_index() == 0) as log,
+    contextlib.closing(_batches(config, mesh, start)) as batches,
+  ):
+    batch = next(batches) if start < steps else None
+    for done in range(start + 1, steps + 1):
+      with jax.profiler.StepTraceAnnotation('train', step_num=done):
+        state, step_metrics = step_fn(state, batch)
+      window.add(step_metrics)
+      if done < steps:
+        batch = window.timed(next, batches)  # goes to the device while it computes
+      if done % config.log_every == 0 or done == steps:
+        metrics = window.close()
+        log.write(done, metrics)
+        _stop_if_diverged(metrics, workdir, done)
+        if on_log:
+          on_log(done, metrics)
+      stop = _must_stop(terminated, done)
+      if done % config.checkpoint_every == 0 or done == steps or stop:
+        save(done)
+      if stop:
+        checkpoints.wait_until_finished()
+        logger.warning('SIGTERM: saved step %d', done)
+        raise SystemExit(SIGTERM_EXIT_CODE)
+  return metrics or _last_metrics(workdir)
+
+
+def create_state(config: ConfigDict, detector: Any, tx: Any) -> dict:
+  """State before the first step: what a checkpoint holds, but for the data position."""
+  variables = detector.init(jax.random.fold_in(jax.random.key(config.seed), 0))
+  variables = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), variables)  # no weak types
+  model = {'variables': variables}
+  if config.optim.ema:
+    model['ema'] = jax.tree.map(jnp.copy, variables['params'])
+  training = {'opt': tx.init(variables['params'])}
+  training |= {name: jnp.zeros((), jnp.int32) for name in ('step', 'skipped', 'bad_in_a_row')}
+  return {'model': model, 'training': training}
+
+
+def abstract_state(config: ConfigDict, detector: Any, tx: Any, mesh: jax.sharding.Mesh) -> dict:
+  """`create_state`'s shapes, types and shardings."""
+  like = jax.eval_shape(lambda: create_state(config, detector, tx))
+  where = sharding.tree_sharding(mesh, like)
+  return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, where)
+
+
+def train_step(config: ConfigDict, detector: Any, tx: Any) -> Callable:
+  """The step: function of (state, raw batch) that returns (state, metrics of this step)."""
+  lr = optimizer.schedule(config.optim)
+
+  def step(state, batch):
+    model, training = state['model'], state['training']
+    variables, params = model['variables'], model['variables']['params']
+    batch = normalise_batch(batch, config)
+    # Never carried, so that a restart needs the step alone; 0 is the initialisation's.
+    rng = jax.random.fold_in(jax.random.key(config.seed), training['step'] + 1)
+
+    def loss(params):
+      return detector.loss({**variables, 'params': params}, batch, rng)
+
+    (total, (terms, changed)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
+    updates, opt = tx.update(grads, training['opt'], params, losses=terms)
+    params = optax.apply_updates(params, updates)
+    new = {'variables': {**variables, **changed, 'params': params}}
+    if config.optim.ema:
+      new['ema'] = optax.incremental_update(params, model['ema'], 1 - config.optim.ema)
+    model, opt = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old), (new, opt), (model, training['opt'])
+    )
+    bad = (~finite).astype(jnp.int32)
+    rate = lr(training['step'] - training['skipped'])
+    training = {
+      'opt': opt,
+      'step': training['step'] + 1,
+      'skipped': training['skipped'] + bad,
+      'bad_in_a_row': (training['bad_in_a_row'] + bad) * bad,
+    }
+    metrics = {'total': total, 'grad_norm': grad_norm, 'lr': rate}
+    metrics |= {f'loss/{name}': value for name, value in terms.items()}
+    metrics |= {f'multiplier/{k}': v for k, v in optimizer.multipliers(opt).items()}
+    metrics |= {name: training[name] for name in ('skipped', 'bad_in_a_row')}
+    return {'model': model, 'training': training}, metrics
+
+  return step
+
+
+class Window:
+  """Metrics of the steps since the last log, left on the device until they are wanted."""
+
+  def __init__(self, images: int):
+    self._images = images
+    self._steps, self._compiled = [], False
+    self._clock, self._waited, self._timed = time.perf_counter(), 0.0, 0
+
+  def add(self, metrics: dict) -> None:
+    """Adds a step that was dispatched, and waits for the one before it.
+
+    Waiting bounds how many batches lie on the device at once.
+    """
+    self._steps.append(metrics)
+    self._timed += 1
+    if not self._compiled:
+      jax.block_until_ready(metrics)
+      logger.info('first step, compiled: %.1f s', time.perf_counter() - self._clock)
+      self._compiled, self._timed, self._clock = True, 0, time.perf_counter()
+    elif len(self._steps) > 1:
+      jax.block_until_ready(self._steps[-2])
+
+  def timed(self, function: Callable, *args) -> Any:
+    """Calls the function and counts its time as waiting for data."""
+    start = time.perf_counter()
+    value = function(*args)
+    self._waited += time.perf_counter() - start
+    return value
+
+  def close(self) -> dict[str, float]:
+    """Means over the good steps (counters, lr, multipliers: the last) and speed; starts anew."""
+    rows = jax.device_get(self._steps)
+    good = [r for r in rows if np.isfinite(r['total']) and np.isfinite(r['grad_norm'])] or rows
+    metrics = {k: float(v) for k, v in rows[-1].items()}
+    for key in metrics:
+      if key in ('total', 'grad_norm') or key.startswith('loss/'):
+        metrics[key] = float(np.mean([row[key] for row in good]))
+    metrics['bad_in_a_row'] = float(max(row['bad_in_a_row'] for row in rows))
+    elapsed = time.perf_counter() - self._clock
+    metrics['images_per_second'] = self._images * self._timed / elapsed
+    metrics['data_wait'] = self._waited / elapsed
+    self._steps, self._timed, self._waited = [], 0, 0.0
+    self._clock = time.perf_counter()
+    return metrics
+
+
+def _batches(config, mesh, start):
+  """Global batches on the devices, from step `start` on."""
+  host, hosts = jax.process_index(), jax.process_count()
+  with contextlib.closing(mixture.train_batches(config, start, host, hosts)) as batches:
+    for batch in batches:
+      yield sharding.put_batch(batch, mesh)
+
+
+def _restored(workdir, checkpoints, like, fingerprint):
+  """(state, step) of the newest checkpoint; (None, 0) where there is none."""
+  found = checkpoint.restore(checkpoints, like)
+  if found is None:
+    return None, 0
+  state, position = found
+  if position['fingerprint'] != fingerprint:
+    raise ValueError(
+      f'{workdir}: the data of this run have changed since step {position["step"]} (fingerprint '
+      f'{position["fingerprint"]} then, {fingerprint} now), so it cannot go on exactly; prepare '
+      'them as they were, or start a new --workdir'
+    )
+  logger.info('going on from step %d of %s', position['step'], workdir)
+  return state, position['step']
+
+
+def _stop_if_diverged(metrics, workdir, done):
+  if metrics['bad_in_a_row'] < MAX_BAD_STEPS:
+    return
+  path = pathlib.Path(workdir) / f'not_finite_{done}.json'
+  if jax.process_index() == 0:
+    dump = {'step': done, 'batches': f'mixture.train_batches(config, step) up to {done - 1}'}
+    checkpoint.write_atomically(path, json.dumps(dump | {k: str(v) for k, v in metrics.items()}))
+  terms = {k: v for k, v in metrics.items() if k.startswith('loss/') and not np.isfinite(v)}
+  raise FloatingPointError(
+    f'{int(metrics["bad_in_a_row"])} steps in a row up to {done} without a finite loss and '
+    f'gradient; terms that are not finite: {", ".join(terms) or "none, the gradient is not"}; '
+    f'all metrics are in {path}, parameters and checkpoints are as before those steps'
+  )
+
+
+def _must_stop(terminated, done):
+  if jax.process_count() == 1:
+    return terminated.is_set()
+  return multihost_utils.reached_preemption_sync_point(done)  # at the same step everywhere
+
+
+@contextlib.contextmanager
+def _sigterm():
+  """An event that the first SIGTERM sets; the second one finds the handler of before."""
+  event = threading.Event()
+  if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+    yield event  # among several processes JAX itself listens
+    return
+
+  def handle(*_):
+    event.set()
+    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+  before = signal.signal(signal.SIGTERM, handle)
+  try:
+    yield event
+  finally:
+    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _last_metrics(workdir):
+  """Of a run that had nothing left to do."""
+  lines = logs.read(workdir)
+  return {k: v for k, v in lines[-1].items() if k != 'step'} if lines else {}
