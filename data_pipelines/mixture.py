@@ -91,7 +91,8 @@ class Task:
     for attempt in range(ATTEMPTS):
       rng = np.random.default_rng([*self.seed, 1 + attempt, position])
       k = rng.integers(len(self.pool)) if attempt else k
-      sample = transforms.train_transform(self.source[self.pool[k]], self.config, rng)
+      raw = self.source[self.pool[k]]
+      sample = transforms.train_transform(raw, self.config, rng, self.source.classes)
       if len(sample['boxes']) or self.config.train.keep_empty:
         break
     return sample, attempt
@@ -115,7 +116,7 @@ class Task:
     for row, sample in enumerate(samples):
       image, n = sample['image'], min(len(sample['boxes']), most)
       self._check_image(sample)
-      batch['images'][row, : image.shape[0], : image.shape[1]] = image  # one band fills all
+      batch['images'][row, : image.shape[0], : image.shape[1]] = image
       batch['boxes'][row, :n] = sample['boxes'][:n]
       batch['labels'][row, :n] = self.head[sample['labels'][:n]]
       batch['valid'][row, :n] = True
@@ -126,8 +127,6 @@ class Task:
     image, where = sample['image'], f'config.tasks.{self.name}: image {sample["id"]!r}'
     if image.dtype != self.dtype:
       raise ValueError(f'{where} is {image.dtype}, the first of the data set is {self.dtype}')
-    if image.shape[2] not in (1, self.config.bands):
-      raise ValueError(f'{where} has {image.shape[2]} bands, the task {self.config.bands}')
     if image.shape[0] > self.config.size[0] or image.shape[1] > self.config.size[1]:
       raise ValueError(
         f'{where} is {image.shape[:2]} (height, width) after its transform, which exceeds '

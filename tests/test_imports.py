@@ -19,7 +19,7 @@ COLUMNS = [
   ('backbones', 'necks'),
   ('heads',),
   ('detector',),
-  ('optim', 'checkpoint', 'metrics', 'interop', 'viz'),
+  ('optim', 'checkpoint', 'logs', 'metrics', 'interop', 'viz'),
   (),  # jobs
   ('cli', 'bench'),
 ]

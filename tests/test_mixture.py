@@ -1,13 +1,15 @@
 """Mixing tasks: ratio, order, hosts, workers, resumption, bad data."""
 
+import json
 import logging
 import multiprocessing
 import os
 
+import cv2
 import numpy as np
 import pytest
 
-from data_pipelines import mixture, transforms
+from data_pipelines import mixture, prepare, source, transforms
 from sm3det_jax.config import ConfigDict, default, label_space, task
 
 SIZES = {'radar': 7, 'colour': 5, 'heat': 11}  # windows of each data set
@@ -69,7 +71,6 @@ class WithBackend(NoBackend):
 @pytest.fixture(autouse=True)
 def windows(monkeypatch):
   monkeypatch.setattr(mixture, 'Source', Windows)
-  return Windows
 
 
 def make_config(**changes):
@@ -189,7 +190,7 @@ def test_auto_workers(monkeypatch):
     take(1, make_config(workers='many'))
 
 
-def only_even_windows(sample, config, rng):
+def only_even_windows(sample, config, rng, classes):
   keep = sample['image'][0, 0, 0] % 2 == 0
   return {**sample, 'boxes': sample['boxes'] if keep else sample['boxes'][:0]}
 
@@ -209,7 +210,7 @@ def test_a_sample_left_empty_gives_way_to_another(monkeypatch, caplog):
 def test_ten_draws_without_an_object_leave_an_empty_image(monkeypatch, caplog):
   calls = []
 
-  def nothing(sample, config, rng):
+  def nothing(sample, config, rng, classes):
     calls.append(rng.integers(1 << 30))
     return {**sample, 'boxes': sample['boxes'][:0]}
 
@@ -245,6 +246,18 @@ def test_labels_go_by_name_into_the_label_space_of_the_head():
       for i, labels, valid in zip(window, batch[name]['labels'], batch[name]['valid'], strict=True):
         expected = [classes[k % len(classes)] for k in range(1 + i % 2)]
         assert [space[k] for k in labels[valid]] == expected
+
+
+def test_the_transform_learns_the_names_of_the_labels(monkeypatch):
+  def named(sample, config, rng, classes):
+    return {**sample, 'boxes': sample['boxes'][np.array(classes)[sample['labels']] == 'ship']}
+
+  monkeypatch.setattr(transforms, 'train_transform', named)
+  batches = take(3, make_config())
+  ships = [
+    (i, n.sum()) for b in batches for i, n in zip(shown([b], 'sar'), b['sar']['valid'], strict=True)
+  ]
+  assert {n for _, n in ships} == {1} and {i % 2 for i, _ in ships} == {1}  # the second label
 
 
 def test_objects_that_do_not_fit_are_counted_and_reported(caplog):
@@ -297,11 +310,10 @@ def test_a_batch_that_does_not_divide_is_an_error_with_the_arithmetic(size, host
   [
     (np.zeros((16, 17, 3), np.uint8), r"heat_\d+' is \(16, 17\).*size=\(16, 16\)"),
     (np.zeros((16, 16, 3), np.uint16), 'is uint16, the first of the data set is uint8'),
-    (np.zeros((16, 16, 2), np.uint8), 'has 2 bands, the task 3'),
   ],
 )
 def test_an_image_that_does_not_fit_is_an_error(monkeypatch, image, message):
-  def other_image(sample, config, rng):
+  def other_image(sample, config, rng, classes):
     return {**sample, 'image': image if 'heat' in sample['id'] else sample['image']}
 
   monkeypatch.setattr(transforms, 'train_transform', other_image)
@@ -309,9 +321,9 @@ def test_an_image_that_does_not_fit_is_an_error(monkeypatch, image, message):
     take(1, make_config())
 
 
-def test_smaller_and_one_band_images_are_padded_and_repeated(monkeypatch):
-  def smaller(sample, config, rng):
-    return {**sample, 'image': np.full((10, 12, 1), 9, np.uint8)}
+def test_smaller_images_are_padded(monkeypatch):
+  def smaller(sample, config, rng, classes):
+    return {**sample, 'image': np.full((10, 12, 3), 9, np.uint8)}
 
   monkeypatch.setattr(transforms, 'train_transform', smaller)
   (batch,) = take(1, make_config())
@@ -374,3 +386,56 @@ def test_nothing_is_logged_about_flawless_data(caplog):
   caplog.set_level(logging.WARNING)
   take(4, make_config())
   assert not caplog.records
+
+
+SHIPS = np.float32(
+  [[30, 40, 90, 70], [500, 20, 560, 60], [900, 300, 1000, 360], [40, 430, 80, 480]]
+)
+
+
+@pytest.fixture(scope='module')
+def ships(tmp_path_factory):
+  """A prepared data set of two images of 1100 x 500 px with `SHIPS`, and one without any."""
+  folder, root = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('prepared')
+  images, annotations = [], []
+  for k, name in enumerate(('a', 'b', 'empty')):
+    image = np.random.default_rng(k).integers(0, 255, (500, 1100, 3), np.uint8)
+    (folder / f'{name}.png').write_bytes(cv2.imencode('.png', image)[1])
+    images.append({'id': k, 'file_name': f'{name}.png', 'width': 1100, 'height': 500})
+    for x1, y1, x2, y2 in SHIPS.tolist() if name != 'empty' else []:
+      box = {'bbox': [x1, y1, x2 - x1, y2 - y1], 'area': (x2 - x1) * (y2 - y1), 'iscrowd': 0}
+      annotations.append({'id': len(annotations) + 1, 'image_id': k, 'category_id': 1, **box})
+  text = {'images': images, 'annotations': annotations, 'categories': [{'id': 1, 'name': 'ship'}]}
+  (folder / 'all.json').write_text(json.dumps(text))
+  splits = {'train': 'all.json:.', 'test': 'all.json:.'}
+  prepare.prepare('coco', folder, root, name='ships', splits=splits)
+  return root
+
+
+def ship_config(root, workers='0'):
+  config = default()
+  config.tasks = ConfigDict(sort_keys=False)
+  tile = dict(size=500, overlap=100)
+  config.tasks.sar = task(
+    'hbb', 'ships', ('plane', 'ship'), size=(500, 500), train=dict(tile=tile), test=dict(tile=tile)
+  )
+  config.update({'batch_size': 2, 'workers': workers, 'data_root': str(root)})
+  return config
+
+
+def test_windows_of_prepared_images(ships, monkeypatch):
+  monkeypatch.setattr(mixture, 'Source', source.Source)
+  batches = list(mixture.eval_batches(ship_config(ships), 'sar', batch_size=4))
+  assert [i for b in batches for i in b['ids']] == ['a'] * 3 + ['b'] * 3 + ['empty'] * 3
+  assert np.concatenate([b['offsets'] for b in batches])[:3].tolist() == [
+    [0, 0],
+    [400, 0],
+    [600, 0],
+  ]
+  seen = np.concatenate([t['boxes'] for b in batches for t in b['truth'] if t['id'] == 'b'])
+  np.testing.assert_allclose(np.unique(seen, axis=0), SHIPS[np.lexsort(SHIPS.T[::-1])])
+  config = ship_config(ships)
+  assert len(mixture.Task(config, 'sar', 'train').pool) == 6  # without the empty image's windows
+  for own, theirs in zip(take(4, config), take(4, ship_config(ships, '1')), strict=True):
+    assert own['sar']['valid'].any(1).all()
+    assert_equal(own, theirs)
