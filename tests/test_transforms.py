@@ -74,12 +74,12 @@ def test_resize_fits_the_longer_side_and_scales_boxes():
 
 
 def test_resize_rounds_the_short_side_and_uses_both_factors():
-  # 800 / 333 * 100 = 240.24 -> 240; sx = 800 / 333, sy = 2.4
-  sample = transforms.resize_keep_ratio(make([(100, 50, 9, 9, 0.0)], (100, 333, 1)), (800, 800))
-  sx, sy = 800 / 333, 2.4
-  assert sample['image'].shape == (240, 800, 1)
+  # 800 / 331 * 100 = 241.69 -> 242; sx = 800 / 331, sy = 2.42
+  sample = transforms.resize_keep_ratio(make([(100, 50, 9, 9, 0.0)], (100, 331, 1)), (800, 800))
+  sx, sy = 800 / 331, 2.42
+  assert sample['image'].shape == (242, 800, 1)
   side = 9 * math.sqrt(sx * sy)
-  np.testing.assert_allclose(sample['boxes'], [(100 * sx, 120, side, side, 0)], rtol=1e-6)
+  np.testing.assert_allclose(sample['boxes'], [(100 * sx, 121, side, side, 0)], rtol=1e-6)
 
 
 def test_resize_of_a_canvas_that_is_not_square():
