@@ -40,14 +40,18 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
   """
   image = np.asarray(image)
   image = image.reshape(*image.shape[:2], -1)
-  if image.dtype != np.uint8:
-    values = np.nan_to_num(image.astype(np.float32))
-    low, high = np.percentile(values[:: max(1, len(values) // 1000)], (0.5, 99.5))
-    values = (values - low) * (255 / max(high - low, 1e-12))
-    image = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+  image = image if image.dtype == np.uint8 else stretch(image)
   if image.shape[2] == 2:
     return np.concatenate([image, image.mean(2, keepdims=True).astype(np.uint8)], 2)
   return image.repeat(3, 2) if image.shape[2] == 1 else image[..., :3].copy()
+
+
+def stretch(image: np.ndarray) -> np.ndarray:
+  """Values between their 0.5 and 99.5 percentiles (of about 1,000 rows) as uint8 0..255."""
+  values = np.nan_to_num(image.astype(np.float32))
+  low, high = np.percentile(values[:: -(-len(values) // 1000)], (0.5, 99.5))
+  values = (values - low) * (255 / max(high - low, 1e-12))
+  return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 def draw(

@@ -1,0 +1,184 @@
+"""Scores of a model on all its tasks, one command: metrics.json, tables, curves, pictures."""
+
+import logging
+import os
+import pathlib
+
+import jax
+import numpy as np
+import rich.progress
+
+from data_pipelines import mixture
+from sm3det_jax import checkpoint
+from sm3det_jax.config import ConfigDict
+from sm3det_jax.detector import M2Det, build
+from sm3det_jax.metrics import Result, coco, dota, merge, polygon, table
+from sm3det_jax.predict import detect_step, own_labels, to_image
+from sm3det_jax.viz import draw, figures
+
+PROTOCOLS = ('paper_patches', 'devkit')
+PICTURES = 4  # of each task
+SHOWN = 0.3  # score from which a detection is in a picture
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+  config: ConfigDict,
+  variables: dict,
+  *,
+  detector: M2Det | None = None,
+  split: str | None = None,
+  out_dir: str | os.PathLike | None = None,
+  protocols: tuple[str, ...] = PROTOCOLS,
+  batch_size: int = 8,
+  pictures: int = PICTURES,
+  progress: bool = False,
+) -> dict:
+  """Detects in every image of every task and scores what is found.
+
+  HBB tasks are scored by COCO's rules on whole images. OBB tasks by each of `protocols`:
+  `paper_patches` on the windows that the model sees, `devkit` on whole images whose windows are
+  merged by rotated NMS.
+
+  Args:
+    config: the model's, with `data_root` and the tasks' test sets.
+    variables: Flax dict.
+    detector: default `build(config)`.
+    split: of every task, instead of its `test.split`.
+    out_dir: gets metrics.json, pr_curves.png, pictures/<task>_<n>.png (ground truth beside
+      detections) and, for OBB tasks, task1/<task>/Task1_<class>.txt; None writes nothing.
+    protocols: the first gives the task's `map`, `map50`, `map75`, the rest stand in its
+      `protocols`.
+    batch_size: windows at once.
+    pictures: of each task.
+    progress: show a progress bar.
+
+  Returns:
+    What metrics.json holds: {'tasks': {task: {'map', 'map50', 'map75', 'classes': {..}, ..}},
+    'overall': {'map', 'map50', 'map75'}, 'h_map'}; AP in 0..1.
+
+  Raises:
+    ValueError: an unknown protocol; a data set that does not fit its task.
+    FileNotFoundError: no such data set.
+  """
+  unknown = set(protocols) - set(dota.PROTOCOLS)
+  if unknown or not protocols:
+    raise ValueError(f'protocols={protocols}: expected some of {sorted(dota.PROTOCOLS)}')
+  detector = detector or build(config)
+  out = None if out_dir is None else pathlib.Path(out_dir)
+  summaries, curves = {}, {}
+  for name, c in config.tasks.items():
+    data = mixture.Task(config, name, 'test', split)  # for its size and the whole images' truth
+    total = len(data.pool)
+    batches = mixture.eval_batches(config, name, split, batch_size)
+    if progress:
+      batches = rich.progress.track(batches, f'evaluate {name}', -(-total // batch_size))
+    windows, examples = _detect(detector, config, variables, name, batches, total, pictures)
+    whole = [t | {'labels': data.own[t['labels']]} for t in data.source.truth()]
+    result, merged = score(windows, whole, c.box, tuple(c.classes), protocols)
+    at_cap = sum(w['full'] for w in windows)  # the head's cap may have cost them detections
+    summaries[name] = result.summary | {'windows': total, 'windows_at_cap': at_cap}
+    curves[name] = result.curves
+    if out:
+      _write_task(out, name, c, merged, examples)
+  metrics = table.combine(summaries)
+  if out:
+    table.write(metrics, out / 'metrics.json')
+    figures.pr_curves(curves, out / 'pr_curves.png')
+  return metrics
+
+
+def main(
+  workdir: str | os.PathLike, *, out_dir: str | os.PathLike | None = None, **options
+) -> dict:
+  """Evaluates the newest checkpoint of a run.
+
+  Args:
+    workdir: of the run.
+    out_dir: default `workdir`.
+    **options: of `evaluate`; `config_updates`, a dict {'a.b': value}, changes the run's config
+      first (data_root, a test split or tiling).
+
+  Returns:
+    What `evaluate` does.
+
+  Raises:
+    FileNotFoundError: no run or no checkpoint in `workdir`.
+  """
+  config, variables = checkpoint.restore_for_inference(workdir)
+  config.update_from_flattened_dict(options.pop('config_updates', {}))
+  return evaluate(config, variables, out_dir=out_dir or workdir, **options)
+
+
+def score(
+  windows: list[dict], whole: list[dict], box: str, classes: tuple[str, ...], protocols
+) -> tuple[Result, list[dict]]:
+  """Scores one task.
+
+  Args:
+    windows: per window `id` and `offset` (x, y) of the window in that image, detections `boxes`,
+      `scores`, `labels` and objects `truth`, both in the image's pixels.
+    whole: truth of whole images.
+    box: 'hbb' or 'obb'.
+    classes: the task's.
+    protocols: of oriented boxes; HBB tasks have COCO's only.
+
+  Returns:
+    (result by the first protocol, its summary with `protocols` for the others; detections of whole
+    images).
+  """
+  if box == 'hbb':
+    merged = merge.merge(windows, merge.IOU[box])
+    return coco.evaluate(merged, whole, classes), merged
+  patches = [w | {'id': (w['id'], *w['offset'])} for w in windows]
+  patch_truth = [w['truth'] | {'id': p['id']} for w, p in zip(windows, patches, strict=True)]
+  windows, whole = merge.uncut(windows, whole)
+  merged = merge.merge(windows, merge.IOU[box])
+  data = {'paper_patches': (patches, patch_truth), 'devkit': (merged, whole)}
+  first, *rest = (dota.evaluate(*data[protocol], classes, protocol) for protocol in protocols)
+  others = {r.summary['protocol']: r.summary for r in rest}
+  return first._replace(summary=first.summary | {'protocols': others}), merged
+
+
+def _detect(detector, config, variables, task, batches, total, pictures):
+  """(every window once, with its detections; up to `pictures` of them as pictures)."""
+  step, own = detect_step(detector, config, task), own_labels(config, task)
+  windows, examples = [], []
+  for batch in batches:
+    found = jax.device_get(step(variables, batch['images'], batch['shapes']))
+    for row, (name, truth) in enumerate(zip(batch['ids'], batch['truth'], strict=True)):
+      scale, offset = float(batch['scales'][row]), tuple(map(int, batch['offsets'][row]))
+      window = {'id': name, 'offset': offset, 'truth': truth}
+      windows.append(window | to_image(found, row, own, scale, offset))
+      due = len(examples) < pictures and len(windows) > len(examples) * total // pictures
+      if due and len(truth['labels']):  # spread over the split
+        height, width = batch['shapes'][row]
+        examples.append((batch['images'][row, :height, :width], scale, windows[-1]))
+  different = len({(w['id'], w['offset']) for w in windows})
+  if not len(windows) == different == total:
+    raise RuntimeError(
+      f'task {task}: {total} windows, evaluated {len(windows)}, {different} different'
+    )
+  return windows, examples
+
+
+def _write_task(out, task, c, merged, examples):
+  if c.box == 'obb':
+    dota.write_task1(out / 'task1' / task, merged, tuple(c.classes))
+  for k, (image, scale, window) in enumerate(examples):
+    shift = np.tile(window['offset'], 4)
+    shown = window['scores'] >= SHOWN
+    truth, quads = window['truth'], polygon.corners(window['boxes'])
+    picture = draw.compare(
+      image,
+      {'polygons': (truth['polygons'] - shift) * scale, 'labels': truth['labels']},
+      {
+        'polygons': (quads[shown] - shift) * scale,
+        'labels': window['labels'][shown],
+        'scores': window['scores'][shown],
+      },
+      tuple(c.classes),
+      window['id'],
+    )
+    draw.save(out / 'pictures' / f'{task}_{k}.png', picture)

@@ -1,0 +1,277 @@
+"""Detection on images: the user's `Detector` over a checkpoint, and `predict` over files."""
+
+import functools
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from data_pipelines import images as image_files
+from data_pipelines import readers, tiling, transforms
+from sm3det_jax import checkpoint, preprocess
+from sm3det_jax.config import ConfigDict, label_space
+from sm3det_jax.detector import M2Det, build
+from sm3det_jax.metrics import merge, polygon
+from sm3det_jax.viz import draw
+
+BATCH = 4  # windows of a large image at once
+LARGE = 2  # an image beyond so many canvases is cut into windows, even for a task of whole images
+
+logger = logging.getLogger(__name__)
+
+
+def detect_step(detector: M2Det, config: ConfigDict, task: str) -> Callable:
+  """Jitted (variables, images [n, H, W, bands] in the files' type, shapes [n, 2]) -> Detections."""
+  c = config.tasks[task]
+
+  @jax.jit
+  def step(variables, images, shapes):
+    images = preprocess.normalise(images, c.mean, c.std, shapes)
+    return detector.detect(variables, images, task, shapes)
+
+  return step
+
+
+def own_labels(config: ConfigDict, task: str) -> np.ndarray:
+  """Label of the head -> the task's own label, -1 for other tasks' classes."""
+  own = list(config.tasks[task].classes)
+  return np.array([own.index(n) if n in own else -1 for n in label_space(config, task)])
+
+
+def to_image(found, row: int, own: np.ndarray, scale: float = 1.0, offset=(0, 0)) -> dict:
+  """One window's detections in the pixels of the whole image, with the task's own labels.
+
+  Args:
+    found: Detections as numpy arrays.
+    row: which window of the batch.
+    own: from `own_labels`; other tasks' classes are left out.
+    scale: resized / original size of the window.
+    offset: x, y of the window in the image.
+
+  Returns:
+    `boxes` [k, 4 | 5] float64, `scores` [k], `labels` [k], `full` (True if no row was left unused,
+    so that the head's cap may have cost detections).
+  """
+  labels = own[found.labels[row]]
+  keep = found.valid[row] & (labels >= 0)
+  boxes = np.asarray(found.boxes[row][keep], np.float64)
+  boxes[:, :4] /= scale
+  corners = 4 if boxes.shape[-1] == 4 else 2  # x, y twice, or once
+  boxes[:, :corners] += np.tile(np.asarray(offset, np.float64), corners // 2)
+  return {
+    'boxes': boxes,
+    'scores': np.asarray(found.scores[row][keep], np.float64),
+    'labels': labels[keep],
+    'full': bool(found.valid[row].all()),
+  }
+
+
+class Detector:
+  """A trained model, ready for images.
+
+  Args:
+    config: of its training run.
+    variables: Flax dict.
+
+  Attributes:
+    config, variables: as given.
+    tasks: names that `predict` takes.
+  """
+
+  def __init__(self, config: ConfigDict, variables: dict):
+    self.config, self.variables = config, variables
+    self.tasks = tuple(config.tasks)
+    self._detector = build(config)
+    self._steps = functools.cache(functools.partial(detect_step, self._detector, config))
+
+  @classmethod
+  def from_checkpoint(cls, workdir: str | os.PathLike) -> 'Detector':
+    """The newest checkpoint of a training run.
+
+    Raises:
+      FileNotFoundError: no run or no checkpoint in `workdir`.
+    """
+    return cls(*checkpoint.restore_for_inference(workdir))
+
+  def prepare(self, image, task: str) -> np.ndarray:
+    """The image [H, W, bands] as the task's model takes it; raises what `predict` says."""
+    if task not in self.tasks:
+      raise ValueError(f'unknown task {task!r}; the model has {", ".join(self.tasks)}')
+    c = self.config.tasks[task]
+    name = str(image) if isinstance(image, (str, os.PathLike)) else 'the image'
+    image = _pixels(image)
+    if image.ndim != 3 or not image.size:
+      raise ValueError(f'{name}: an array of shape {image.shape}, not [height, width, bands]')
+    image = transforms.to_bands(image, c.bands, name)
+    # more than 8 bits where the task's mean is of 8 bits
+    if image.dtype != np.uint8 and image.max() > 255 and max(c.mean) <= 255:
+      logger.warning('%s: %s values up to %s, stretched to 8 bits', name, image.dtype, image.max())
+      image = draw.stretch(image)
+    return image
+
+  def predict(self, image, task: str, score_threshold: float = 0.3) -> dict:
+    """Detections in one image of any size.
+
+    An image that is larger than what the task's model sees at once is cut into overlapping windows
+    (`config.tasks.<task>.test.tile`), whose detections are merged by NMS.
+
+    Args:
+      image: path, or array [H, W] or [H, W, bands] with RGB order. One band serves as all of the
+        task's. 16-bit values are stretched to 8 bits if the task's are of 8 bits.
+      task: one of `tasks`.
+      score_threshold: weaker detections are left out.
+
+    Returns:
+      `boxes` [k, 4 | 5] in the image's pixels, best first; `scores` [k], `labels` [k] (the task's
+      own), `names` [k].
+
+    Raises:
+      ValueError: an unknown task; a file that is no image; bands that the task cannot use.
+      FileNotFoundError: no such file.
+    """
+    image, c = self.prepare(image, task), self.config.tasks[task]
+    windows = self._windows(image, c)
+    batch = 1 if len(windows) == 1 else BATCH
+    own, found = own_labels(self.config, task), []
+    for i in range(0, len(windows), batch):
+      found += self._detect(image, windows[i : i + batch], batch, task, own)
+    found = merge.merge([f | {'id': 0} for f in found], merge.IOU[c.box])[0]
+    keep = np.flatnonzero(found['scores'] >= score_threshold)
+    result = {k: found[k][keep] for k in ('boxes', 'scores', 'labels')}
+    return result | {'names': [c.classes[k] for k in result['labels']]}
+
+  def plot(
+    self, image, found: dict, task: str, path: str | os.PathLike | None = None, title: str = ''
+  ) -> np.ndarray:
+    """A picture (uint8 RGB) of `predict`'s result, written as PNG to `path` if that is given."""
+    names = tuple(self.config.tasks[task].classes)
+    picture = draw.draw(
+      _pixels(image), found['boxes'], found['labels'], names, found['scores'], title or task
+    )
+    if path is not None:
+      draw.save(pathlib.Path(path), picture)
+    return picture
+
+  @staticmethod
+  def _windows(image, c):
+    height, width = image.shape[:2]
+    size, overlap = c.test.tile.size, c.test.tile.overlap
+    if not size and (height > LARGE * c.size[0] or width > LARGE * c.size[1]):
+      size = min(c.size)
+      overlap = size // 4
+    return tiling.windows(height, width, size, overlap)
+
+  def _detect(self, image, windows, batch, task, own):
+    c = self.config.tasks[task]
+    images = np.zeros((batch, *c.size, c.bands), image.dtype)
+    shapes = np.full((batch, 2), c.size, np.int32)
+    scales = []
+    for i, (x1, y1, x2, y2) in enumerate(windows):
+      sample = transforms.test_transform(_sample(image[y1:y2, x1:x2], c), c)
+      height, width = sample['image'].shape[:2]
+      images[i, :height, :width], shapes[i] = sample['image'], (height, width)
+      scales.append(sample['scale'])
+    found = jax.device_get(self._steps(task)(self.variables, images, shapes))
+    return [
+      to_image(found, i, own, scales[i], window[:2]) for i, window in enumerate(windows.tolist())
+    ]
+
+
+def _pixels(image):
+  if isinstance(image, (str, os.PathLike)):
+    return image_files.read(pathlib.Path(image))
+  image = np.asarray(image)
+  return image[..., None] if image.ndim == 2 else image
+
+
+def _sample(image, c):
+  """A sample without objects, as the transforms take it."""
+  return {
+    'image': image,
+    'boxes': np.zeros((0, 4 if c.box == 'hbb' else 5), np.float32),
+    'polygons': np.zeros((0, 8), np.float32),
+    'labels': np.zeros(0, np.int32),
+    'difficult': np.zeros(0, bool),
+    'id': 'image',
+    'offset': (0, 0),
+    'full_size': image.shape[:2],
+  }
+
+
+def predict(
+  workdir: str | os.PathLike,
+  task: str,
+  images: Sequence[str | os.PathLike],
+  out: str | os.PathLike,
+  score_threshold: float = 0.3,
+) -> list[str]:
+  """Writes `<name>_detections.png` and `<name>_detections.json` of every image into `out`.
+
+  Args:
+    workdir: of a training run.
+    task: whose head looks at the images.
+    images: files, or folders whose image files are meant.
+    out: folder, made if absent.
+    score_threshold: weaker detections are left out.
+
+  Returns:
+    One line for each file that could not be used; the others are done all the same.
+
+  Raises:
+    ValueError: unknown task; no image at all.
+    FileNotFoundError: no run or no checkpoint in `workdir`.
+  """
+  detector, out, errors = Detector.from_checkpoint(workdir), pathlib.Path(out), []
+  if task not in detector.tasks:
+    raise ValueError(f'unknown task {task!r}; {workdir} has {", ".join(detector.tasks)}')
+  out.mkdir(parents=True, exist_ok=True)
+  for path, name in _files(images):
+    try:
+      image = detector.prepare(path, task)
+    except (OSError, ValueError) as error:
+      errors.append(f'{path}: {error.strerror}' if isinstance(error, OSError) else str(error))
+      logger.error('%s', errors[-1])
+      continue
+    found = detector.predict(image, task, score_threshold)
+    detector.plot(image, found, task, out / f'{name}_detections.png', title=path.name)
+    content = to_json(found, path, task, image.shape[:2])
+    (out / f'{name}_detections.json').write_text(json.dumps(content, indent=1) + '\n')
+  return errors
+
+
+def to_json(found: dict, path, task: str, size: tuple[int, int]) -> dict:
+  """`Detector.predict`'s result as JSON: each detection with name, score, box and its corners."""
+  rows = zip(
+    found['names'], found['scores'], found['boxes'], polygon.corners(found['boxes']), strict=True
+  )
+  return {
+    'image': str(path),
+    'task': task,
+    'height': size[0],
+    'width': size[1],
+    'box': 'hbb: x1, y1, x2, y2' if found['boxes'].shape[-1] == 4 else 'obb: cx, cy, w, h, theta',
+    'detections': [
+      {
+        'name': name,
+        'score': round(float(score), 4),
+        'box': np.round(box, 4).tolist(),
+        'polygon': np.round(quad, 2).tolist(),
+      }
+      for name, score, box, quad in rows
+    ],
+  }
+
+
+def _files(images):
+  """(path, name of its results) of every file; equal file names get a number."""
+  paths = []
+  for path in map(pathlib.Path, images):
+    paths += readers.image_files(path).values() if path.is_dir() else [path]
+  if not paths:
+    raise ValueError(f'no image among {[str(p) for p in images]}')
+  stems = [p.stem for p in paths]
+  return [(p, p.stem if stems.count(p.stem) == 1 else f'{p.stem}_{k}') for k, p in enumerate(paths)]

@@ -1,0 +1,288 @@
+"""Evaluation and prediction around a detector that knows the answer: every image once, boxes put
+back where they belong, windows merged, files written."""
+
+import json
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipelines import prepare
+from sm3det_jax import evaluate, predict
+from sm3det_jax.config import ConfigDict, default, label_space, task
+from sm3det_jax.heads.common import Detections
+from sm3det_jax.metrics import dota, merge, polygon
+
+SAR, RGB = ('ship', 'tank'), ('plane', 'ship')
+SLOTS = 6  # detections of an image
+SAR_SCALE = 1.5  # 64 x 48 px -> 96 x 72
+# image -> [(class, box)]; the second plane lies in the overlap of two windows
+SAR_OBJECTS = [[(0, (5, 5, 25, 20)), (1, (30, 20, 50, 44))], [(0, (10, 10, 30, 30))], []]
+RGB_OBJECTS = [
+  [(0, (20, 30, 20, 10, 0.3)), (0, (56, 50, 12, 8, -0.5)), (1, (120, 80, 30, 12, 1.2))],
+  [(1, (40, 70, 24, 10, -1.0))],
+]
+
+
+def write_sar(folder):
+  (folder / 'images').mkdir(parents=True)
+  boxes = [
+    {'image_id': i, 'category_id': k, 'bbox': [x1, y1, x2 - x1, y2 - y1]}
+    for i, objects in enumerate(SAR_OBJECTS)
+    for k, (x1, y1, x2, y2) in objects
+  ]
+  for i in range(len(SAR_OBJECTS)):
+    cv2.imwrite(str(folder / f'images/s{i}.png'), np.full((48, 64, 3), i, np.uint8))
+  content = {
+    'images': [{'id': i, 'file_name': f's{i}.png'} for i in range(len(SAR_OBJECTS))],
+    'annotations': [{'id': i, **b} for i, b in enumerate(boxes)],
+    'categories': [{'id': k, 'name': n} for k, n in enumerate(SAR)],
+  }
+  (folder / 'test.json').write_text(json.dumps(content))
+
+
+def located(index, height=100, width=150):
+  """An image whose pixels say which image it is, and where they are in it (RGB)."""
+  y, x = np.mgrid[:height, :width]
+  return np.stack([np.full_like(x, index), x, y], -1).astype(np.uint8)
+
+
+def write_rgb(folder):
+  (folder / 'images').mkdir(parents=True)
+  (folder / 'labelTxt').mkdir()
+  for i, objects in enumerate(RGB_OBJECTS):
+    quads = polygon.corners([box for _, box in objects])
+    lines = [
+      ' '.join(f'{v:.4f}' for v in q) + f' {RGB[k]} 0'
+      for q, (k, _) in zip(quads, objects, strict=True)
+    ]
+    (folder / f'labelTxt/P{i}.txt').write_text('\n'.join(lines) + '\n')
+    cv2.imwrite(str(folder / f'images/P{i}.png'), located(i)[..., ::-1])
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+  root = tmp_path_factory.mktemp('evaluate')
+  write_sar(root / 'sar')
+  write_rgb(root / 'rgb')
+  prepare.prepare('coco', root / 'sar', root / 'data', name='radar', classes=SAR,
+                  splits={'test': 'test.json:images'})  # fmt: skip
+  prepare.prepare('dota_txt', root / 'rgb', root / 'data', name='colour', classes=RGB,
+                  splits={'test': 'labelTxt:images'})  # fmt: skip
+  config = default()
+  config.data_root = str(root / 'data')
+  config.tasks = ConfigDict(sort_keys=False)
+  plain = dict(mean=(0.0,) * 3, std=(1.0,) * 3)
+  config.tasks.sar = task('hbb', 'radar', SAR, size=(96, 96), **plain)
+  tile = dict(size=64, overlap=24, keep=0.7)
+  config.tasks.rgb = task('obb', 'colour', RGB, size=(64, 64), test=dict(tile=tile), **plain)
+  config.batch_size, config.workers = 2, '0'
+  return config
+
+
+class Oracle:
+  """Finds what `variables` say is in an image, which it recognises by its pixels."""
+
+  def detect(self, variables, images, task, shapes):
+    known = variables[task]  # [images, SLOTS, ...] in whole images
+    first = images[:, 0, 0].astype(int)  # [B, 3]
+    boxes = known['boxes'][first[:, 0]]
+    if task == 'sar':
+      boxes, inside = boxes * SAR_SCALE, True
+    else:
+      boxes = boxes.at[..., :2].add(-first[:, None, 1:].astype(float))
+      inside = ((boxes[..., :2] > 0) & (boxes[..., :2] < shapes[:, None].astype(float))).all(-1)
+    valid = known['valid'][first[:, 0]] & inside
+    return Detections(boxes, known['scores'][first[:, 0]], known['labels'][first[:, 0]], valid)
+
+
+def knowledge(config, shift=0.0):
+  """The truth as detections, with objects moved along x, and another task's class beside them."""
+  variables = {}
+  for name, objects in (('sar', SAR_OBJECTS), ('rgb', RGB_OBJECTS)):
+    space, own = label_space(config, name), config.tasks[name].classes
+    other = next(n for n in space if n not in own)
+    boxes = np.ones((len(objects), SLOTS, 4 if name == 'sar' else 5), np.float32)
+    scores, labels = np.zeros((2, len(objects), SLOTS), np.float32)
+    valid = np.zeros((len(objects), SLOTS), bool)
+    for i, found in enumerate(objects):
+      for k, (label, box) in enumerate([*found, (None, (8, 8, 20, 20, 0)[: boxes.shape[-1]])]):
+        boxes[i, k], valid[i, k], scores[i, k] = box, True, 0.9 - 0.1 * k
+        labels[i, k] = space.index(other if label is None else own[label])
+    boxes[..., 0] += shift
+    if name == 'sar':
+      boxes[..., 2] += shift
+    entry = {'boxes': boxes, 'scores': scores, 'labels': labels.astype(int), 'valid': valid}
+    variables[name] = {k: jnp.asarray(v) for k, v in entry.items()}
+  return variables
+
+
+def test_a_perfect_detector_scores_one(config, tmp_path):
+  metrics = evaluate.evaluate(
+    config, knowledge(config), detector=Oracle(), out_dir=tmp_path, batch_size=2
+  )
+  assert metrics['overall'] == pytest.approx({'map': 1.0, 'map50': 1.0, 'map75': 1.0})
+  assert metrics['h_map'] == pytest.approx(1.0)
+  sar, rgb = metrics['tasks']['sar'], metrics['tasks']['rgb']
+  assert (sar['protocol'], sar['images'], sar['windows']) == ('coco', 3, 3)
+  assert (rgb['protocol'], rgb['windows']) == ('paper_patches', 2 * 4 * 2)
+  devkit = rgb['protocols']['devkit']
+  assert (devkit['images'], devkit['map']) == (2, pytest.approx(1.0))
+  # one plane is seen by two windows and found once after merging
+  assert devkit['classes']['plane']['objects'] == devkit['classes']['plane']['detections'] == 2
+  assert rgb['classes']['plane']['objects'] > 2
+  assert sum(c['detections'] for c in sar['classes'].values()) == 3  # no class of other tasks
+  assert json.loads((tmp_path / 'metrics.json').read_text()) == metrics
+  back = dota.read_task1(tmp_path / 'task1/rgb', RGB)
+  assert sorted((p['id'], len(p['labels'])) for p in back) == [('P0', 3), ('P1', 1)]
+  quads = {tuple(q.round(2)) for p in back for q in p['polygons']}
+  assert quads == {
+    tuple(q.round(2)) for o in RGB_OBJECTS for q in polygon.corners([box for _, box in o])
+  }
+  pictures = sorted(p.name for p in (tmp_path / 'pictures').iterdir())
+  assert {'sar_0.png', 'sar_1.png', 'rgb_0.png'} <= set(pictures)
+  assert (tmp_path / 'pr_curves.png').stat().st_size > 1000
+
+
+def test_shifted_boxes_lose_the_high_thresholds(config):
+  metrics = evaluate.evaluate(config, knowledge(config, shift=3.0), detector=Oracle())
+  for summary in metrics['tasks'].values():
+    assert summary['map50'] >= 0.5 > summary['map75']
+  # ships of 20, 20 px and a tank of 20 px, all moved by 3: IoU 17 / 23 = 0.739
+  assert metrics['tasks']['sar']['map'] == pytest.approx(0.5)
+
+
+def test_protocols(config):
+  run = {'config': config, 'variables': knowledge(config), 'detector': Oracle()}
+  metrics = evaluate.evaluate(**run, protocols=('devkit',))
+  assert metrics['tasks']['rgb']['protocol'] == 'devkit'
+  assert metrics['tasks']['rgb']['protocols'] == {}
+  with pytest.raises(ValueError, match='paper_patches'):
+    evaluate.evaluate(**run, protocols=('dota',))
+
+
+def test_main_reads_the_run(config, tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    evaluate.checkpoint, 'restore_for_inference', lambda workdir: (config, knowledge(config))
+  )
+  data_root = config.data_root
+  try:
+    config.data_root = 'elsewhere'
+    with pytest.raises(FileNotFoundError, match='elsewhere'):
+      evaluate.main(tmp_path, detector=Oracle())
+    updates = {'data_root': data_root}
+    metrics = evaluate.main(tmp_path, detector=Oracle(), config_updates=updates, pictures=0)
+  finally:
+    config.data_root = data_root
+  assert metrics['h_map'] == pytest.approx(1.0) and (tmp_path / 'metrics.json').exists()
+
+
+@pytest.fixture
+def detector(config, monkeypatch):
+  monkeypatch.setattr(predict, 'build', lambda config: Oracle())
+  return predict.Detector(config, knowledge(config))
+
+
+def test_predict_in_windows(detector, tmp_path):
+  found = detector.predict(located(0), 'rgb')
+  assert found['names'] == ['plane', 'plane', 'ship']  # in score order
+  np.testing.assert_allclose(found['boxes'], [box for _, box in RGB_OBJECTS[0]], atol=1e-4)
+  np.testing.assert_allclose(found['scores'], [0.9, 0.8, 0.7], atol=1e-6)
+  assert len(detector.predict(located(0), 'rgb', score_threshold=0.75)['names']) == 2
+  picture = detector.plot(located(0), found, 'rgb', tmp_path / 'p.png')
+  assert picture.shape == cv2.imread(str(tmp_path / 'p.png')).shape
+
+
+def test_predict_takes_other_images(detector):
+  sar = [box for _, box in SAR_OBJECTS[0]]
+  for image in (
+    np.zeros((48, 64), np.uint8),  # grey
+    np.zeros((48, 64, 1), np.uint16),
+    np.concatenate([np.zeros((1, 64, 3), np.uint16), np.full((47, 64, 3), 9000, np.uint16)]),
+  ):
+    np.testing.assert_allclose(detector.predict(image, 'sar')['boxes'], sar, atol=1e-4)
+  large = detector.predict(np.zeros((300, 200, 3), np.uint8), 'sar')  # beyond twice the canvas
+  assert len(large['names']) > 2 and large['boxes'][:, 3].max() > 200
+  with pytest.raises(ValueError, match='bands'):
+    detector.predict(np.zeros((48, 64, 4), np.uint8), 'sar')
+  with pytest.raises(ValueError, match='shape'):
+    detector.predict(np.zeros((0, 64, 3), np.uint8), 'sar')
+  with pytest.raises(ValueError, match="'ir'.*sar, rgb"):
+    detector.predict(np.zeros((48, 64), np.uint8), 'ir')
+
+
+def test_predict_files(config, detector, tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    predict.checkpoint, 'restore_for_inference', lambda workdir: (config, knowledge(config))
+  )
+  images, out = tmp_path / 'images', tmp_path / 'out'
+  (images / 'more').mkdir(parents=True)
+  for path in (images / 'a.png', images / 'more/a.png', images / 'b.bmp'):
+    cv2.imwrite(str(path), located(1)[..., ::-1])
+  data = (images / 'a.png').read_bytes()
+  (images / 'cut.png').write_bytes(data[: len(data) // 2])
+  errors = predict.predict('run', 'rgb', [images, images / 'more/a.png', images / 'no.png'], out)
+  assert len(errors) == 2 and 'cut.png' in errors[0] and 'no.png' in errors[1]
+  names = sorted(p.name for p in out.glob('*.json'))
+  assert len(names) == 3 and 'b_detections.json' in names
+  content = json.loads((out / 'b_detections.json').read_text())
+  assert (content['task'], content['height'], content['width']) == ('rgb', 100, 150)
+  (ship,) = content['detections']
+  assert ship['name'] == 'ship' and ship['score'] == pytest.approx(0.9)
+  np.testing.assert_allclose(ship['box'], RGB_OBJECTS[1][0][1], atol=1e-3)
+  assert len(ship['polygon']) == 8
+  assert cv2.imread(str(out / 'b_detections.png')) is not None
+  with pytest.raises(ValueError, match='no image'):
+    predict.predict('run', 'rgb', [], out)
+
+
+def test_nms_equals_a_plain_loop():
+  rng = np.random.default_rng(0)
+  n = 700  # more than a chunk
+  boxes = np.concatenate(
+    [rng.uniform(0, 250, (n, 2)), rng.uniform(5, 60, (n, 2)), rng.uniform(-2, 2, (n, 1))], 1
+  )
+  scores, labels = rng.random(n).round(2), rng.integers(0, 2, n)
+  iou, kept = polygon.iou_matrix(polygon.corners(boxes), polygon.corners(boxes)), []
+  for i in np.argsort(-scores, kind='stable'):
+    if all(labels[i] != labels[j] or iou[i, j] <= 0.3 for j in kept):
+      kept.append(i)
+  assert 100 < len(kept) < n
+  np.testing.assert_array_equal(merge.nms(boxes, scores, labels, 0.3), kept)
+  assert len(merge.nms(np.zeros((0, 5)), np.zeros(0), np.zeros(0), 0.3)) == 0
+
+
+def test_cut_patches_go_back_into_their_image():
+  """Two patches of one image at rate 0.5, an object in both; a third of another image."""
+  obb = np.array([[60.0, 50, 20, 10, 0.2]])  # in the image at that rate, patches at x 0 and 40
+
+  def patch(name, x):
+    shift = np.array([[x, 0, 0, 0, 0]])
+    quads = polygon.corners(obb - shift)
+    entry = {'id': name, 'boxes': obb - shift, 'labels': np.zeros(1, int)}
+    return entry | {'scores': np.ones(1)}, entry | {'polygons': quads, 'difficult': np.zeros(1)}
+
+  names = (('P1__0.5__0___0', 0), ('P1__0.5__40___0', 40), ('P2__1__0___0', 0))
+  windows, truths = zip(*(patch(*name) for name in names), strict=True)
+  found, whole = merge.uncut(list(windows), list(truths))
+  assert [len(t['labels']) for t in whole] == [1, 1]
+  np.testing.assert_allclose(whole[0]['boxes'], [[120, 100, 40, 20, 0.2]])
+  np.testing.assert_allclose(whole[0]['polygons'], polygon.corners(whole[0]['boxes']))
+  merged = merge.merge(found, merge.IOU['obb'])
+  np.testing.assert_allclose(merged[0]['boxes'], whole[0]['boxes'])
+  assert dota.evaluate(merged, whole, RGB, 'devkit').summary['map'] == pytest.approx(1)
+  plain = [windows[0] | {'id': 'P1'}]
+  assert merge.uncut(plain, []) == (plain, [])
+
+
+def test_a_window_counted_twice_is_an_error(config, monkeypatch):
+  batches = evaluate.mixture.eval_batches
+
+  def twice(config, name, split, batch_size):
+    first = next(batches(config, name, split, batch_size))
+    yield from (first, first)
+
+  monkeypatch.setattr(evaluate.mixture, 'eval_batches', twice)
+  with pytest.raises(RuntimeError, match='different'):
+    evaluate.evaluate(config, knowledge(config), detector=Oracle(), batch_size=2)
