@@ -23,13 +23,13 @@ PAPER = {
   'ifr': {'train': (17_990, 316_411), 'test': (8_980, 159_616)},
 }
 WHY = {
-  'sar': 'The paper takes HRSID, MSAR, SADD, OGSOD and SIVED; its released code trains on 46,260 '
-  'of its 47,097 images. Other numbers: another list of images (--subset), or files left out above.',
-  'rgb': 'The paper counts patches of 800 px with 400 px overlap. Training and evaluation use '
-  'those with objects (of 17,041 test patches a released log evaluates 7,773). How its splitter treats '
-  'an object that a border cuts is not published; here 70 % of the area must lie inside.',
-  'ifr': 'Expected once misspelt classes are mapped and unreadable files left out. Other numbers: '
-  'boxes with a side under 2 px or outside the image, and what else is left out above.',
+  'sar': 'The paper takes HRSID, MSAR, SADD, OGSOD and SIVED; its released code trains on 46,260\n'
+  'of its 47,097 images. Other numbers: another list of images (--subset), or files left out.',
+  'rgb': 'The paper counts patches of 800 px with 400 px overlap. Training and evaluation use\n'
+  'those with objects (of 17,041 test patches a released log evaluates 7,773). How its splitter\n'
+  'treats an object that a border cuts is not published; here 70 % of its area must lie inside.',
+  'ifr': 'The paper counts the release with misspelt classes mapped and unreadable files left out.\n'
+  'Other numbers: boxes with a side under 2 px or outside the image, or files left out.',
 }
 
 

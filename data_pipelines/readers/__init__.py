@@ -88,6 +88,11 @@ def find(source: pathlib.Path, relative: str, what: str) -> pathlib.Path:
   return path
 
 
+def image_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """{file name without suffix: path} of the images directly in `folder`, in order."""
+  return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES}
+
+
 def pairs(
   labels: pathlib.Path,
   images: pathlib.Path,
