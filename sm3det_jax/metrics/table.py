@@ -69,24 +69,21 @@ def render(metrics: dict, classes: bool = True) -> rich.table.Table:
     classes: with a line for each class.
   """
   table = rich.table.Table(title='AP, %', title_justify='left')
-  table.add_column('task')
-  for heading in ('protocol', 'class'):
-    table.add_column(heading)
+  table.add_column('task (protocol), class', no_wrap=True)
   for heading in ('mAP', 'AP50', 'AP75', 'objects', 'detections'):
-    table.add_column(heading, justify='right')
+    table.add_column(heading, justify='right', no_wrap=True)
   for name, task in metrics['tasks'].items():
     for summary in (task, *task.get('protocols', {}).values()):
       rows = summary['classes'].items()
       total = [str(sum(c[key] for _, c in rows)) for key in ('objects', 'detections')]
-      table.add_row(
-        name, summary['protocol'], 'all', *_percent(summary, KEYS), *total, style='bold'
-      )
+      heading = f'{name} ({summary["protocol"]})'
+      table.add_row(heading, *_percent(summary, KEYS), *total, style='bold')
       for label, c in rows if classes else ():
         counts = (str(c['objects']), str(c['detections']))
-        table.add_row('', '', label, *_percent(c, ('ap', 'ap50', 'ap75')), *counts)
+        table.add_row(f'  {label}', *_percent(c, ('ap', 'ap50', 'ap75')), *counts)
     table.add_section()
-  table.add_row('overall', '', '', *_percent(metrics['overall'], KEYS), '', '', style='bold')
-  table.add_row('harmonic', '', '', *_percent(metrics, ('h_map',)), '', '', '', '')
+  table.add_row('overall', *_percent(metrics['overall'], KEYS), '', '', style='bold')
+  table.add_row('harmonic mean of mAP', *_percent(metrics, ('h_map',)), '', '', '', '')
   return table
 
 

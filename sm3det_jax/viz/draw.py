@@ -1,7 +1,5 @@
 """Pictures of boxes on images of any size, type and number of bands."""
 
-import colorsys
-
 import cv2
 import numpy as np
 
@@ -14,15 +12,13 @@ PALETTE = (
   (255, 90, 80), (80, 220, 100), (90, 160, 255), (255, 200, 40), (230, 110, 250), (60, 225, 225),
   (255, 145, 40), (170, 240, 60), (255, 130, 175), (150, 130, 255),
 )  # fmt: skip
+SHADES = ((1.0, 0), (0.45, 140), (0.6, 0))
 
 
 def color(label: int) -> tuple[int, int, int]:
-  """RGB colour of a class: bright, and its own for some fifty classes."""
-  if label < len(PALETTE):
-    return PALETTE[label]
-  hue, turn = (label * 0.61803) % 1, label // len(PALETTE)
-  rgb = colorsys.hsv_to_rgb(hue, 0.85 if turn % 2 else 0.45, 1.0)
-  return tuple(int(255 * v) for v in rgb)
+  """RGB colour of a class, its own for thirty classes: ten colours, then lighter, then darker."""
+  factor, offset = SHADES[label // len(PALETTE) % len(SHADES)]
+  return tuple(int(factor * v + offset) for v in PALETTE[label % len(PALETTE)])
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:

@@ -19,11 +19,12 @@ def pr_curves(curves: Mapping[str, Mapping[str, np.ndarray]], path: pathlib.Path
   """
   figure, axes = _panels(len(curves))
   for axis, (task, classes) in zip(axes, curves.items(), strict=True):
-    for name, points in classes.items():
+    for k, (name, points) in enumerate(classes.items()):
       # from recall 0 at the first precision, and down to 0 where the detections end
       recall = np.concatenate([[0], points[:, 0], points[-1:, 0]])
       precision = np.concatenate([points[:1, 1], points[:, 1], [0] * len(points[-1:])])
-      axis.plot(recall, precision if len(points) else [0], label=name)
+      style = ('-', '--', ':')[k // 10 % 3]  # ten colours
+      axis.plot(recall, precision if len(points) else [0], style, label=name)
     axis.set(title=task, xlabel='recall', ylabel='precision', xlim=(0, 1), ylim=(0, 1.02))
     _legend(axis)
   _save(figure, path)

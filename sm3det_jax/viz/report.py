@@ -50,8 +50,8 @@ def write(
     figures.routing(
       json.loads((workdir / 'routing.json').read_text()), workdir / 'figures/routing.png'
     )
-    note = 'Share of each modality’s grid cells that use an expert (participation; the rows add up'
-    note += ' to k experts a cell), and that have it as their first choice (top1).'
+    note = 'Share of a modality’s grid cells that use an expert (participation) and that have it '
+    note += 'as their first choice (top1).'
     parts += ['<h2>Experts by modality</h2>', _note(note), _image('figures/routing.png')]
   page = workdir / 'report.html'
   page.write_text(
