@@ -164,7 +164,7 @@ def dataset_folder(data_root, dataset: str) -> epath.Path:
   root = epath.Path(data_root)
   versions = sorted((root / dataset).glob('*.*.*')) if (root / dataset).exists() else []
   if not versions:
-    there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.exists() else []
+    there = sorted({p.parent.name for p in root.glob('*/*.*.*')}) if root.exists() else []
     raise FileNotFoundError(
       f'no prepared data set {dataset!r} in {pathlib.Path(data_root).absolute()} '
       f'(there: {", ".join(there) or "nothing"}); make it with `sm3det prepare`'

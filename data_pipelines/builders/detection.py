@@ -19,6 +19,7 @@ import contextlib
 import hashlib
 import io
 import json
+import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -123,8 +124,8 @@ def build(name: str, classes, box: str, entries: dict[str, list[Entry]], data_di
     download_mode=tfds.GenerateMode.REUSE_CACHE_IF_EXISTS  # what is there is never taken as done
   )
   tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()):
-    builder.download_and_prepare(download_config=config)
+  with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as unused:
+    builder.download_and_prepare(download_dir=unused, download_config=config)
   folder = epath.Path(builder.data_path)
   for split, listed in entries.items():
     buffer = io.BytesIO()
