@@ -363,6 +363,8 @@ def test_truth_is_in_the_full_image_with_the_labels_of_the_task():
   assert batch['full_sizes'][3].tolist() == [2000, 3000]
   (batch,) = mixture.eval_batches(make_config(), 'rgb', batch_size=8)
   np.testing.assert_allclose(batch['truth'][1]['boxes'][0], [108, 15, 8, 6, 0.1], rtol=1e-6)
+  assert batch['truth'][1]['labels'].tolist() == [1, 0]  # ship, plane; the joint space has [0, 3]
+  assert batch['labels'][1, :2].tolist() == [0, 3]
 
 
 def test_evaluation_needs_a_batch_that_hosts_divide():
