@@ -5,7 +5,11 @@ import logging
 import math
 import os
 import pathlib
+import time
+from collections.abc import Callable
 
+import jax
+import numpy as np
 from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -68,6 +72,52 @@ class Logs:
     )
     self._live.update(Group(self._progress, Text(summary(metrics))))
     logger.info('step %d: %s', step, summary(metrics))
+
+
+class Window:
+  """Metrics of the steps since the last log, left on the device until they are wanted."""
+
+  def __init__(self, images: int):
+    self._images = images
+    self._steps, self._compiled = [], False
+    self._clock, self._waited, self._timed = time.perf_counter(), 0.0, 0
+
+  def add(self, metrics: dict) -> None:
+    """Adds a step that was dispatched, and waits for the one before it.
+
+    Waiting bounds how many batches lie on the device at once.
+    """
+    self._steps.append(metrics)
+    self._timed += 1
+    if not self._compiled:
+      jax.block_until_ready(metrics)
+      logger.info('first step, compiled: %.1f s', time.perf_counter() - self._clock)
+      self._compiled, self._timed, self._clock = True, 0, time.perf_counter()
+    elif len(self._steps) > 1:
+      jax.block_until_ready(self._steps[-2])
+
+  def timed(self, function: Callable, *args):
+    """Calls the function and counts its time as waiting for data."""
+    start = time.perf_counter()
+    value = function(*args)
+    self._waited += time.perf_counter() - start
+    return value
+
+  def close(self) -> dict[str, float]:
+    """Means over the good steps (counters, lr, multipliers: the last) and speed; starts anew."""
+    rows = jax.device_get(self._steps)
+    good = [r for r in rows if np.isfinite(r['total']) and np.isfinite(r['grad_norm'])] or rows
+    metrics = {k: float(v) for k, v in rows[-1].items()}
+    for key in metrics:
+      if key in ('total', 'grad_norm') or key.startswith('loss/'):
+        metrics[key] = float(np.mean([row[key] for row in good]))
+    metrics['bad_in_a_row'] = float(max(row['bad_in_a_row'] for row in rows))
+    elapsed = time.perf_counter() - self._clock
+    metrics['images_per_second'] = self._images * self._timed / elapsed
+    metrics['data_wait'] = self._waited / elapsed
+    self._steps, self._timed, self._waited = [], 0, 0.0
+    self._clock = time.perf_counter()
+    return metrics
 
 
 def summary(metrics: dict[str, float]) -> str:

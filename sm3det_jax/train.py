@@ -7,7 +7,6 @@ import os
 import pathlib
 import signal
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -62,28 +61,21 @@ def train(
   sharding.check_mesh(config, mesh)
   checkpoint.open_workdir(config, workdir)
   checkpoints = checkpoint.manager(workdir, config.keep_checkpoints)
-  with jax.set_mesh(mesh), checkpoints, _sigterm() as terminated:
+  with checkpoints, _sigterm() as terminated:
     return _run(config, workdir, detector, mesh, checkpoints, terminated, on_log)
 
 
 def _run(config, workdir, detector, mesh, checkpoints, terminated, on_log):
   tx = optimizer.build(config, detector.term_groups)
   like = abstract_state(config, detector, tx, mesh)
-  where = jax.tree.map(lambda a: a.sharding, like)
   optimizer.log_parameters(like['model']['variables']['params'], detector.term_groups)
   position = {'seed': config.seed, 'fingerprint': mixture.fingerprint(config)}
   state, start = _restored(workdir, checkpoints, like, position['fingerprint'])
   if state is None:
-    state = jax.jit(lambda: create_state(config, detector, tx), out_shardings=where)()
-  steps = config.optim.steps
-  step_fn = jax.jit(
-    train_step(config, detector, tx),
-    donate_argnums=0,
-    in_shardings=(where, sharding.batch_sharding(mesh)),
-    out_shardings=(where, sharding.replicated(mesh)),
-  )
+    state = create_sharded_state(config, detector, tx, mesh)
+  step, steps = sharded_step(config, detector, tx, mesh), config.optim.steps
   logger.info('steps %d to %d on mesh %s', start, steps, dict(mesh.shape))
-  window, metrics, saved = Window(config.batch_size), {}, start
+  window, metrics, saved = logs.Window(config.batch_size), {}, start
 
   def save(done):
     nonlocal saved
@@ -92,13 +84,14 @@ def _run(config, workdir, detector, mesh, checkpoints, terminated, on_log):
       saved = done
 
   with (
+    jax.set_mesh(mesh),
     logs.Logs(workdir, start, steps, active=jax.process_index() == 0) as log,
     contextlib.closing(_batches(config, mesh, start)) as batches,
   ):
     batch = next(batches) if start < steps else None
     for done in range(start + 1, steps + 1):
       with jax.profiler.StepTraceAnnotation('train', step_num=done):
-        state, step_metrics = step_fn(state, batch)
+        state, step_metrics = step(state, batch)
       window.add(step_metrics)
       if done < steps:
         batch = window.timed(next, batches)  # goes to the device while it computes
@@ -137,21 +130,45 @@ def abstract_state(config: ConfigDict, detector: Any, tx: Any, mesh: jax.shardin
   return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, where)
 
 
+def create_sharded_state(
+  config: ConfigDict, detector: Any, tx: Any, mesh: jax.sharding.Mesh
+) -> dict:
+  """`create_state` made where it is to lie, never whole on one device."""
+  where = jax.tree.map(lambda a: a.sharding, abstract_state(config, detector, tx, mesh))
+  return jax.jit(lambda: create_state(config, detector, tx), out_shardings=where)()
+
+
+def sharded_step(config: ConfigDict, detector: Any, tx: Any, mesh: jax.sharding.Mesh) -> Callable:
+  """`train_step`, compiled for a mesh; it takes the state's buffers. Call it in `jax.set_mesh`."""
+  where = jax.tree.map(lambda a: a.sharding, abstract_state(config, detector, tx, mesh))
+  return jax.jit(
+    train_step(config, detector, tx),
+    donate_argnums=0,
+    in_shardings=(where, sharding.batch_sharding(mesh)),
+    out_shardings=(where, sharding.replicated(mesh)),
+  )
+
+
+def loss_function(config: ConfigDict, detector: Any) -> Callable:
+  """The loss of a raw batch: function of (params, variables, batch, step), as `detector.loss`."""
+
+  def loss(params, variables, batch, step):
+    # Never carried, so that a restart needs the step alone; 0 is the initialisation's.
+    rng = jax.random.fold_in(jax.random.key(config.seed), step + 1)
+    return detector.loss({**variables, 'params': params}, normalise_batch(batch, config), rng)
+
+  return loss
+
+
 def train_step(config: ConfigDict, detector: Any, tx: Any) -> Callable:
   """The step: function of (state, raw batch) that returns (state, metrics of this step)."""
+  gradient = jax.value_and_grad(loss_function(config, detector), has_aux=True)
   lr = optimizer.schedule(config.optim)
 
   def step(state, batch):
     model, training = state['model'], state['training']
     variables, params = model['variables'], model['variables']['params']
-    batch = normalise_batch(batch, config)
-    # Never carried, so that a restart needs the step alone; 0 is the initialisation's.
-    rng = jax.random.fold_in(jax.random.key(config.seed), training['step'] + 1)
-
-    def loss(params):
-      return detector.loss({**variables, 'params': params}, batch, rng)
-
-    (total, (terms, changed)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    (total, (terms, changed)), grads = gradient(params, variables, batch, training['step'])
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
     updates, opt = tx.update(grads, training['opt'], params, losses=terms)
@@ -177,52 +194,6 @@ def train_step(config: ConfigDict, detector: Any, tx: Any) -> Callable:
     return {'model': model, 'training': training}, metrics
 
   return step
-
-
-class Window:
-  """Metrics of the steps since the last log, left on the device until they are wanted."""
-
-  def __init__(self, images: int):
-    self._images = images
-    self._steps, self._compiled = [], False
-    self._clock, self._waited, self._timed = time.perf_counter(), 0.0, 0
-
-  def add(self, metrics: dict) -> None:
-    """Adds a step that was dispatched, and waits for the one before it.
-
-    Waiting bounds how many batches lie on the device at once.
-    """
-    self._steps.append(metrics)
-    self._timed += 1
-    if not self._compiled:
-      jax.block_until_ready(metrics)
-      logger.info('first step, compiled: %.1f s', time.perf_counter() - self._clock)
-      self._compiled, self._timed, self._clock = True, 0, time.perf_counter()
-    elif len(self._steps) > 1:
-      jax.block_until_ready(self._steps[-2])
-
-  def timed(self, function: Callable, *args) -> Any:
-    """Calls the function and counts its time as waiting for data."""
-    start = time.perf_counter()
-    value = function(*args)
-    self._waited += time.perf_counter() - start
-    return value
-
-  def close(self) -> dict[str, float]:
-    """Means over the good steps (counters, lr, multipliers: the last) and speed; starts anew."""
-    rows = jax.device_get(self._steps)
-    good = [r for r in rows if np.isfinite(r['total']) and np.isfinite(r['grad_norm'])] or rows
-    metrics = {k: float(v) for k, v in rows[-1].items()}
-    for key in metrics:
-      if key in ('total', 'grad_norm') or key.startswith('loss/'):
-        metrics[key] = float(np.mean([row[key] for row in good]))
-    metrics['bad_in_a_row'] = float(max(row['bad_in_a_row'] for row in rows))
-    elapsed = time.perf_counter() - self._clock
-    metrics['images_per_second'] = self._images * self._timed / elapsed
-    metrics['data_wait'] = self._waited / elapsed
-    self._steps, self._timed, self._waited = [], 0, 0.0
-    self._clock = time.perf_counter()
-    return metrics
 
 
 def _batches(config, mesh, start):

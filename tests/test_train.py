@@ -233,13 +233,9 @@ def _two_steps(data, expert):
   config = toy_config()
   detector, mesh = ToyDetector(), sharding.make_mesh({'data': data, 'expert': expert})
   tx = optimizer.build(config, detector.term_groups)
-  like = train.abstract_state(config, detector, tx, mesh)
-  where = jax.tree.map(lambda a: a.sharding, like)
+  state = train.create_sharded_state(config, detector, tx, mesh)
   with jax.set_mesh(mesh):
-    state = jax.jit(lambda: train.create_state(config, detector, tx), out_shardings=where)()
-    step = jax.jit(
-      train.train_step(config, detector, tx), donate_argnums=0, out_shardings=(where, None)
-    )
+    step = train.sharded_step(config, detector, tx, mesh)
     types, metrics = [jax.tree.map(lambda a: (jax.typeof(a), a.sharding), state)], []
     for i in range(2):
       state, m = step(state, sharding.put_batch(toy_batch(config, i), mesh))
