@@ -254,14 +254,9 @@ def _load_eval(task, local, host, hosts, step):
     logger.info('task %s: %d objects over max_objects in an evaluated batch', task.name, overflow)
   batch['ids'] = [sample['id'] for sample in raw]
   batch['truth'] = [task.truth(sample) for sample in raw]
-  rest = local - len(raw)
-  pad = [{'offset': (0, 0), 'scale': 1.0, 'full_size': tuple(task.config.size)}] * rest
-  for plural, key, dtype in (
-    ('offsets', 'offset', np.float32),
-    ('scales', 'scale', np.float32),
-    ('full_sizes', 'full_size', np.int32),
-  ):
-    batch[plural] = np.array([sample[key] for sample in samples + pad], dtype)
+  pad = [{'offset': (0, 0), 'scale': 1.0, 'full_size': task.config.size}] * (local - len(raw))
+  for key, dtype in (('offset', np.float32), ('scale', np.float32), ('full_size', np.int32)):
+    batch[f'{key}s'] = np.array([sample[key] for sample in samples + pad], dtype)
   return batch
 
 
