@@ -1,12 +1,17 @@
-"""What a config holds: the defaults are the released SM3Det-T on SOI-Det, and `check` refuses the rest.
+"""What a config holds: the defaults are the released SM3Det-T on SOI-Det; `check` refuses the rest.
 
-A config is an `ml_collections.ConfigDict`. The files in `configs/` start from `default()` and change
-what their experiment changes; the command line changes single values (`--config.optim.lr=3e-4`).
+A config is an `ml_collections.ConfigDict`. The files in `configs/` start from `default()` and
+change what their experiment changes; the command line changes single values (`--config.optim.lr=3e-4`).
 """
 
 import difflib
+import pathlib
 
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+import configs
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -242,3 +247,51 @@ def label_space(config: ConfigDict, name: str) -> tuple[str, ...]:
   return (
     joint_classes(config) if config.label_space == 'joint' else tuple(config.tasks[name].classes)
   )
+
+
+def load(arguments: list[str]) -> ConfigDict:
+  """The config that command-line arguments name.
+
+  Args:
+    arguments: `--config=FILE` (a path, or the name of a shipped config; `FILE:argument` hands the
+      argument to its `get_config`), and any number of `--config.a.b=value`.
+
+  Raises:
+    FileNotFoundError: no such file; the shipped ones are listed.
+    ValueError: no --config, an unknown key, a value of another type, or as `check`.
+  """
+  named = [i for i, a in enumerate(arguments) if a.startswith('--config=')]
+  if not named:
+    raise ValueError('which config? say --config=FILE or --config=NAME of a shipped one')
+  arguments = list(arguments)
+  arguments[named[-1]] = f'--config={_find(arguments[named[-1]].removeprefix("--config="))}'
+  return check(_parsed(config_flags.DEFINE_config_file, arguments))
+
+
+def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
+  """`config` with `--config.a.b=value` changes, checked; errors as `load`."""
+  define = lambda name, **options: config_flags.DEFINE_config_dict(name, config, **options)
+  return check(_parsed(define, arguments))
+
+
+def _parsed(define, arguments):
+  values = flags.FlagValues()
+  define('config', flag_values=values)
+  try:
+    values(['sm3det', *arguments])
+    config = values.config
+  except (AttributeError, KeyError, TypeError, flags.Error) as error:
+    raise ValueError(str(error).strip('"\'')) from error
+  config.unlock()
+  return config
+
+
+def _find(name):
+  """Path of a config file, with its argument after a colon, by path or by shipped name."""
+  file, colon, argument = name.partition(':')
+  shipped = pathlib.Path(configs.__file__).parent
+  for path in (pathlib.Path(file), shipped / file, shipped / f'{file}.py'):
+    if path.is_file():
+      return f'{path}{colon}{argument}'
+  names = sorted(p.stem for p in shipped.glob('*.py') if p.stem != '__init__')
+  raise FileNotFoundError(f'no config file {file!r}; shipped ones: {", ".join(names)}')

@@ -70,12 +70,21 @@ class Network(nn.Module):
           stages.setdefault(name, []).append(part)
     return stages, passes
 
+  def routing(self, images):
+    self.backbone(images)
+
   def touch(self, images):
     """Runs every layer once, so that `init` makes all parameters."""
     stages, _ = self.backbone(images)
     self.neck.touch(stages)
     for head in self.heads.values():
       head.touch(self.neck(stages, head.start))
+
+
+def _grid(images, block):
+  """Height and width of the map of 'stage<i>_block<j>'."""
+  size = 4 << int(block.removeprefix('stage').split('_')[0])
+  return tuple(n // size for n in images.shape[1:3])
 
 
 def _devices():
@@ -133,6 +142,16 @@ class M2Det:
     shapes = self._shapes(images) if shapes is None else shapes
     images = self._compute(images)
     return self.network.apply(variables, images, self._known(task), shapes, method='detect')
+
+  def routing(self, variables, images) -> dict[str, jax.Array]:
+    """Experts [B, h, w, K] of every grid cell, the best first, by MoE layer (evaluation mode)."""
+    _, extra = self.network.apply(
+      variables, self._compute(images), method='routing', mutable='intermediates'
+    )
+    return {
+      name: block['moe']['routing'][0].indices.reshape(len(images), *_grid(images, name), -1)
+      for name, block in extra['intermediates']['backbone'].items()
+    }
 
   def loss(self, variables, batch: dict, rng=None, sampling: str = 'random'):
     """Training loss of a batch of all or some tasks.

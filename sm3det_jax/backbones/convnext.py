@@ -1,4 +1,4 @@
-"""ConvNeXt with mixture-of-experts FFNs (Liu et al. 2022; SM3Det section 3.3 and its released code)."""
+"""ConvNeXt with mixture-of-experts FFNs (Liu et al. 2022; SM3Det section 3.3, released code)."""
 
 import flax.linen as nn
 import jax

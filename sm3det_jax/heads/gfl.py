@@ -1,4 +1,4 @@
-"""GFL, the horizontal head on SAR (Li et al. 2020): quality focal and distribution focal losses, ATSS.
+"""GFL, the horizontal head on SAR (Li et al. 2020): quality and distribution focal losses, ATSS.
 
 The semantics are those of mmdet 2.x `GFLHead`, which the released weights were trained with.
 """

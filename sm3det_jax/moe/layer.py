@@ -1,4 +1,4 @@
-"""The MoE layer of a backbone block: router, expert FFNs, and the sums that the balance loss needs."""
+"""The MoE layer of a backbone block: router, expert FFNs, the sums that the balance loss needs."""
 
 from typing import NamedTuple
 

@@ -25,7 +25,7 @@ def write(
   """Writes `workdir/report.html` of what `workdir` holds, figures into `workdir/figures`.
 
   It shows metrics.json, pictures/<task>_<n>.png and pr_curves.png (from evaluation), the training
-  log and routing.json; what is missing is left out.
+  log and routing/routing.json; what is missing is left out.
 
   Args:
     workdir: of a run.
@@ -46,13 +46,10 @@ def write(
     figures.losses(log, workdir / 'figures/losses.png')
     figures.multipliers(log, workdir / 'figures/multipliers.png')
     parts += ['<h2>Training</h2>', _image('figures/losses.png'), _image('figures/multipliers.png')]
-  if (workdir / 'routing.json').exists():
-    figures.routing(
-      json.loads((workdir / 'routing.json').read_text()), workdir / 'figures/routing.png'
-    )
+  if (workdir / 'routing/routing.png').exists():
     note = 'Share of a modality’s grid cells that use an expert (participation) and that have it '
     note += 'as their first choice (top1).'
-    parts += ['<h2>Experts by modality</h2>', _note(note), _image('figures/routing.png')]
+    parts += ['<h2>Experts by modality</h2>', _note(note), _image('routing/routing.png')]
   page = workdir / 'report.html'
   page.write_text(
     f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}'

@@ -1,0 +1,129 @@
+"""`sm3det <verb>`: a verb parses its arguments and calls the room that does the work."""
+
+import argparse
+import json
+import logging
+import sys
+
+WORKDIR = 'folder of the run: config, checkpoints, logs and results'
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs a verb; errors a user can mend are one line on standard error and exit status 2."""
+  parser, argv = _parser(), sys.argv[1:] if argv is None else list(argv)
+  args, rest = parser.parse_known_args(argv)
+  strangers = [a for a in rest if not (args.takes_config and a.startswith('--config'))]
+  if strangers:
+    parser.error(f'unknown arguments: {" ".join(strangers)}')
+  args.overrides = rest
+  logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)
+  logging.getLogger('absl').setLevel(logging.WARNING)
+  try:
+    return args.run(args) or 0
+  except (ValueError, FileNotFoundError, FloatingPointError, NotADirectoryError) as error:
+    print(f'sm3det {args.verb}: {error}', file=sys.stderr)
+    return 2
+
+
+def _parser():
+  parser = argparse.ArgumentParser('sm3det', description='SM3Det: one detector, any sensor.')
+  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+
+  def verb(name, run, help, takes_config=False, workdir=True):
+    p = verbs.add_parser(name, help=help, description=help)
+    p.set_defaults(run=run, takes_config=takes_config)
+    if workdir:
+      p.add_argument('--workdir', required=name != 'quickstart', help=WORKDIR)
+    return p
+
+  p = verb('quickstart', _quickstart, 'train a small SM3Det on drawn scenes and evaluate it', True)
+  p.set_defaults(workdir='sm3det_quickstart')
+  p.add_argument('--steps', type=int, help='training steps, instead of the config’s')
+
+  p = verb('prepare', _prepare, 'turn a data set into what training reads', workdir=False)
+  _prepare_arguments(p)
+
+  p = verb(
+    'train', _train, 'train, or go on with a run; --config.a.b=c changes single values', True
+  )
+
+  p = verb('evaluate', _evaluate, 'score a run on all its tasks', True)
+  p.add_argument('--split', help='of every task, instead of its test split')
+  p.add_argument('--out', help='folder of the results; by default the workdir')
+  p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
+
+  p = verb('predict', _predict, 'detect objects in images')
+  p.add_argument('--task', required=True, help='task whose head looks at them, e.g. sar')
+  p.add_argument('--out', required=True, help='folder of the pictures and JSON files')
+  p.add_argument('--score_threshold', type=float, default=0.3)
+  p.add_argument('images', nargs='+', metavar='IMAGE', help='image files or folders of them')
+
+  p = verb('routing', _routing, 'which experts each modality uses, as JSON and a figure', True)
+  p.add_argument('--split', help='of every task, instead of its test split')
+  p.add_argument('--out', help='folder of the results; by default WORKDIR/routing')
+  return parser
+
+
+def _prepare_arguments(parser):
+  from data_pipelines import prepare
+
+  prepare.add_arguments(parser)
+
+
+def _quickstart(args):
+  from sm3det_jax import config, quickstart
+
+  c = config.load(['--config=quickstart', *args.overrides])
+  if args.steps is not None:
+    c = quickstart.shortened(c, args.steps)
+  print(quickstart.run(c, args.workdir))
+
+
+def _prepare(args):
+  from data_pipelines import prepare
+
+  for report in prepare.run(args):
+    print(report.table())
+
+
+def _train(args):
+  from sm3det_jax import config, train
+
+  train.train(config.load(args.overrides), args.workdir)
+
+
+def _evaluate(args):
+  import rich
+
+  from sm3det_jax import checkpoint, config, evaluate
+  from sm3det_jax.metrics import table
+
+  c, variables = checkpoint.restore_for_inference(args.workdir)
+  c = config.override(c, args.overrides)
+  out = args.out or args.workdir
+  metrics = evaluate.evaluate(c, variables, split=args.split, out_dir=out, progress=not args.json)
+  rich.print(table.render(metrics), file=sys.stderr if args.json else sys.stdout)
+  if args.json:
+    print(json.dumps(metrics))
+
+
+def _predict(args):
+  from sm3det_jax import predict
+
+  errors = predict.predict(
+    args.workdir, args.task, args.images, args.out, score_threshold=args.score_threshold
+  )
+  return 1 if errors else 0
+
+
+def _routing(args):
+  from sm3det_jax import checkpoint, config, routing
+
+  c, variables = checkpoint.restore_for_inference(args.workdir)
+  c = config.override(c, args.overrides)
+  out = args.out or f'{args.workdir}/routing'
+  print(routing.write(routing.measure(c, variables, args.split), out))
+
+
+if __name__ == '__main__':
+  sys.exit(main())

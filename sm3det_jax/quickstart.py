@@ -1,0 +1,66 @@
+"""The quickstart: draw scenes, prepare them, train a small SM3Det, evaluate it, report."""
+
+import logging
+import os
+import pathlib
+
+import rich
+
+import configs.quickstart as scene_config
+from data_pipelines import prepare, scenes
+from sm3det_jax import checkpoint, config, evaluate, logs, routing, train
+from sm3det_jax.metrics import table
+from sm3det_jax.viz import report
+
+SOURCES = {'sar': 'coco', 'optical': 'dota_txt', 'infrared': 'dronevehicle'}
+
+logger = logging.getLogger(__name__)
+
+
+def shortened(c: config.ConfigDict, steps: int) -> config.ConfigDict:
+  """The same run in fewer (or more) steps: warm-ups and milestones move along."""
+  scale = lambda n: max(n * steps // c.optim.steps, 1)
+  c.optim.milestones = tuple(map(scale, c.optim.milestones))
+  c.optim.warmup_steps, c.dla.warmup_steps = scale(c.optim.warmup_steps), scale(c.dla.warmup_steps)
+  c.optim.steps = steps
+  return c
+
+
+def run(c: config.ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
+  """Does everything; what a stopped run has done stays done.
+
+  Args:
+    c: `configs/quickstart.py`, changed or not; `data_root` becomes `workdir/data`.
+    workdir: gets scenes/, data/, checkpoints, metrics.json and report.html.
+
+  Returns:
+    Path of the report page.
+  """
+  workdir = pathlib.Path(workdir)
+  c.data_root = str(workdir / 'data')
+  config.check(c)
+  _scenes(c, workdir)
+  train.train(c, workdir)
+  c, variables = checkpoint.restore_for_inference(workdir)
+  metrics = evaluate.evaluate(c, variables, out_dir=workdir, progress=True)
+  routing.write(routing.measure(c, variables), workdir / 'routing')
+  page = report.write(workdir, logs.read(workdir), 'SM3Det quickstart')
+  rich.print(table.render(metrics))
+  return page
+
+
+def _scenes(c, workdir):
+  """Draws and prepares the scenes unless `workdir` has them."""
+  done = workdir / 'data' / 'scenes.done'
+  if done.exists():
+    return
+  logger.info('drawing %s scenes a modality', scene_config.SCENES)
+  size = next(iter(c.tasks.values())).size[0]
+  scenes.write(workdir / 'scenes', scene_config.SEED, scene_config.SCENES, size)
+  for modality, form in SOURCES.items():
+    made = prepare.prepare(
+      form, workdir / 'scenes' / modality, c.data_root, name=f'scenes_{modality}',
+      classes=scenes.CLASSES[modality],
+    )  # fmt: skip
+    logger.info('%s', made.table())
+  done.touch()
