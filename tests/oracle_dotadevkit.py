@@ -14,6 +14,7 @@ Exit status 1 if a number differs.
 import contextlib
 import io
 import pathlib
+import runpy
 import sys
 import tempfile
 
@@ -22,10 +23,11 @@ import numpy as np
 np.argsort = lambda *args, _sort=np.argsort, **kw: _sort(*args, **{'kind': 'stable'} | kw)
 # ^ the devkit leaves the order of equal scores to quicksort; ours keeps that of the file
 
+import dotadevkit  # noqa: E402
 from dotadevkit.evaluate import task1  # noqa: E402
 from dotadevkit.polyiou import polyiou  # noqa: E402
 
-from sm3det_jax.metrics import dota, polygon  # noqa: E402
+from sm3det_jax.metrics import dota, merge, polygon  # noqa: E402
 
 TOLERANCE = 1e-6
 dota.PROTOCOLS['devkit_area'] = dota.PROTOCOLS['devkit']._replace(method='area')
@@ -124,6 +126,21 @@ def compare_iou(pairs: int = 5000) -> float:
   return float(np.abs(polygon.iou_pairs(a, b) - theirs).max())
 
 
+def compare_merge(boxes: int = 1500) -> float:
+  """How many detections only one of the two keeps when windows are merged."""
+  rng = np.random.default_rng(1)
+  middle, sides = rng.uniform(0, 600, (boxes, 2)), rng.uniform(5, 60, (boxes, 2))
+  quads = polygon.corners(np.concatenate([middle, sides, rng.uniform(-2, 2, (boxes, 1))], 1))
+  scores = rng.permutation(boxes) / boxes  # all different
+  ours = merge.nms(quads, scores, np.zeros(boxes), merge.IOU['obb'])
+  # run as a file: its package imports OpenCV
+  path = pathlib.Path(dotadevkit.__file__).parent / 'ops/ResultMerge.py'
+  py_cpu_nms_poly_fast = runpy.run_path(str(path))['py_cpu_nms_poly_fast']
+  theirs = py_cpu_nms_poly_fast(np.column_stack([quads, scores]), merge.IOU['obb'])
+  assert 100 < len(theirs) < boxes
+  return float(len(set(ours.tolist()) ^ set(map(int, theirs))))
+
+
 def crosses(quad: np.ndarray) -> bool:
   """Whether opposite edges of a quadrilateral [8] cut each other."""
   p = quad.reshape(4, 2)
@@ -138,7 +155,7 @@ def crosses(quad: np.ndarray) -> bool:
 
 
 def main(folders: list[str]) -> int:
-  worst = {'polygon IoU': compare_iou()}
+  worst = {'polygon IoU': compare_iou(), 'merging by NMS': compare_merge()}
   for folder in folders:
     worst[folder] = compare(pathlib.Path(folder))
   for seed in range(3):
