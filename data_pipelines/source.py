@@ -120,9 +120,9 @@ class Source:
 
   def _pixels(self, k, x1, y1, x2, y2):
     record = self._records[k]
-    bands = int(record['bands'])
+    bands, name = int(record['bands']), f'{self._folder}, image {self._index["ids"][k]}'
     if record['first_block'] < 0:
-      return images.decode(record['image'], bands)[y1:y2, x1:x2]
+      return images.decode(record['image'], bands, name)[y1:y2, x1:x2]
     out = None
     for b, (bx1, by1, bx2, by2) in enumerate(
       images.blocks(record['height'], record['width']).tolist()
@@ -130,7 +130,7 @@ class Source:
       left, top, right, bottom = max(x1, bx1), max(y1, by1), min(x2, bx2), min(y2, by2)
       if left >= right or top >= bottom:
         continue
-      block = images.decode(self._blocks[int(record['first_block']) + b]['image'], bands)
+      block = images.decode(self._blocks[int(record['first_block']) + b]['image'], bands, name)
       if out is None:
         out = np.empty((y2 - y1, x2 - x1, bands), block.dtype)
       out[top - y1 : bottom - y1, left - x1 : right - x1] = block[

@@ -83,6 +83,10 @@ class Detection(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager):
     splits = {}
     for split, entries in self._entries.items():
+      # here, so that it appears in the data set's folder together with the records
+      buffer = io.BytesIO()
+      np.savez_compressed(buffer, **index(entries, COLUMNS[self._box]))
+      (self.data_path / f'{split}_index.npz').write_bytes(buffer.getvalue())
       splits[split] = self._generate_examples(entries)
       if any(e.large for e in entries):
         splits[f'{split}_blocks'] = self._blocks(entries)
@@ -118,20 +122,24 @@ class Detection(tfds.core.GeneratorBasedBuilder):
 
 
 def build(name: str, classes, box: str, entries: dict[str, list[Entry]], data_dir) -> epath.Path:
-  """Writes the data set, replacing an older one of the same name; returns its folder."""
-  builder = Detection(name, classes, box, entries, data_dir)
-  config = tfds.download.DownloadConfig(
-    download_mode=tfds.GenerateMode.REUSE_CACHE_IF_EXISTS  # what is there is never taken as done
-  )
+  """Writes the data set and returns its folder.
+
+  An older one of the same name is replaced at the very end, and stays where writing fails.
+  """
+  root = epath.Path(data_dir)
+  staging, final = root / f'.{name}.incomplete', root / name / VERSION
   tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as unused:
-    builder.download_and_prepare(download_dir=unused, download_config=config)
-  folder = epath.Path(builder.data_path)
-  for split, listed in entries.items():
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **index(listed, COLUMNS[box]))
-    (folder / f'{split}_index.npz').write_bytes(buffer.getvalue())
-  return folder
+  try:
+    builder = Detection(name, classes, box, entries, staging)
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as unused:
+      builder.download_and_prepare(download_dir=unused)
+    if final.exists():
+      final.rmtree()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    return epath.Path(builder.data_path).rename(final)
+  finally:
+    if staging.exists():
+      staging.rmtree()
 
 
 def index(entries: list[Entry], columns: int) -> dict[str, np.ndarray]:

@@ -75,7 +75,7 @@ def scan(
   Raises:
     ValueError: a class nobody knows, or horizontal boxes for box='obb'.
   """
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+  with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
     for number, (a, file) in enumerate(zip(annotations, pool.map(_look, annotations), strict=True)):
       if number and not number % 5000:
         logger.info('%d images read', number)

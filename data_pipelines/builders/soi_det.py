@@ -28,8 +28,8 @@ WHY = {
   'rgb': 'The paper counts patches of 800 px with 400 px overlap. Training and evaluation use\n'
   'those with objects (of 17,041 test patches a released log evaluates 7,773). How its splitter\n'
   'treats an object that a border cuts is not published; here 70 % of its area must lie inside.',
-  'ifr': 'The paper counts the release with misspelt classes mapped and unreadable files left out.\n'
-  'Other numbers: boxes with a side under 2 px or outside the image, or files left out.',
+  'ifr': 'The paper counts the release with misspelt classes mapped and broken files left out.\n'
+  'Other numbers: boxes with a side under 2 px or outside the image, or other files left out.',
 }
 
 
