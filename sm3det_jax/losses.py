@@ -6,27 +6,29 @@ Callers multiply by weights, sum, and divide by their own normaliser.
 import jax
 import jax.numpy as jnp
 
+from sm3det_jax.precision import wide
 
-def _promote(x):
-  return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+
+def _wide(x):
+  return wide(jnp.asarray(x))
 
 
 def sigmoid_cross_entropy(logits, targets):
   """Binary cross-entropy of every element; targets in [0, 1], same shape as logits."""
-  logits = _promote(logits)
+  logits = _wide(logits)
   targets = jnp.asarray(targets, logits.dtype)
   return jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
 
 def softmax_cross_entropy(logits, labels):
   """Cross-entropy [...] of logits [..., K] with integer labels [...]."""
-  log_p = jax.nn.log_softmax(_promote(logits), -1)
+  log_p = jax.nn.log_softmax(_wide(logits), -1)
   return -jnp.take_along_axis(log_p, labels[..., None], -1)[..., 0]
 
 
 def l1(pred, target):
   """Absolute error of every element."""
-  return jnp.abs(_promote(pred) - _promote(target))
+  return jnp.abs(_wide(pred) - _wide(target))
 
 
 def smooth_l1(pred, target, beta):
@@ -44,8 +46,8 @@ def sigmoid_focal(logits, labels, gamma=2.0, alpha=0.25):
     gamma: exponent of the modulating factor.
     alpha: weight of the target class; the others weigh 1 - alpha.
   """
-  target = jax.nn.one_hot(labels, logits.shape[-1], dtype=_promote(logits).dtype)
-  p = jax.nn.sigmoid(_promote(logits))
+  target = jax.nn.one_hot(labels, logits.shape[-1], dtype=_wide(logits).dtype)
+  p = jax.nn.sigmoid(_wide(logits))
   miss = p * (1 - target) + (1 - p) * target
   weight = alpha * target + (1 - alpha) * (1 - target)
   return (weight * miss**gamma * sigmoid_cross_entropy(logits, target)).sum(-1)
@@ -61,7 +63,7 @@ def quality_focal(logits, labels, target_quality, num_classes, beta=2.0):
     num_classes: number of classes without background.
     beta: exponent of |target - sigmoid|; the gradient flows through this factor too.
   """
-  logits = _promote(logits)
+  logits = _wide(logits)
   quality = jnp.asarray(target_quality, logits.dtype)[..., None]
   target = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype) * quality
   scale = jnp.abs(target - jax.nn.sigmoid(logits)) ** beta
@@ -75,7 +77,7 @@ def distribution_focal(logits, target):
     logits: [..., bins] over the distances 0, 1, ..., bins - 1.
     target: [...] distances in [0, bins - 1]; the two nearest bins share it linearly.
   """
-  log_p = jax.nn.log_softmax(_promote(logits), -1)
+  log_p = jax.nn.log_softmax(_wide(logits), -1)
   bins = jnp.arange(logits.shape[-1], dtype=log_p.dtype).reshape(*[1] * target.ndim, -1)
   weight = jnp.maximum(1 - jnp.abs(jnp.asarray(target, log_p.dtype)[..., None] - bins), 0)
   return -(weight * log_p).sum(-1)
@@ -83,7 +85,7 @@ def distribution_focal(logits, target):
 
 def integral(logits, reg_max):
   """Expected distances [..., 4] of four distributions, logits [..., 4 * (reg_max + 1)] (GFL)."""
-  logits = _promote(logits)
+  logits = _wide(logits)
   p = jax.nn.softmax(logits.reshape(*logits.shape[:-1], -1, reg_max + 1), -1)
   return p @ jnp.arange(reg_max + 1, dtype=p.dtype)
 
@@ -93,13 +95,9 @@ def giou(pred, target):
 
   A box inverted along both axes has a positive area here, as in the reference.
   """
-  pred, target = _promote(pred), _promote(target)
-  inside = jnp.minimum(pred[..., 2:], target[..., 2:]) - jnp.maximum(
-    pred[..., :2], target[..., :2]
-  )
-  around = jnp.maximum(pred[..., 2:], target[..., 2:]) - jnp.minimum(
-    pred[..., :2], target[..., :2]
-  )
+  pred, target = _wide(pred), _wide(target)
+  inside = jnp.minimum(pred[..., 2:], target[..., 2:]) - jnp.maximum(pred[..., :2], target[..., :2])
+  around = jnp.maximum(pred[..., 2:], target[..., 2:]) - jnp.minimum(pred[..., :2], target[..., :2])
   area = lambda sides: sides[..., 0] * sides[..., 1]
   inter = area(jnp.maximum(inside, 0))
   union = area(pred[..., 2:] - pred[..., :2]) + area(target[..., 2:] - target[..., :2]) - inter

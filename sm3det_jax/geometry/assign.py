@@ -3,7 +3,6 @@
 An assignment `gt_inds` is int32 [n]: -1 ignored, 0 background, i + 1 ground truth i.
 """
 
-
 import jax
 import jax.numpy as jnp
 
@@ -20,8 +19,8 @@ def max_iou(iou, gt_valid, pos_iou, neg_iou, min_pos_iou=0.0, low_quality=True, 
     pos_iou: a box is positive from this IoU on.
     neg_iou: a box is background below it; in between it is ignored.
     min_pos_iou: lowest IoU for a low-quality match.
-    low_quality: every box whose IoU equals a ground truth's best goes to that ground truth, the last
-      one winning, whatever else it overlaps.
+    low_quality: every box whose IoU equals a ground truth's best (above 0) goes to that ground
+      truth, the last one winning, whatever else it overlaps.
     box_valid: bool [n]; the others are ignored, and do not count for a ground truth's best.
 
   Returns:
@@ -37,7 +36,7 @@ def max_iou(iou, gt_valid, pos_iou, neg_iou, min_pos_iou=0.0, low_quality=True, 
   gt_inds = jnp.where(best >= pos_iou, iou.argmax(1) + 1, gt_inds)
   if low_quality:
     gt_best = jnp.where(box_valid[:, None], iou, -1).max(0, keepdims=True)
-    match = (iou == gt_best) & (gt_best >= min_pos_iou) & gt_valid[None]
+    match = (iou == gt_best) & (gt_best >= min_pos_iou) & (gt_best > 0)
     last = jnp.where(match, jnp.arange(1, m + 1)[None], 0).max(1)
     gt_inds = jnp.where(last > 0, last, gt_inds)
   return jnp.where(box_valid, gt_inds, -1).astype(jnp.int32)

@@ -9,14 +9,14 @@ import math
 import jax.numpy as jnp
 
 from sm3det_jax.geometry import hbb, obb
+from sm3det_jax.precision import wide
 
 MAX_LOG_RATIO = abs(math.log(16 / 1000))  # a side changes at most by this factor
 _MIN_SIDE = 1e-6
 
 
-def _promote(*arrays):
-  dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-  return [jnp.asarray(a, dtype) for a in arrays]
+def _wide(*arrays):
+  return [wide(jnp.asarray(a)) for a in arrays]
 
 
 def _log_ratio(a, b):
@@ -44,7 +44,7 @@ class DeltaXYWH:
 
   def encode(self, anchors, boxes):
     """Deltas [..., 4] that turn anchors [..., 4] into HBB [..., 4]."""
-    anchors, boxes = _promote(anchors, boxes)
+    anchors, boxes = _wide(anchors, boxes)
     px, py, pw, ph = _columns(hbb.to_cxcywh(anchors))
     gx, gy, gw, gh = _columns(hbb.to_cxcywh(boxes))
     pw, ph = jnp.maximum(pw, _MIN_SIDE), jnp.maximum(ph, _MIN_SIDE)
@@ -52,8 +52,8 @@ class DeltaXYWH:
     return _join(columns, self.stds)
 
   def decode(self, anchors, deltas, max_shape=None):
-    """HBB [..., 4] from anchors [..., 4] and deltas [..., 4], clipped to max_shape (height, width)."""
-    anchors, deltas = _promote(anchors, deltas)
+    """HBB [..., 4] from anchors and deltas [..., 4]; max_shape (height, width) clips them."""
+    anchors, deltas = _wide(anchors, deltas)
     px, py, pw, ph = _columns(hbb.to_cxcywh(anchors))
     dx, dy, dw, dh = _split(deltas, self.stds)
     cxcywh = [px + dx * pw, py + dy * ph, _scaled(pw, dw), _scaled(ph, dh)]
@@ -63,10 +63,10 @@ class DeltaXYWH:
 
 @dataclasses.dataclass(frozen=True)
 class MidpointOffset:
-  """OBB relative to HBB, by the midpoints of the enclosing HBB's sides (Oriented R-CNN, section 3.1).
+  """OBB relative to HBB, by midpoint offsets (Oriented R-CNN, section 3.1).
 
-  Six values: the enclosing HBB as in DeltaXYWH, then the x offset of the vertex on its top side over
-  its width and the y offset of the vertex on its right side over its height.
+  Six values: the enclosing HBB as in DeltaXYWH, then the x offset of the vertex on its top side
+  over its width and the y offset of the vertex on its right side over its height.
   """
 
   stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)
@@ -76,7 +76,7 @@ class MidpointOffset:
 
     Of several vertices within 0.1 px of the top, the rightmost counts; on the right, the lowest.
     """
-    anchors, boxes = _promote(anchors, boxes)
+    anchors, boxes = _wide(anchors, boxes)
     x, y = jnp.unstack(obb.to_corners(boxes), axis=-1)  # each [..., 4]
     box = jnp.stack([x.min(-1), y.min(-1), x.max(-1), y.max(-1)], -1)
     on_top = y - box[..., 1:2] <= 0.1
@@ -96,7 +96,7 @@ class MidpointOffset:
 
     The parallelogram of the four vertices becomes a rectangle by stretching its shorter diagonal.
     """
-    anchors, deltas = _promote(anchors, deltas)
+    anchors, deltas = _wide(anchors, deltas)
     box = DeltaXYWH(self.stds[:4]).decode(anchors, deltas[..., :4])
     cx, cy, w, h = _columns(hbb.to_cxcywh(box))
     top, right = (jnp.clip(d, -0.5, 0.5) for d in _split(deltas[..., 4:], self.stds[4:]))
@@ -128,7 +128,7 @@ class DeltaXYWHA:
 
   def encode(self, rois, boxes):
     """Deltas [..., 5] that turn rois OBB [..., 5] into OBB [..., 5]."""
-    rois, boxes = _promote(rois, boxes)
+    rois, boxes = _wide(rois, boxes)
     px, py, pw, ph, pa = _columns(rois)
     gx, gy, gw, gh, ga = _columns(boxes)
     da = obb.wrap_angle(ga - pa)
@@ -148,7 +148,7 @@ class DeltaXYWHA:
 
     With max_shape (height, width) the centre is clipped to [0, width - 1] x [0, height - 1].
     """
-    rois, deltas = _promote(rois, deltas)
+    rois, deltas = _wide(rois, deltas)
     px, py, pw, ph, pa = _columns(rois)
     dx, dy, dw, dh, da = _split(deltas, self.stds)
     dx, dy = dx * pw, dy * ph
@@ -163,12 +163,12 @@ class DeltaXYWHA:
 
 
 def distance_to_box(points, ltrb):
-  """HBB [..., 4] from points [..., 2] (x, y) and their distances [..., 4] to left, top, right, bottom."""
+  """HBB [..., 4] from points [..., 2] and their distances [..., 4] to left, top, right, bottom."""
   return jnp.concatenate([points - ltrb[..., :2], points + ltrb[..., 2:]], -1)
 
 
 def box_to_distance(points, boxes):
-  """Distances [..., 4] from points [..., 2] to the left, top, right, bottom sides of HBB [..., 4]."""
+  """Distances [..., 4] of points [..., 2] to left, top, right, bottom of HBB [..., 4]."""
   return jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], -1)
 
 

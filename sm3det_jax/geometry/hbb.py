@@ -15,7 +15,7 @@ def centers(boxes):
 
 
 def clip(boxes, shape):
-  """Clips HBB [..., 4] to an image, x to [0, width] and y to [0, height] (as mmdet does, not width - 1).
+  """Clips HBB [..., 4] to an image: x to [0, width], y to [0, height], as mmdet 2.x.
 
   Args:
     boxes: [..., 4].

@@ -3,12 +3,7 @@
 import jax.numpy as jnp
 
 from sm3det_jax.geometry import hbb, obb
-
-
-def _promote(*arrays):
-  """At least float32; float64 stays."""
-  dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-  return [jnp.asarray(a, dtype) for a in arrays]
+from sm3det_jax.precision import wide
 
 
 def _ratio(inter, area_a, area_b):
@@ -19,7 +14,7 @@ def _ratio(inter, area_a, area_b):
 
 def hbb_iou_aligned(a, b):
   """IoU [...] of HBB [..., 4] with HBB [..., 4], pair by pair (shapes broadcast)."""
-  a, b = _promote(a, b)
+  a, b = wide(jnp.asarray(a)), wide(jnp.asarray(b))
   sides = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
   sides = jnp.maximum(sides, 0)
   return _ratio(sides[..., 0] * sides[..., 1], hbb.area(a), hbb.area(b))
@@ -27,7 +22,7 @@ def hbb_iou_aligned(a, b):
 
 def hbb_iou(a, b):
   """IoU [n, m] of every HBB of a [n, 4] with every HBB of b [m, 4]."""
-  return hbb_iou_aligned(a[:, None], b[None])
+  return hbb_iou_aligned(jnp.asarray(a)[:, None], jnp.asarray(b)[None])
 
 
 def rotated_intersection(a, b):
@@ -38,7 +33,7 @@ def rotated_intersection(a, b):
   |y| <= h/2: a piecewise linear function, cut at the slab's borders and at the two clips. No
   candidate points, sorting or branches, so nothing degenerates for near-identical boxes.
   """
-  a, b = _promote(a, b)
+  a, b = wide(jnp.asarray(a)), wide(jnp.asarray(b))
   cos, sin = jnp.cos(b[..., 4]), jnp.sin(b[..., 4])
   dx, dy = a[..., 0] - b[..., 0], a[..., 1] - b[..., 1]
   x, y = dx * cos + dy * sin, dy * cos - dx * sin
@@ -77,10 +72,10 @@ def rotated_iou_aligned(a, b):
   Exact to about 1e-6 in float32 for any angles and sizes; zero-size boxes give 0. Gradients are
   finite everywhere (a subgradient where edges touch or coincide).
   """
-  a, b = _promote(a, b)
+  a, b = wide(jnp.asarray(a)), wide(jnp.asarray(b))
   return _ratio(rotated_intersection(a, b), obb.area(a), obb.area(b))
 
 
 def rotated_iou(a, b):
   """IoU [n, m] of every OBB of a [n, 5] with every OBB of b [m, 5]."""
-  return rotated_iou_aligned(a[:, None], b[None])
+  return rotated_iou_aligned(jnp.asarray(a)[:, None], jnp.asarray(b)[None])

@@ -3,18 +3,22 @@
 import jax
 import jax.numpy as jnp
 
-from sm3det_jax.geometry import hbb, iou, obb
+from sm3det_jax.geometry import iou, obb
 
-TILE = 256
+TILE = 128
 
 
 def nms(boxes, scores, iou_threshold, max_outputs, labels=None, valid=None):
   """Keeps, in the order of the scores, every box that no kept one suppresses.
 
-  Works under jit, vmap and grad-free tracing. Candidates are taken in tiles of descending score;
-  each tile is compared with the boxes kept so far, then with itself until nothing changes. The loop
-  ends with the last valid candidate or the last wanted output. Under vmap all images loop as long
-  as the slowest one; `jax.lax.map` over images is the faster choice on CPU.
+  Candidates are taken in tiles of descending score; each tile is compared with the boxes kept so
+  far, then with itself until nothing changes. The loop ends with the last valid candidate or the
+  last wanted output.
+
+  Works under jit and vmap. Under vmap all images loop as long as the slowest one, so on CPU
+  `jax.lax.map` over images is faster. Over a batch sharded on several devices use neither alone but
+  `jax.shard_map` around them (with check_vma=False): `lax.map` would gather the whole batch on
+  every device, `vmap` would synchronise the devices in every round.
 
   Args:
     boxes: HBB [n, 4], suppressed at IoU > iou_threshold, or OBB [n, 5], at IoU >= iou_threshold
@@ -26,20 +30,20 @@ def nms(boxes, scores, iou_threshold, max_outputs, labels=None, valid=None):
     valid: bool [n]; the others take no part. None: all do.
 
   Returns:
-    (indices int32 [max_outputs] into boxes, valid bool [max_outputs]); invalid entries are 0.
+    (indices int32 [max_outputs] into boxes, valid bool [max_outputs]); invalid indices are 0.
   """
   boxes, scores = jnp.asarray(boxes), jnp.asarray(scores)
   n, width = boxes.shape
-  tile = max(min(TILE, n), 1)
-  valid = scores > -jnp.inf if valid is None else valid & (scores > -jnp.inf)
-  labels = jnp.zeros(n, jnp.int32) if labels is None else jnp.asarray(labels)
-  key = jnp.where(valid, -scores, jnp.inf)
-  order = jax.lax.sort((key, jnp.arange(n, dtype=jnp.int32)), num_keys=1, is_stable=True)[1]
-  padding = -n % tile if n else tile
-  order = jnp.concatenate([order, jnp.zeros(padding, jnp.int32)])
   if n == 0:
     return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
-  total = valid.sum()
+  tile = min(TILE, n)
+  usable = scores > -jnp.inf
+  usable = usable if valid is None else usable & jnp.asarray(valid)
+  labels = jnp.zeros(n, jnp.int32) if labels is None else jnp.asarray(labels)
+  key = jnp.where(usable, -scores, jnp.inf)
+  order = jax.lax.sort((key, jnp.arange(n, dtype=jnp.int32)), num_keys=1)[1]
+  order = jnp.pad(order, (0, -n % tile))
+  total = usable.sum()
   boxes, labels = boxes[order], labels[order]
   suppresses = _hbb_suppresses if width == 4 else _obb_suppresses
 
@@ -95,11 +99,11 @@ def _hbb_suppresses(a, b, mask, threshold):
 def _obb_suppresses(a, b, mask, threshold):
   """Rotated IoU >= threshold where mask [n, m]; computed only for pairs that may reach it.
 
-  The enclosing HBBs bound the IoU from above. Every column then asks for one of its pending pairs at
-  a time, so the number of rounds is the largest number of real neighbours of a box.
+  The enclosing HBBs bound the IoU from above. Every column then settles one of its pending pairs a
+  round, so the number of rounds is the largest number of close neighbours of a box.
   """
   area_a, area_b = obb.area(a)[:, None], obb.area(b)[None]
-  bound = jnp.minimum(_hbb_intersection(obb.to_hbb(a), obb.to_hbb(b)), jnp.minimum(area_a, area_b))
+  bound = jnp.minimum(_envelope_intersection(a, b), jnp.minimum(area_a, area_b))
   pending = mask & (bound * 1.001 >= threshold * (area_a + area_b - bound))
   columns = jnp.arange(b.shape[0])
 
@@ -113,8 +117,9 @@ def _obb_suppresses(a, b, mask, threshold):
   return jax.lax.while_loop(lambda s: s[0].any(), step, (pending, result))[1]
 
 
-def _hbb_intersection(a, b):
-  a, b = a[:, None], b[None]
-  low = jnp.maximum(a[..., :2], b[..., :2])
-  high = jnp.minimum(a[..., 2:], b[..., 2:])
-  return hbb.area(jnp.concatenate([low, high], -1))
+def _envelope_intersection(a, b):
+  """Intersection areas [n, m] of the HBBs around OBB [n, 5] and [m, 5], from centre distances."""
+  half_a, half_b = obb.envelope(a)[:, None] * 0.5, obb.envelope(b)[None] * 0.5
+  sides = half_a + half_b - jnp.abs(a[:, None, :2] - b[None, :, :2])
+  sides = jnp.clip(sides, 0, 2 * jnp.minimum(half_a, half_b))
+  return sides[..., 0] * sides[..., 1]

@@ -1,6 +1,7 @@
-"""Oriented boxes: `[..., 5]` arrays of cx, cy, w, h (pixels) and theta (radians, positive = clockwise on screen).
+"""Oriented boxes: `[..., 5]` arrays of cx, cy, w, h in pixels and theta in radians.
 
-The canonical form is le90: w >= h and theta in [-pi/2, pi/2).
+Positive angles turn clockwise on screen (y points down). The canonical form is le90: w >= h and
+theta in [-pi/2, pi/2).
 """
 
 import math
@@ -52,11 +53,16 @@ def to_polygon(boxes):
   return corners.reshape(*corners.shape[:-2], 8)
 
 
-def to_hbb(boxes):
-  """Smallest enclosing HBB [..., 4] of OBB [..., 5]."""
+def envelope(boxes):
+  """Width and height [..., 2] of the smallest HBB around OBB [..., 5]."""
   cos, sin = jnp.abs(jnp.cos(boxes[..., 4])), jnp.abs(jnp.sin(boxes[..., 4]))
   w, h = boxes[..., 2], boxes[..., 3]
-  half = jnp.stack([w * cos + h * sin, w * sin + h * cos], -1) * 0.5
+  return jnp.stack([w * cos + h * sin, w * sin + h * cos], -1)
+
+
+def to_hbb(boxes):
+  """Smallest enclosing HBB [..., 4] of OBB [..., 5]."""
+  half = envelope(boxes) * 0.5
   return jnp.concatenate([boxes[..., :2] - half, boxes[..., :2] + half], -1)
 
 
@@ -87,12 +93,11 @@ def from_polygon(polygons):
     normalising removes the difference.
   """
   points = np.asarray(polygons, np.float32).reshape(-1, 4, 2)
-  boxes = np.zeros((len(points), 5), np.float32)
+  boxes = np.zeros((len(points), 5))
   for box, quadrilateral in zip(boxes, points, strict=True):
-    (cx, cy), (w, h), degrees = cv2.minAreaRect(quadrilateral)
-    theta = math.radians(degrees)
-    if w < h:
-      w, h, theta = h, w, theta + math.pi / 2
-    box[:] = cx, cy, w, h, (theta + math.pi / 2) % math.pi - math.pi / 2
-  boxes[:, 4][boxes[:, 4] >= np.float32(math.pi / 2)] = -math.pi / 2
+    (box[0], box[1]), (w, h), degrees = cv2.minAreaRect(quadrilateral)
+    box[2:] = max(w, h), min(w, h), np.radians(degrees if w >= h else degrees + 90)
+  boxes[:, 4] = (boxes[:, 4] + np.pi / 2) % np.pi - np.pi / 2
+  boxes = boxes.astype(np.float32)
+  boxes[boxes[:, 4] >= np.float32(np.pi / 2), 4] = -np.pi / 2  # after rounding
   return boxes

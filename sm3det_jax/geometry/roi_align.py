@@ -4,14 +4,20 @@ All levels are sampled by one gather from a concatenated buffer of cells. Box co
 gradient: in every head they come from detached proposals.
 """
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sm3det_jax.precision import wide_dtype
+
+# Elements of the rows scattered at once in the backward pass: they should fit a cache.
+CHUNK = 2**18
+
 
 def rotated_roi_align(features, rois, output_size=7, spatial_scale=0.25, sampling_ratio=2):
-  """Average of sampling_ratio^2 bilinear samples in every bin of a rotated grid (aligned, clockwise).
+  """Average of sampling_ratio^2 bilinear samples in every bin of a rotated grid.
+
+  The semantics are RoIAlignRotated with aligned=True, clockwise=True of mmcv.
 
   Args:
     features: [B, H, W, C].
@@ -24,16 +30,21 @@ def rotated_roi_align(features, rois, output_size=7, spatial_scale=0.25, samplin
     [R, output_size, output_size, C]; samples outside the map count as 0.
   """
   b, h, w, c = features.shape
-  batch = rois[:, 0].astype(jnp.int32)
-  size = jnp.full((rois.shape[0], 2), jnp.asarray([[h, w]]), jnp.int32)
-  scale = jnp.full(rois.shape[0], spatial_scale, rois.dtype)
-  return _align(
-    features.reshape(-1, c), rois[:, 1:], batch * (h * w), size, scale, output_size, sampling_ratio
-  )
+  r = rois.shape[0]
+  size = jnp.broadcast_to(jnp.asarray([[h, w]], jnp.int32), (r, 2))
+  points = _sample_points(rois[:, 1:], spatial_scale, output_size, sampling_ratio)
+  index, weight = _bilinear(*points, size)
+  index = index + (rois[:, 0].astype(jnp.int32) * (h * w))[:, None, None]
+  taps = (1, r, output_size**2, -1)  # the images' maps are one buffer
+  out = _weighted_sum(features.reshape(1, -1, c), index.reshape(taps), weight.reshape(taps))
+  return (out[0] / sampling_ratio**2).reshape(r, output_size, output_size, c)
 
 
 def roi_levels(rois, num_levels, finest_scale=56):
-  """Feature level int32 [...] of OBB [..., 5]: one up for each doubling of sqrt(w * h) (FPN, eq. 1)."""
+  """Feature level int32 [...] of OBB [..., 5]: one up for each doubling of sqrt(w * h).
+
+  Boxes with sqrt(w * h) below twice finest_scale are on the first level (FPN, equation 1).
+  """
   size = jnp.sqrt(rois[..., 2] * rois[..., 3])
   level = jnp.floor(jnp.log2(size / finest_scale + 1e-6))
   return jnp.clip(level, 0, num_levels - 1).astype(jnp.int32)
@@ -57,50 +68,71 @@ def multilevel_rotated_roi_align(
   """
   b, r, _ = rois.shape
   c = features[0].shape[-1]
-  cells = jnp.concatenate([f.reshape(-1, c) for f in features])
+  cells = jnp.concatenate([f.reshape(b, -1, c) for f in features], 1)
   sizes = np.asarray([f.shape[1:3] for f in features], np.int32)
-  starts = np.cumsum([0] + [f.shape[0] * f.shape[1] * f.shape[2] for f in features])[:-1]
-  level = roi_levels(rois, len(features), finest_scale)
-  image = jnp.arange(b, dtype=jnp.int32)[:, None]
-  first = jnp.asarray(starts, jnp.int32)[level] + image * jnp.asarray(sizes.prod(1))[level]
+  starts = np.cumsum([0, *sizes.prod(1)[:-1]], dtype=np.int32)
+  level = roi_levels(rois, len(features), finest_scale).reshape(-1)
   scale = jnp.asarray(1 / np.asarray(strides), rois.dtype)[level]
-  size = jnp.asarray(sizes)[level]
-  out = _align(
-    cells,
-    rois.reshape(-1, 5),
-    first.reshape(-1),
-    size.reshape(-1, 2),
-    scale.reshape(-1),
-    output_size,
-    sampling_ratio,
-  )
-  return out.reshape(b, r, *out.shape[1:])
+  points = _sample_points(rois.reshape(-1, 5), scale[:, None], output_size, sampling_ratio)
+  index, weight = _bilinear(*points, jnp.asarray(sizes)[level])
+  index = index + jnp.asarray(starts)[level][:, None, None]
+  taps = (b, r, output_size**2, -1)
+  out = _weighted_sum(cells, index.reshape(taps), weight.reshape(taps))
+  return (out / sampling_ratio**2).reshape(b, r, output_size, output_size, c)
 
 
-def _align(cells, boxes, first, size, scale, output_size, sampling_ratio):
-  index, weight = _bilinear(*_sample_points(boxes, scale, output_size, sampling_ratio), size)
-  index = index + first[:, None, None]
-  r = boxes.shape[0]
-  s = sampling_ratio**2
-  bins = output_size**2
-  index = index.reshape(r, bins, s * 4)
-  weight = (weight / s).reshape(r, bins, s * 4).astype(cells.dtype)
-  out = jnp.einsum('rbk,rbkc->rbc', weight, cells[index])
-  return out.reshape(r, output_size, output_size, -1)
+@jax.custom_vjp
+def _weighted_sum(cells, index, weight):
+  """Sums [B, R, S, C] over K taps: cells [B, N, C], index and weight [B, R, S, K].
+
+  One tap at a time, so that nothing K times the output is ever in memory; in at least float32.
+  """
+  dtype = wide_dtype(cells.dtype)
+  out = 0
+  for k in range(index.shape[-1]):
+    tap = jax.vmap(lambda cells, index: cells[index])(cells, index[..., k])
+    out += weight[..., k, None].astype(dtype) * tap.astype(dtype)
+  return out.astype(cells.dtype)
+
+
+def _weighted_sum_fwd(cells, index, weight):
+  # An empty array remembers the number and type of the cells.
+  return _weighted_sum(cells, index, weight), (cells[..., :0], index, weight)
+
+
+def _weighted_sum_bwd(residuals, cotangent):
+  """One scatter-add a chunk of RoIs, in place: far faster on CPU than the taps' transposes."""
+  empty, index, weight = residuals
+  b, r, s, k = index.shape
+  c = cotangent.shape[-1]
+  chunk = min(max(CHUNK // (s * k * c), 1), r)
+  dtype = wide_dtype(empty.dtype)
+  padding = ((0, 0), (0, -r % chunk), (0, 0), (0, 0))
+  index, weight, cotangent = (jnp.pad(x, padding) for x in (index, weight, cotangent))
+
+  def step(i, grad):
+    part = lambda x: jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, 1)
+    rows = part(weight)[..., None].astype(dtype) * part(cotangent)[..., None, :].astype(dtype)
+    return jax.vmap(lambda g, index, rows: g.at[index].add(rows))(grad, part(index), rows)
+
+  grad = jnp.zeros((b, empty.shape[1], c), dtype)
+  grad = jax.lax.fori_loop(0, index.shape[1] // chunk, step, grad)
+  return grad.astype(empty.dtype), None, None
+
+
+_weighted_sum.defvjp(_weighted_sum_fwd, _weighted_sum_bwd)
 
 
 def _sample_points(boxes, scale, output_size, sampling_ratio):
-  """Sample coordinates y, x, each [R, bins * samples], in cells (cell centres are integers)."""
+  """Sample coordinates y, x, each [R, bins * samples], in cells (a cell's centre is an integer)."""
   boxes = jax.lax.stop_gradient(boxes)
   n = output_size * sampling_ratio
-  ticks = (np.arange(n) + 0.5) / n - 0.5
-  ticks = ticks.reshape(output_size, sampling_ratio)
+  ticks = ((np.arange(n) + 0.5) / n - 0.5).reshape(output_size, sampling_ratio)
   v, u = np.broadcast_arrays(ticks[:, None, :, None], ticks[None, :, None, :])
   u, v = (jnp.asarray(t.reshape(1, -1), boxes.dtype) for t in (u, v))
-  cx, cy, w, h = (boxes[:, i] * scale for i in range(4))
+  cx, cy, w, h = jnp.split(boxes[:, :4] * scale, 4, axis=1)
   cos, sin = jnp.cos(boxes[:, 4:]), jnp.sin(boxes[:, 4:])
-  u, v = u * w[:, None], v * h[:, None]
-  return u * sin + v * cos + (cy - 0.5)[:, None], u * cos - v * sin + (cx - 0.5)[:, None]
+  return u * w * sin + v * h * cos + cy - 0.5, u * w * cos - v * h * sin + cx - 0.5
 
 
 def _bilinear(y, x, size):
