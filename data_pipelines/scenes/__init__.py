@@ -7,6 +7,7 @@ written are ordinary files in the data sets' own formats, for the same readers a
 
 import concurrent.futures
 import functools
+import itertools
 import json
 import pathlib
 import zlib
@@ -55,17 +56,14 @@ def write(
     seed: of everything.
     counts: {split: images a modality}, e.g. {'train': 400, 'test': 40}.
     size: of the images, px.
-    threads: that draw; as many as processors if not given.
+    threads: that draw; by default what `concurrent.futures` thinks right for the machine.
   """
-  for split, count in counts.items():
-    for modality, put in (
-      ('sar', _write_sar),
-      ('optical', _write_optical),
-      ('infrared', _write_infrared),
-    ):
+  writers = {'sar': _write_sar, 'optical': _write_optical, 'infrared': _write_infrared}
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    for split, modality in itertools.product(counts, MODALITIES):
       one = functools.partial(_scene, seed, split, modality, size)
-      with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        put(pathlib.Path(root) / modality, split, pool.map(one, range(count)))
+      scenes = pool.map(one, range(counts[split]))
+      writers[modality](pathlib.Path(root) / modality, split, scenes)
 
 
 def _scene(seed, split, modality, size, i):

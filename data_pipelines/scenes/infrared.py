@@ -99,9 +99,8 @@ def _street(site, width):
   heat[np.abs(d - width / 2) < 1.5] += rng.uniform(-0.12, 0.12)
   for _ in range(rng.integers(1, 4)):  # manholes, patches of new asphalt
     x, y = line.at(rng.uniform(-120, 120), rng.uniform(-0.4, 0.4) * width)
-    cv2.circle(
-      heat, (int(x), int(y)), int(rng.integers(3, 6)), ROAD + float(rng.choice((-0.12, 0.2))), -1
-    )
+    warm = ROAD + float(rng.choice((-0.12, 0.2)))
+    cv2.circle(heat, (int(x), int(y)), int(rng.integers(3, 6)), warm, -1)
 
 
 def _traffic(site, width):
@@ -161,14 +160,8 @@ def _roofs(site, zone, off, side):
   things = _strays(site, zone)
 
   def roof(x, y):
-    return Thing(
-      '',
-      x,
-      y,
-      rng.uniform(34, 80),
-      rng.uniform(24, 44),
-      site.line.angle + np.pi / 2 * rng.integers(2),
-    )
+    angle = site.line.angle + np.pi / 2 * rng.integers(2)
+    return Thing('', x, y, rng.uniform(34, 80), rng.uniform(24, 44), angle)
 
   for thing in site.ground.scatter(rng, zone, int(rng.integers(1, 4)), roof, 14, 2):
     base = ROAD + rng.uniform(-0.25, 0.25)
@@ -211,13 +204,10 @@ def _people(site):
 def _expose(site):
   rng, size = site.rng, site.size
   heat = cv2.GaussianBlur(site.heat, (0, 0), rng.uniform(0.6, 1.0))
-  heat += (
-    rng.uniform(0.05, 0.16) * shapes.noise(rng, size, 200)
-    + 0.0012 * rng.uniform(-1, 1) * site.line.t
-  )
-  heat += 0.008 * rng.standard_normal(size, np.float32) + 0.005 * rng.standard_normal(
-    (size, 1), np.float32
-  )
+  heat += rng.uniform(0.05, 0.16) * shapes.noise(rng, size, 200)
+  heat += 0.0012 * rng.uniform(-1, 1) * site.line.t
+  heat += 0.008 * rng.standard_normal(size, np.float32)  # columns, then rows
+  heat += 0.005 * rng.standard_normal((size, 1), np.float32)
   heat += rng.uniform(0.008, 0.02) * rng.standard_normal((size, size), np.float32)
   image = rng.uniform(90, 140) + rng.uniform(150, 230) * (heat - ROAD)
   return np.clip(image, 0, 255).astype(np.uint8)
