@@ -202,6 +202,9 @@ def test_predict_takes_other_images(detector):
     np.concatenate([np.zeros((1, 64, 3), np.uint16), np.full((47, 64, 3), 9000, np.uint16)]),
   ):
     np.testing.assert_allclose(detector.predict(image, 'sar')['boxes'], sar, atol=1e-4)
+  bright = np.full((48, 64, 3), 9000, np.uint16)
+  assert detector.prepare(bright, 'sar').dtype == np.uint8
+  assert detector.prepare(bright // 100, 'sar').dtype == np.uint16  # its values are of 8 bits
   large = detector.predict(np.zeros((300, 200, 3), np.uint8), 'sar')  # beyond twice the canvas
   assert len(large['names']) > 2 and large['boxes'][:, 3].max() > 200
   with pytest.raises(ValueError, match='bands'):
@@ -272,6 +275,12 @@ def test_cut_patches_go_back_into_their_image():
   merged = merge.merge(found, merge.IOU['obb'])
   np.testing.assert_allclose(merged[0]['boxes'], whole[0]['boxes'])
   assert dota.evaluate(merged, whole, RGB, 'devkit').summary['map'] == pytest.approx(1)
+  seen = [
+    w | {'offset': (0, 0), 'truth': t, 'full': False} for w, t in zip(windows, truths, strict=True)
+  ]
+  result, found = evaluate.score(seen, list(truths), 'obb', RGB, evaluate.PROTOCOLS)
+  assert [p['id'] for p in found] == ['P1', 'P2']
+  assert (result.summary['images'], result.summary['protocols']['devkit']['images']) == (3, 2)
   plain = [windows[0] | {'id': 'P1'}]
   assert merge.uncut(plain, []) == (plain, [])
 

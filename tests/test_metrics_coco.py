@@ -113,3 +113,6 @@ def test_the_cap_of_100_is_reported():
   found = [image('a', boxes, [0] * 101, np.linspace(0.9, 0.1, 101))]
   summary, _ = coco.evaluate(found, truths, CLASSES)
   assert (summary['capped'], summary['map']) == (1, 0)
+  ships = image('a', boxes[:100] + np.arange(100)[:, None] * 50, [0] * 100)  # all found
+  summary, _ = coco.evaluate([ships | {'scores': np.ones(100)}], [ships], CLASSES)
+  assert (summary['capped'], summary['map']) == (0, pytest.approx(1))

@@ -110,10 +110,10 @@ def _image(truth, found, rules):
   n = len(truth['labels'])
   difficult = np.asarray(truth.get('difficult', np.zeros(n)), bool) & rules.ignore_difficult
   return {
-    'truth': truth['polygons'] if rules.polygons else polygon.corners(truth['boxes']),
+    'truth': polygon.corners(truth['polygons' if rules.polygons else 'boxes']),
     'truth_labels': np.asarray(truth['labels']),
     'difficult': difficult.reshape(n),
-    'found': found['polygons'] if 'polygons' in found else polygon.corners(found['boxes']),
+    'found': polygon.corners(found['polygons' if 'polygons' in found else 'boxes']),
     'labels': np.asarray(found['labels']),
     'scores': np.asarray(found['scores'], np.float64),
   }
@@ -125,11 +125,12 @@ def _match(images, label):
   count = 0
   for image in images:
     mine, theirs = image['labels'] == label, image['truth_labels'] == label
-    iou = polygon.iou_matrix(np.asarray(image['found'])[mine], np.asarray(image['truth'])[theirs])
-    nothing = np.zeros(len(iou))
-    scores.append(image['scores'][mine])
-    ious.append(iou.max(1) if iou.size else nothing)
-    objects.append((iou.argmax(1) if iou.size else nothing.astype(int)) + count)
+    if mine.any():
+      iou = polygon.iou_matrix(image['found'][mine], image['truth'][theirs])
+      nothing = np.zeros(len(iou))
+      scores.append(image['scores'][mine])
+      ious.append(iou.max(1) if iou.size else nothing)
+      objects.append((iou.argmax(1) if iou.size else nothing.astype(int)) + count)
     difficult.append(image['difficult'][theirs])
     count += int(theirs.sum())
   scores, ious, objects = (np.concatenate(x) for x in (scores, ious, objects))
