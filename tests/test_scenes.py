@@ -116,6 +116,10 @@ def test_an_oriented_box_is_exactly_around_its_object(module, name, angle):
   for values, side in ((along, w), (across, h)):
     assert side / 2 - slack < values.max() < side / 2 + 0.3
     assert side / 2 - slack < -values.min() < side / 2 + 0.3
+  assert np.sin(theta - angle) * np.cos(theta - angle) == pytest.approx(0, abs=1e-3)
+  if slack == 1.0 and angle:  # symmetric; upright, the edges of pixels decide
+    assert np.average(np.arange(200), weights=mask.sum(0)) == pytest.approx(90.3, abs=0.1)
+    assert np.average(np.arange(200), weights=mask.sum(1)) == pytest.approx(101.6, abs=0.1)
   if slack == 1.0 and name != 'storage-tank':  # rectangles: the smallest around the pixels
     (mx, my), sides, _ = cv2.minAreaRect(np.stack([x, y], 1).astype(np.float32))
     np.testing.assert_allclose((mx, my), (cx, cy), atol=0.6)
@@ -139,13 +143,14 @@ def test_a_sar_box_is_the_envelope_of_its_object_without_side_lobes(name, angle)
 
 
 def amplitude(power, echo=None):
-  power = np.full((128, 128), power, np.float32)
+  power = np.broadcast_to(np.float32(power), (128, 128))
   echo = np.zeros_like(power) if echo is None else echo
   return sar._focus(np.random.default_rng(11), power, echo).astype(np.float64)
 
 
 def test_speckle_is_multiplicative():
-  dark, bright = amplitude(0.02), amplitude(0.08)
+  both = amplitude(np.repeat([0.02, 0.08], 64))
+  dark, bright = both[:, :50], both[:, -50:]
   assert bright.mean() / dark.mean() == pytest.approx(2, rel=0.05)
   assert bright.std() / dark.std() == pytest.approx(2, rel=0.05)
   looks = (0.5227 / (dark.std() / dark.mean())) ** 2  # of a Rayleigh amplitude: 0.5227
