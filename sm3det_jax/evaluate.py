@@ -9,7 +9,6 @@ import numpy as np
 import rich.progress
 
 from data_pipelines import mixture
-from sm3det_jax import checkpoint
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import M2Det, build
 from sm3det_jax.metrics import Result, coco, dota, merge, polygon, table
@@ -87,28 +86,6 @@ def evaluate(
     table.write(metrics, out / 'metrics.json')
     figures.pr_curves(curves, out / 'pr_curves.png')
   return metrics
-
-
-def main(
-  workdir: str | os.PathLike, *, out_dir: str | os.PathLike | None = None, **options
-) -> dict:
-  """Evaluates the newest checkpoint of a run.
-
-  Args:
-    workdir: of the run.
-    out_dir: default `workdir`.
-    **options: of `evaluate`; `config_updates`, a dict {'a.b': value}, changes the run's config
-      first (data_root, a test split or tiling).
-
-  Returns:
-    What `evaluate` does.
-
-  Raises:
-    FileNotFoundError: no run or no checkpoint in `workdir`.
-  """
-  config, variables = checkpoint.restore_for_inference(workdir)
-  config.update_from_flattened_dict(options.pop('config_updates', {}))
-  return evaluate(config, variables, out_dir=out_dir or workdir, **options)
 
 
 def score(

@@ -1,6 +1,5 @@
 """Pictures: any type, bands and size; names that cover no object; figures and the report page."""
 
-import json
 import re
 
 import cv2
@@ -143,7 +142,7 @@ def test_report(tmp_path):
   metrics, curves = scored()
   table.write(metrics, tmp_path / 'metrics.json')
   figures.pr_curves(curves, tmp_path / 'pr_curves.png')
-  (tmp_path / 'routing.json').write_text(json.dumps(routing_statistics()))
+  figures.routing(routing_statistics(), tmp_path / 'routing/routing.png')
   image = np.zeros((64, 64), np.uint8)
   for name in ('sar_0', 'rgb_0', 'rgb_1'):
     draw.save(tmp_path / f'pictures/{name}.png', draw.to_rgb(image))

@@ -162,22 +162,6 @@ def test_protocols(config):
     evaluate.evaluate(**run, protocols=('dota',))
 
 
-def test_main_reads_the_run(config, tmp_path, monkeypatch):
-  monkeypatch.setattr(
-    evaluate.checkpoint, 'restore_for_inference', lambda workdir: (config, knowledge(config))
-  )
-  data_root = config.data_root
-  try:
-    config.data_root = 'elsewhere'
-    with pytest.raises(FileNotFoundError, match='elsewhere'):
-      evaluate.main(tmp_path, detector=Oracle())
-    updates = {'data_root': data_root}
-    metrics = evaluate.main(tmp_path, detector=Oracle(), config_updates=updates, pictures=0)
-  finally:
-    config.data_root = data_root
-  assert metrics['h_map'] == pytest.approx(1.0) and (tmp_path / 'metrics.json').exists()
-
-
 @pytest.fixture
 def detector(config, monkeypatch):
   monkeypatch.setattr(predict, 'build', lambda config: Oracle())

@@ -25,7 +25,7 @@ def write(
   """Writes `workdir/report.html` of what `workdir` holds, figures into `workdir/figures`.
 
   It shows metrics.json, pictures/<task>_<n>.png and pr_curves.png (from evaluation), the training
-  log and routing/routing.json; what is missing is left out.
+  log and routing/routing.png; what is missing is left out.
 
   Args:
     workdir: of a run.
