@@ -193,10 +193,10 @@ def _apron(site, zone, off, side):
 
   def make(x, y):
     angle = rng.uniform(-np.pi, np.pi) if row is None else row + rng.normal(0, 0.06)
-    length = rng.uniform(36, 62)
+    length = rng.uniform(32, 54)
     return Thing('plane', x, y, length, length * rng.uniform(0.8, 0.95), angle)
 
-  things = site.ground.scatter(rng, zone, int(rng.integers(5, 9)), make, 18, 1)
+  things = site.ground.scatter(rng, zone, int(rng.integers(6, 11)), make, 13, 1)
 
   def cart(x, y):
     return _car(x, y, rng.uniform(-np.pi, np.pi), rng)
@@ -310,7 +310,7 @@ def _tree(rng):
 
 
 ZONES = (_apron, _water, _parking, _yard, _field)
-CHANCES = (0.3, 0.23, 0.15, 0.2, 0.12)
+CHANCES = (0.34, 0.2, 0.13, 0.21, 0.12)
 
 
 def _expose(site):

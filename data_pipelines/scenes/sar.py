@@ -30,7 +30,7 @@ def scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[Thing]]
   """
   line = shapes.frame(rng, size, 0.1)
   texture = shapes.noise(rng, size, 70, 5)
-  shift = rng.choice((-size, 0, size), p=(0.12, 0.73, 0.15))  # all land, a coast, all sea
+  shift = rng.choice((-size, 0, size), p=(0.2, 0.68, 0.12))  # all land, a coast, all sea
   quay = rng.random() < 0.75
   off = line.d + shift + (0 if quay else 7) * texture
   power = _clutter(rng, off, line, texture)
@@ -79,7 +79,7 @@ def _berths(rng, ground, line, off, power):
   for t, d, turn in rows:
     x, y = line.at(t + (0 if turn else rng.uniform(-15, 15)), d)
     one = _ship(x, y, line.angle + turn + np.pi * rng.integers(2), rng)
-    if rng.random() < 0.8 and ground.take(one, margin=0):
+    if rng.random() < 0.6 and ground.take(one, margin=0):
       things.append(one)
   return things
 
@@ -88,26 +88,27 @@ def _afloat(rng, ground, sea):
   def ship(x, y):
     return _ship(x, y, rng.uniform(-np.pi, np.pi), rng)
 
-  return ground.scatter(rng, sea, int(rng.integers(3, 7)), ship, 8, 3)
+  return ground.scatter(rng, sea, int(rng.integers(2, 5)), ship, 8, 3)
 
 
 def _ashore(rng, ground, land, power, line):
-  """Aircraft on a smooth apron, tanks in groups, in two halves of the land."""
-  cut = line.t < rng.uniform(-50, 50)
-  apron, yard = (land & cut, land & ~cut) if rng.random() < 0.5 else (land & ~cut, land & cut)
+  """Aircraft on a smooth apron, tanks in groups, in two parts of the land."""
+  cut = line.t < 0.5 * ground.size * rng.uniform(-0.8, 0.8)
+  cut = land & (cut if rng.random() < 0.5 else ~cut)
+  apron, yard = cut, land & ~cut
   inner = cv2.erode(apron.astype(np.uint8), np.ones((7, 7))).astype(bool)
   power[inner] = APRON * np.exp(rng.uniform(-1, 0.8))
   usual = rng.uniform(18, 34)
 
   def aircraft(x, y):
-    length, angle = rng.uniform(34, 58), rng.uniform(-np.pi, np.pi)
+    length, angle = rng.uniform(30, 52), rng.uniform(-np.pi, np.pi)
     return Thing('aircraft', x, y, length, length * rng.uniform(0.8, 0.95), angle)
 
   def tank(x, y):
     diameter = usual * rng.uniform(0.9, 1.1)
     return Thing('tank', x, y, diameter, diameter)
 
-  things = ground.scatter(rng, inner, int(rng.integers(4, 8)), aircraft, 16, 1)
+  things = ground.scatter(rng, inner, int(rng.integers(5, 10)), aircraft, 13, 1)
   return things + ground.scatter(rng, yard, int(rng.integers(3, 8)), tank, 10, 2)
 
 
@@ -119,7 +120,7 @@ def paint(thing: Thing, rng: np.random.Generator) -> Sprite:
     sprite = Sprite(thing, HULL, level).part((-0.44, -0.24, 0.3, 0.24), hold)
     return sprite.part((bridge, -0.42, bridge + 0.16, 0.42), level * 3)
   if thing.name == 'aircraft':
-    level = np.exp(rng.uniform(-2.5, -1.0))
+    level = np.exp(rng.uniform(-2.4, -0.9))
     return Sprite(thing, PLANE, level).part((-0.46, -0.06, 0.49, 0.06), level * rng.uniform(0.8, 2))
   sprite = Sprite(thing, DISC, rng.uniform(0.2, 0.6)).part(DISC * 0.84, rng.uniform(0.02, 0.1))
   near = DISC[DISC[:, 0] < -0.2]  # the wall that faces the radar, to the left
@@ -147,7 +148,7 @@ def _glints(thing, rng, echo):
 def _gate(thing, rng, canvas):
   """Boarding bridges and carts that touch the aircraft, as bright as it is."""
   for side in (-1, 1):
-    if rng.random() < 0.5:
+    if rng.random() < 0.4:
       reach = rng.uniform(0.5, 0.85) * thing.width
       end = np.float64([(rng.uniform(0.1, 0.4), side * reach / 2 / thing.width)])
       x, y = shapes.to_picture(thing, end)[0]

@@ -200,7 +200,7 @@ class Ground:
     room = cv2.distanceTransform((zone & ~self.taken).astype(np.uint8), cv2.DIST_L1, 3)
     places = np.flatnonzero(room > clear)
     things = []
-    for place in rng.choice(places, count * 10) if len(places) else ():
+    for place in rng.choice(places, count * 15) if len(places) else ():
       thing = make(float(place % self.size), float(place // self.size))
       if self.take(thing, zone, margin):
         things.append(thing)
