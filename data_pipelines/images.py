@@ -92,8 +92,9 @@ def _pixels(data):
     raise ValueError('does not decode')
   if image.dtype not in (np.uint8, np.uint16):
     raise ValueError(f'{image.dtype} pixels; expected uint8 or uint16')
-  # BGR(A) -> RGB
-  return image[..., None] if image.ndim == 2 else image[..., 2::-1]
+  if image.ndim == 2:
+    return image[..., None]
+  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGB)
 
 
 def _complete(data):

@@ -67,6 +67,11 @@ def test_le90_keeps_the_rectangle(rows):
     np.testing.assert_allclose(nearest, 0, atol=2e-3)
 
 
+def test_an_angle_that_rounds_to_a_right_one():
+  theta = box_lib.le90(np.array([[0, 0, 9, 5, math.pi / 2 - 1e-12]]))[0, 4]  # float64
+  assert theta == np.float32(-math.pi / 2)
+
+
 @given(st.tuples(*[st.integers(-6, 6)] * 8))  # many touch, overlap or coincide
 @settings(max_examples=200, deadline=None)
 def test_self_crossing_agrees_with_shapely(row):
