@@ -35,11 +35,10 @@ def _mirrored(half) -> np.ndarray:
   return np.float64(half + [(u, -v) for u, v in reversed(half)])
 
 
-_BOX = np.float64([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
+RECTANGLE = np.float64([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
 _turns = np.linspace(0, 2 * np.pi, 64, endpoint=False)
 HULL = _mirrored(_HULL)
 PLANE = _mirrored([(-0.47, 0.0)] + _PLANE)
-RECTANGLE = _BOX
 DISC = 0.5 * np.stack([np.cos(_turns), np.sin(_turns)], 1)
 
 
@@ -55,7 +54,7 @@ def _turn(thing: Thing) -> np.ndarray:
 
 def corners(thing: Thing) -> np.ndarray:
   """The oriented box as [4, 2], clockwise on screen, from the rear left corner."""
-  return to_picture(thing, _BOX)
+  return to_picture(thing, RECTANGLE)
 
 
 def envelope(thing: Thing, outline: np.ndarray) -> np.ndarray:
@@ -121,7 +120,8 @@ def noise(rng: np.random.Generator, size: int, period: float, octaves: int = 1) 
     cells = min(size, max(2, math.ceil(size * 2**octave / period) + 1))
     grid = rng.standard_normal((cells, cells), np.float32) * np.float32(0.6**octave)
     total += cv2.resize(grid, (size, size), interpolation=cv2.INTER_LINEAR)
-  return total / np.float32(0.7 * (1 - 0.36**octaves) ** 0.5 / 0.8)
+  # 0.7: what interpolation leaves of a deviation; then the geometric sum of the octaves' variances
+  return total / np.float32(0.7 * ((1 - 0.36**octaves) / 0.64) ** 0.5)
 
 
 def saw(values: np.ndarray, period: float) -> np.ndarray:
@@ -165,7 +165,7 @@ def frame(rng: np.random.Generator, size: int, spread: float = 0.15) -> Frame:
 
 
 class Ground:
-  """Where something may still be put. `free(thing, zone)` asks, `take(thing)` occupies."""
+  """What is taken of the picture, so that things do not overlap."""
 
   def __init__(self, size: int):
     self.size = size
