@@ -84,7 +84,6 @@ def prepare(
   ignore: Sequence[str] = (),
   aliases: Mapping[str, str] | None = None,
   subset: Callable[[str], bool] | None = None,
-  **options,
 ) -> Report:
   """Writes one prepared data set, from one source or several.
 
@@ -103,7 +102,6 @@ def prepare(
     ignore: class names to leave out and count, beside the preset's.
     aliases: {spelling in the files: class}, beside the preset's.
     subset: image id -> whether to take it; the others are left out, not counted.
-    **options: of the reader (`angle`, `keep`, `names`).
 
   Raises:
     FileNotFoundError: a source without any layout that is known; lists what was looked for.
@@ -121,6 +119,8 @@ def prepare(
   if len(sources) != len(datasets):
     raise ValueError(f'{len(datasets)} data sets but {len(sources)} sources: {datasets}, {sources}')
   given = [splits] if isinstance(splits, Mapping) else list(splits)
+  if len(given) > len(sources):
+    raise ValueError(f'--splits is given {len(given)} times, but there are {len(sources)} sources')
   given += [{}] * (len(sources) - len(given))
   skipped, found = Skipped(), collections.defaultdict(list)
   kinds = []
@@ -129,9 +129,7 @@ def prepare(
       reader, kind, fixed = FORMATS[form]
       logger.info('%s: reading %s from %s and %s as %s', name, split, folder / labels, images, form)
       kinds.append(kind)
-      annotations = reader(
-        folder, split, labels=labels, images=images, skipped=skipped, **fixed, **options
-      )
+      annotations = reader(folder, split, labels=labels, images=images, skipped=skipped, **fixed)
       found[split].append((folder, annotations))
   ignore = {*ignore, *(n for p in presets for n in p.ignore)}
   aliases = {k: v for p in presets for k, v in p.aliases} | dict(aliases or {})
@@ -195,22 +193,23 @@ def locate(
   if splits:
     form = preset.layouts[0][0]
     return {s: (form, *_two(place)) for s, place in splits.items()}
-  found, tried = {}, []
+  found = {}
   for split, raw in preset.splits:
     for form, *place in preset.layouts:
       labels, images = (p.format(raw=raw) for p in place)
       shared = [labels, images] == place
       if shared and raw != 'train' and not (source / 'ImageSets/Main' / f'{raw}.txt').is_file():
         continue
-      tried.append(f'{labels} with {images}')
       if (source / labels).exists() and (source / images).is_dir():
         found[split] = form, labels, images
         break
   if not found:
+    tried = [f'{p[1]} with {p[2]}'.replace('{raw}', 'SPLIT') for p in preset.layouts]
     raise FileNotFoundError(
-      f'{dataset}: {source} has none of the known layouts; looked for labels with images in: '
+      f'{dataset}: {source} has none of the known layouts; looked for labels with images: '
       + '; '.join(dict.fromkeys(tried))
-      + '. Say where they are with --splits=train=LABELS:IMAGES,...'
+      + f'; SPLIT being {", ".join(raw for _, raw in preset.splits)}. '
+      'Say where they are with --splits=train=LABELS:IMAGES,...'
     )
   return found
 

@@ -271,6 +271,8 @@ def test_wrong_calls_are_errors(tmp_path):
     prepare('dota', tmp_path / 'no', tmp_path)
   with pytest.raises(ValueError, match='2 data sets but 1 sources'):
     prepare(('dota', 'coco'), tmp_path, tmp_path)
+  with pytest.raises(ValueError, match='--splits is given 2 times'):
+    prepare('dota', tmp_path, tmp_path, splits=[{}, {}])
   with pytest.raises(ValueError, match="name='My Set'"):
     prepare('dota', tmp_path, tmp_path, name='My Set')
 

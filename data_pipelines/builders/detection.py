@@ -94,7 +94,7 @@ class Detection(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, entries):
     for i, (entry, first) in enumerate(zip(entries, first_blocks(entries), strict=True)):
-      yield i, self._record(entry, _encoded(entry), first)
+      yield i, self._record(_encoded(entry), first, entry)
 
   def _blocks(self, entries):
     index = 0
@@ -102,23 +102,23 @@ class Detection(tfds.core.GeneratorBasedBuilder):
       if entry.large:
         pixels = _pixels(entry)
         for x1, y1, x2, y2 in images.blocks(entry.height, entry.width):
-          yield index, self._record(None, images.encode(pixels[y1:y2, x1:x2]), -1)
+          yield index, self._record(images.encode(pixels[y1:y2, x1:x2]))
           index += 1
 
-  def _record(self, entry, image, first_block):
-    columns = COLUMNS[self._box]
-    return dict(
-      id=entry.id if entry else '',
-      height=entry.height if entry else 0,
-      width=entry.width if entry else 0,
-      bands=entry.bands if entry else 0,
-      boxes=entry.boxes if entry else np.zeros((0, columns), np.float32),
-      polygons=entry.polygons if entry else np.zeros((0, 8), np.float32),
-      labels=entry.labels if entry else np.zeros(0, np.int32),
-      difficult=entry.difficult if entry else np.zeros(0, np.int8),
-      image=image,
-      first_block=int(first_block),
-    )
+  def _record(self, image, first_block=-1, entry=None):
+    fields = dict(
+      id='',
+      height=0,
+      width=0,
+      bands=0,
+      boxes=np.zeros((0, COLUMNS[self._box]), np.float32),
+      polygons=np.zeros((0, 8), np.float32),
+      labels=np.zeros(0, np.int32),
+      difficult=np.zeros(0, np.int8),
+    )  # of a block
+    if entry:
+      fields = {key: getattr(entry, key) for key in fields}
+    return fields | dict(image=image, first_block=first_block)
 
 
 def build(name: str, classes, box: str, entries: dict[str, list[Entry]], data_dir) -> epath.Path:

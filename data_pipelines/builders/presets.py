@@ -8,7 +8,9 @@ from sm3det_jax.config import DOTA_CLASSES, DRONEVEHICLE_CLASSES, SAR_CLASSES
 # name of a format: (reader, kind of its boxes, fixed options of the reader)
 FORMATS = {
   'coco': (coco.read, 'hbb', {}),
-  'coco_rotated': (coco.read, 'obb', {}),
+  'coco_rotated': (coco.read, 'obb', {}),  # degrees or radians, told by the largest angle
+  'coco_degree': (coco.read, 'obb', {'angle': 'degree'}),
+  'coco_radian': (coco.read, 'obb', {'angle': 'radian'}),
   'dota_txt': (dota_txt.read, 'obb', {}),
   'dronevehicle_xml': (dronevehicle_xml.read, 'obb', {}),
   'yolo_obb': (yolo_obb.read, 'obb', {}),
@@ -133,6 +135,8 @@ PRESETS = {
   ),
   'coco': Preset(_coco('coco')),
   'coco_rotated': Preset(_coco('coco_rotated')),
+  'coco_degree': Preset(_coco('coco_degree')),
+  'coco_radian': Preset(_coco('coco_radian')),
   'dota_txt': Preset(_by_folder('dota_txt', ['labelTxt', 'annfiles', 'labels'])),
   'dronevehicle_xml': Preset(
     DRONEVEHICLE.layouts[:2] + _by_folder('dronevehicle_xml', ['labels', 'Annotations'])

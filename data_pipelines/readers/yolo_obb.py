@@ -21,22 +21,20 @@ def read(
   labels: str,
   images: str,
   skipped: Skipped,
-  names: str | None = None,
 ) -> Iterator[Annotation]:
   """Yields an annotation an image; one without a label file has no objects, as YOLO means it.
 
   Args:
-    source: folder of the data set.
+    source: folder of the data set, with one yaml that has a `names:` entry.
     split: only names the split in messages.
     labels, images: folders below it.
     skipped: where what is left out is counted.
-    names: the yaml file below it; by default the only one with a `names:` entry.
 
   Raises:
     FileNotFoundError: a folder or the yaml is not there.
     ValueError: a line that is not the above; names file and line.
   """
-  classes = class_names(find(source, names, 'class names') if names else _yaml(source))
+  classes = class_names(_yaml(source))
   folder = find(source, labels, f'{split} labels')
   for image, file in pairs(folder, find(source, images, f'{split} images'), '.txt', skipped):
     try:
