@@ -154,7 +154,10 @@ def _texts(picture, quads, labels, texts):
     w, h, gap = w + 4, h + below + 2, _line_width(picture) + 2
     x1, y1, x2, y2 = *low[i], *high[i]
     above, under, left, right = y1 - h - gap, y2 + gap, x1 - w - gap, x2 + gap
-    places = [(x1, above), (x1, under), (x2 - w, above), (x2 - w, under)]
+    # over the highest corner, under the lowest, then beside the envelope
+    top, bottom = (quads[i, k(quads[i, :, 1]), 0] - w / 2 for k in (np.argmin, np.argmax))
+    places = [(np.clip(x, x1, max(x1, x2 - w)), y) for x, y in ((top, above), (bottom, under))]
+    places += [(x1, above), (x1, under), (x2 - w, above), (x2 - w, under)]
     places += [(right, y1), (left, y1), (right, y2 - h), (left, y2 - h)]
     for x, y in np.rint(places).astype(int).tolist():
       inside = x >= 0 and y >= 0 and x + w <= picture.shape[1] and y + h <= picture.shape[0]
