@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 
+import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -46,7 +47,8 @@ def installed(wheel, tmp_path_factory):
   folder = tmp_path_factory.mktemp('installed')
   pip = (sys.executable, '-m', 'pip', 'install', '--no-deps', '--target', folder)
   run(*pip, wheel)
-  return folder, {**os.environ, 'PYTHONPATH': str(folder), 'JAX_PLATFORMS': 'cpu'}
+  cache = {'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir}
+  return folder, {**os.environ, **cache, 'PYTHONPATH': str(folder), 'JAX_PLATFORMS': 'cpu'}
 
 
 def test_the_wheel_holds_every_file_of_the_packages(wheel):

@@ -6,28 +6,35 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import time
 
+import jax
 import nbclient
 import nbformat
 import pytest
 
+from data_pipelines import prepare, scenes
+from sm3det_jax import logs, quickstart
+
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = ROOT / 'launch/local_processes.sh'
+CACHE = {'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir}
 NOTEBOOK = ROOT / 'launch/colab/routing_statistics.ipynb'
 
 
 def launch(*arguments, check=True, **environment):
   """Runs local_processes.sh; the environment's JAX_* variables do not reach it."""
   clean = {k: v for k, v in os.environ.items() if not k.startswith('JAX_')}
-  return subprocess.run(
+  done = subprocess.run(
     [SCRIPT, *map(str, arguments)],
-    env={**clean, **{k: str(v) for k, v in environment.items()}},
+    env={**clean, **CACHE, **{k: str(v) for k, v in environment.items()}},
     capture_output=True,
     text=True,
-    timeout=120,
-    check=check,
+    timeout=600,
   )
+  assert not check or not done.returncode, done.stderr[-4000:]
+  return done
 
 
 @pytest.fixture
@@ -115,7 +122,8 @@ def test_notebook_is_stored_without_outputs():
 def test_notebook_shows_participation_and_top1_share(tmp_path, monkeypatch):
   monkeypatch.setenv('STEPS', '2')
   monkeypatch.setenv('WORKDIR', str(tmp_path / 'out'))
-  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  for name, value in {'JAX_PLATFORMS': 'cpu', **CACHE}.items():
+    monkeypatch.setenv(name, value)
   notebook = nbformat.read(NOTEBOOK, as_version=4)
   nbclient.NotebookClient(
     notebook, timeout=900, resources={'metadata': {'path': tmp_path}}
@@ -129,3 +137,51 @@ def test_notebook_shows_participation_and_top1_share(tmp_path, monkeypatch):
   for row in rows:  # of the cells of one layer and modality
     total = sum(float(cell.strip(' %')) for cell in row[3:])
     assert abs(total - 100 * top_k[row[1].strip()]) < 1
+
+
+TINY = """
+from configs import quickstart
+
+def get_config():
+  c = quickstart.get_config()
+  del c.tasks.ifr
+  for task in c.tasks.values():
+    task.size, task.head.channels = (128, 128), 32
+    if task.box == 'obb':
+      task.head.proposals.update(pre_nms=64, max_proposals=32)
+      task.head.roi.update(samples=32, fc_channels=16)
+  c.backbone.update(depths=(1, 1, 1, 1), channels=(8, 8, 16, 16))
+  c.moe.blocks = ((), (), (), (0,))
+  c.neck.channels = 32
+  c.batch_size = 6
+  c.optim.update(steps=3, warmup_steps=1)
+  c.dla.warmup_steps = 1
+  c.log_every = 1
+  return c
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_two_devices_of_one_do(tmp_path, monkeypatch):
+  monkeypatch.setenv('PATH', f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}')
+  monkeypatch.setenv('LOGS', str(tmp_path / 'logs'))
+  scenes.write(tmp_path / 'scenes', 0, {'train': 6, 'test': 1}, 128)
+  for modality, form in quickstart.SOURCES.items():
+    prepare.prepare(
+      form, tmp_path / 'scenes' / modality, tmp_path / 'data', name=f'scenes_{modality}',
+      classes=scenes.CLASSES[modality],
+    )  # fmt: skip
+  (tmp_path / 'tiny.py').write_text(TINY)
+  lines = {}
+  for processes in (1, 2):
+    workdir = tmp_path / f'run_{processes}'
+    launch(
+      f'--config={tmp_path / "tiny.py"}', f'--workdir={workdir}',
+      f'--config.data_root={tmp_path / "data"}', PROCESSES=processes, DEVICES=2 // processes,
+    )  # fmt: skip
+    lines[processes] = logs.read(workdir)
+  assert [line['step'] for line in lines[2]] == [1, 2, 3]
+  for one, two in zip(lines[1], lines[2], strict=True):
+    losses = [k for k in one if k.startswith('loss/')]
+    assert len(losses) == 8
+    assert [two[k] for k in losses] == pytest.approx([one[k] for k in losses], rel=1e-3)
