@@ -24,7 +24,7 @@ def normalise(
   images = (images.astype(float) - bands[0]) / bands[1]
   if shapes is None:
     return images
-  rows, columns = (jnp.arange(n)[None] for n in images.shape[1:3])
+  rows, columns = (jnp.arange(n, dtype=shapes.dtype)[None] for n in images.shape[1:3])
   inside = (rows < shapes[:, :1])[:, :, None] & (columns < shapes[:, 1:])[:, None]  # [B, H, W]
   return jnp.where(inside[..., None], images, 0)
 

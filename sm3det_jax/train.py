@@ -135,7 +135,12 @@ def create_sharded_state(
 ) -> dict:
   """`create_state` made where it is to lie, never whole on one device."""
   where = jax.tree.map(lambda a: a.sharding, abstract_state(config, detector, tx, mesh))
-  return jax.jit(lambda: create_state(config, detector, tx), out_shardings=where)()
+  # hundreds of small kernels that run once: XLA:CPU takes four times as long to optimise them
+  options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
+  create = jax.jit(
+    lambda: create_state(config, detector, tx), out_shardings=where, compiler_options=options
+  )
+  return create()
 
 
 def sharded_step(config: ConfigDict, detector: Any, tx: Any, mesh: jax.sharding.Mesh) -> Callable:

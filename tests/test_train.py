@@ -3,7 +3,11 @@
 import functools
 import json
 import os
+import pathlib
 import signal
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -253,6 +257,38 @@ def test_every_mesh_trains_alike_and_keeps_its_types(data, expert):
   close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6)
   jax.tree.map(close, metrics, want_metrics)
   jax.tree.map(close, state, want)
+
+
+PROCESS = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[1])
+import pytest, test_train
+from sm3det_jax import train
+test_train.toy.__wrapped__(pytest.MonkeyPatch())()
+train.train(test_train.toy_config(steps=5), pathlib.Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_then_one(toy, whole_run, tmp_path):
+  """Two hosts train as one does, save together, and one goes on where they stopped."""
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    port = s.getsockname()[1]
+  running = []
+  for i in range(2):
+    variables = {
+      'JAX_COORDINATOR_ADDRESS': f'localhost:{port}', 'JAX_NUM_PROCESSES': '2',
+      'JAX_PROCESS_ID': str(i), 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '4',
+      'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
+    }  # fmt: skip
+    command = [sys.executable, '-c', PROCESS, str(pathlib.Path(__file__).parent), str(tmp_path)]
+    running.append(subprocess.Popen(command, env=os.environ | variables))
+  assert [process.wait(300) for process in running] == [0, 0]
+  assert [line['step'] for line in logs.read(tmp_path)] == [1, 2, 3, 4, 5]
+  train.train(toy_config(), tmp_path)
+  for got, want in zip(_lines(tmp_path), _lines(whole_run[0]), strict=True):
+    assert got == pytest.approx(want, rel=1e-4)
 
 
 def test_normalise_by_hand():

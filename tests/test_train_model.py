@@ -1,0 +1,135 @@
+"""The real model, tiny, trained on simulated devices: every mesh gives the losses of one device."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from sm3det_jax import config as configs
+from sm3det_jax import detector, sharding, train
+from sm3det_jax.optim import optimizer
+
+SIZE = 64  # px
+MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
+
+
+def tiny_config(groups=8, **optim):
+  """Three tasks, MoE in the last two stages, gate noise, drop path and random sampling on."""
+  config = configs.default()
+  config.batch_size = 4 * groups
+  for task in config.tasks.values():
+    task.size, task.max_objects, task.head.channels = (SIZE, SIZE), 4, 32
+    if task.head.type == 'oriented_rcnn':
+      task.head.rpn.samples, task.head.roi.samples, task.head.roi.fc_channels = 32, 32, 32
+      task.head.proposals.update(pre_nms=64, max_proposals=32)
+    else:
+      task.head.convs = 1
+  config.backbone.update(depths=(1, 1, 1, 1), channels=(8, 16, 16, 32), layer_scale=1.0)
+  config.moe.blocks = ((), (), (0,), (0,))
+  config.neck.channels = 32
+  config.dla.warmup_steps = 2
+  config.optim.update(warmup_steps=3, lr=1e-3, ema=0.99)
+  config.optim.update(optim)
+  return configs.check(config)
+
+
+def batch_of(config, step):
+  """Random images with a few objects each, well inside."""
+  rng, batch = np.random.default_rng(step), {}
+  groups = config.batch_size // sum(t.ratio for t in config.tasks.values())
+  for name, task in config.tasks.items():
+    n, m = groups * task.ratio, task.max_objects
+    centre, side = rng.uniform(16, 48, (n, m, 2)), rng.uniform(10, 24, (n, m, 2))
+    boxes = np.concatenate([centre - side / 2, centre + side / 2], -1)
+    if task.box == 'obb':
+      angle = rng.uniform(-np.pi / 2, np.pi / 2, (n, m, 1))
+      boxes = np.concatenate([centre, np.sort(side)[..., ::-1], angle], -1)
+    batch[name] = {
+      'images': rng.integers(0, 256, (n, SIZE, SIZE, 3), np.uint8),
+      'boxes': boxes.astype(np.float32),
+      'labels': rng.integers(0, len(task.classes), (n, m)).astype(np.int32),
+      'valid': np.arange(m)[None] < rng.integers(1, m + 1, (n, 1)),
+      'shapes': np.full((n, 2), SIZE, np.int32),
+    }
+  return batch
+
+
+def build(config):
+  model = detector.build(config)
+  return model, optimizer.build(config, model.term_groups)
+
+
+def put(state, mesh):
+  return jax.device_put(state, sharding.tree_sharding(mesh, state))
+
+
+@functools.cache
+def initial(x64):
+  """The state before the first step, on the host: compiled once for all meshes."""
+  mesh, config = sharding.make_mesh({'data': 1, 'expert': 1}), tiny_config()
+  state = jax.device_get(train.create_sharded_state(config, *build(config), mesh))
+  if x64:
+    wide = lambda x: x.astype(np.float64) if x.dtype == np.float32 else x  # noqa: E731
+    state = jax.tree.map(wide, state)
+  return state
+
+
+def compiled(function, **options):
+  """Compiled fast rather than to be fast."""
+  return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0}, **options)
+
+
+@functools.cache
+def first_step(data, expert):
+  """(loss terms, gradients by path) at the initial parameters."""
+  config = tiny_config()
+  mesh = sharding.make_mesh({'data': data, 'expert': expert})
+  variables = put(initial(False)['model'], mesh)['variables']
+  with jax.set_mesh(mesh):
+    batch = sharding.put_batch(batch_of(config, 0), mesh)
+    loss = train.loss_function(config, build(config)[0])
+    out = compiled(jax.value_and_grad(loss, has_aux=True))(variables['params'], variables, batch, 0)
+    (total, (terms, _)), grads = jax.device_get(out)
+  return terms | {'total': total}, jax.tree.leaves_with_path(grads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('data, expert', MESHES)
+def test_first_step_on_every_mesh(data, expert):
+  """Gate noise, drop path and sampling included: they belong to the image, not to its device."""
+  terms, grads = first_step(data, expert)
+  want_terms, want_grads = first_step(1, 1)
+  for name, want in want_terms.items():
+    assert abs(terms[name] - want) <= 1e-5 * abs(want), name
+  for (path, got), (_, want) in zip(grads, want_grads, strict=True):
+    error = np.abs(got - want).max() / max(np.abs(want).max(), 1e-12)
+    assert error < 1e-3, (jax.tree_util.keystr(path), error)
+
+
+@functools.cache
+def twenty_steps(data, expert):
+  """Metrics of each step, and whether the state's types were the same after each, in float64."""
+  config, metrics = tiny_config(), []
+  mesh = sharding.make_mesh({'data': data, 'expert': expert})
+  state = put(initial(True), mesh)
+  with jax.set_mesh(mesh):
+    step = compiled(train.train_step(config, *build(config)), donate_argnums=0)
+    types = jax.tree.map(jax.typeof, state)
+    for i in range(20):
+      state, m = step(state, sharding.put_batch(batch_of(config, i), mesh))
+      metrics.append(jax.device_get(m))
+    assert jax.tree.map(jax.typeof, state) == types
+  return metrics
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore:scatter inputs have incompatible types')  # int64 positions
+@pytest.mark.parametrize('data, expert', [(8, 1), (2, 4)])
+def test_twenty_steps_in_float64(data, expert):
+  with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):  # int64 beside int32
+    got, want = twenty_steps(data, expert), twenty_steps(1, 1)
+  for i, (a, b) in enumerate(zip(got, want, strict=True)):
+    assert a['total'].dtype == np.float64 and np.isfinite(a['total'])
+    for name in b:  # losses, gradient norm, multipliers
+      assert abs(a[name] - b[name]) <= 1e-8 * max(abs(b[name]), 1e-12), (i, name)
