@@ -17,7 +17,7 @@ def sigmoid_cross_entropy(logits, targets):
   """Binary cross-entropy of every element; targets in [0, 1], same shape as logits."""
   logits = _wide(logits)
   targets = jnp.asarray(targets, logits.dtype)
-  return jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+  return jax.nn.softplus(logits) - logits * targets
 
 
 def softmax_cross_entropy(logits, labels):
@@ -101,5 +101,6 @@ def giou(pred, target):
   area = lambda sides: sides[..., 0] * sides[..., 1]
   inter = area(jnp.maximum(inside, 0))
   union = area(pred[..., 2:] - pred[..., :2]) + area(target[..., 2:] - target[..., :2]) - inter
-  union, enclosing = jnp.maximum(union, 1e-6), jnp.maximum(area(around), 1e-6)
+  at_least = lambda x: jnp.where(x > 1e-6, x, 1e-6)
+  union, enclosing = at_least(union), at_least(area(around))
   return 1 - inter / union + (enclosing - union) / enclosing

@@ -1,5 +1,6 @@
 """Intersection over union of horizontal and oriented boxes, in at least float32, differentiable."""
 
+import jax
 import jax.numpy as jnp
 
 from sm3det_jax.geometry import hbb, obb
@@ -8,8 +9,9 @@ from sm3det_jax.precision import wide
 
 def _ratio(inter, area_a, area_b):
   """Intersection over union; 0 for two empty boxes."""
-  inter = jnp.minimum(inter, jnp.minimum(area_a, area_b))
-  return inter / jnp.maximum(area_a + area_b - inter, 1e-9)
+  inter = _bounded(inter, 0, jnp.minimum(area_a, area_b))
+  union = area_a + area_b - inter
+  return inter / jnp.where(union > 1e-9, union, 1e-9)
 
 
 def hbb_iou_aligned(a, b):
@@ -38,32 +40,50 @@ def rotated_intersection(a, b):
   dx, dy = a[..., 0] - b[..., 0], a[..., 1] - b[..., 1]
   x, y = dx * cos + dy * sin, dy * cos - dx * sin
   theta = a[..., 4] - b[..., 4]
-  cos, sin = jnp.cos(theta) * 0.5, jnp.sin(theta) * 0.5
+  cos, sin = jnp.cos(theta), jnp.sin(theta)
   ux, uy, vx, vy = a[..., 2] * cos, a[..., 2] * sin, -a[..., 3] * sin, a[..., 3] * cos
   half_w, half_h = b[..., 2] * 0.5, b[..., 3] * 0.5
   total = 0
-  for px, py, ex, ey in (  # corner and edge, in the order of obb.to_corners
-    (x - ux - vx, y - uy - vy, 2 * ux, 2 * uy),
-    (x + ux - vx, y + uy - vy, 2 * vx, 2 * vy),
-    (x + ux + vx, y + uy + vy, -2 * ux, -2 * uy),
-    (x - ux + vx, y - uy + vy, -2 * vx, -2 * vy),
-  ):
-    total += _edge_integral(px, py, ex, ey, half_w, half_h)
-  return jnp.maximum(total, 0)
+  for ex, ey, fx, fy in ((ux, uy, vx, vy), (vx, vy, -ux, -uy)):  # a side and the next one
+    corner_x, corner_y = (ex + fx) * 0.5, (ey + fy) * 0.5
+    inv_x, inv_y = (1 / jnp.where(jnp.abs(e) < 1e-12, 1e-12, e) for e in (ex, ey))
+    for sign in (1, -1):  # it and the opposite one
+      total += _side_integral(
+        x - sign * corner_x, y - sign * corner_y, sign * ex, sign * ey, sign * inv_x, sign * inv_y,
+        half_w, half_h,
+      )  # fmt: skip
+  return _bounded(total, 0, jnp.inf)
 
 
-def _edge_integral(px, py, ex, ey, half_w, half_h):
-  """Integral of clip(x, -half_w, half_w) dy along p + t e, 0 <= t <= 1, where |y| <= half_h."""
-  inv_x = 1 / jnp.where(jnp.abs(ex) < 1e-12, 1e-12, ex)
-  inv_y = 1 / jnp.where(jnp.abs(ey) < 1e-12, 1e-12, ey)
-  enter, leave = (-half_h - py) * inv_y, (half_h - py) * inv_y
-  t0 = jnp.clip(jnp.minimum(enter, leave), 0, 1)
-  t3 = jnp.clip(jnp.maximum(enter, leave), 0, 1)
-  left, right = (-half_w - px) * inv_x, (half_w - px) * inv_x
-  t1 = jnp.clip(jnp.minimum(left, right), t0, t3)
-  t2 = jnp.clip(jnp.maximum(left, right), t0, t3)
-  x0, x1, x2, x3 = (jnp.clip(px + t * ex, -half_w, half_w) for t in (t0, t1, t2, t3))
-  return 0.5 * ey * ((t1 - t0) * (x0 + x1) + (t2 - t1) * (x1 + x2) + (t3 - t2) * (x2 + x3))
+def _side_integral(px, py, ex, ey, inv_x, inv_y, half_w, half_h):
+  """Integral of clip(x, -half_w, half_w) dy along p + t e, 0 <= t <= 1, where |y| <= half_h.
+
+  The side is in the slab from t0 to t3 and between the two clips from t1 to t2. Writing the outer
+  pieces as constants, not as clipped values, keeps the gradient exact: no operand ever ties.
+  """
+  enter, leave = _ordered((-half_h - py) * inv_y, (half_h - py) * inv_y)
+  t0, t3 = _clip(enter, 0, 1), _clip(leave, 0, 1)
+  left, right = _ordered((-half_w - px) * inv_x, (half_w - px) * inv_x)
+  t1, t2 = _clip(left, t0, t3), _clip(right, t0, t3)
+  last = jnp.where(inv_x > 0, half_w, -half_w)  # the clip that a long side leaves by
+  middle = (t2 - t1) * (px + 0.5 * (t1 + t2) * ex)
+  return ey * (middle + (t3 - t2 - (t1 - t0)) * last)
+
+
+# A compiler may compute a value twice with different rounding (fused multiply-add). Gradients of
+# jnp.minimum and jnp.maximum, which compare operand and result for equality, are then lost, and
+# those of a selection at a tie are a mixture. So: selections where ties are accidental, and no
+# gradient through a bound that is exceeded by rounding only.
+def _ordered(a, b):
+  return jnp.where(a < b, a, b), jnp.where(a < b, b, a)
+
+
+def _clip(x, low, high):
+  return jnp.where(x < low, low, jnp.where(x > high, high, x))
+
+
+def _bounded(x, low, high):
+  return jax.lax.stop_gradient(jnp.clip(x, low, high)) + (x - jax.lax.stop_gradient(x))
 
 
 def rotated_iou_aligned(a, b):
