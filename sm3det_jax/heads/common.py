@@ -23,13 +23,17 @@ def flat(maps: list[jax.Array], channels: int) -> list[jax.Array]:
   return [wide(m).reshape(len(m), -1, channels) for m in maps]
 
 
-def level_anchors(features: list[jax.Array], strides, scales, ratios) -> list[jax.Array]:
-  """Anchors [H W A, 4] of every level, in the dtype of box maths."""
-  dtype = wide_dtype(features[0].dtype)
+def level_anchors(shapes, strides, scales, ratios, dtype=jnp.float32) -> list[jax.Array]:
+  """Anchors [H W A, 4] of levels of the given (height, width), in the dtype of box maths."""
   return [
-    jnp.asarray(anchors.grid_anchors(f.shape[1:3], s, scales, ratios), dtype)
-    for f, s in zip(features, strides, strict=True)
+    jnp.asarray(anchors.grid_anchors(shape, s, scales, ratios), wide_dtype(dtype))
+    for shape, s in zip(shapes, strides, strict=True)
   ]
+
+
+def level_shapes(canvas, strides) -> list[tuple[int, int]]:
+  """(height, width) of the levels of a canvas whose sides are multiples of 32."""
+  return [tuple(-(-side // s) for side in canvas) for s in strides]
 
 
 def start_stage(strides) -> int:

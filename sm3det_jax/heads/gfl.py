@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sm3det_jax import losses
 from sm3det_jax.backbones.layers import Conv, GroupNorm
 from sm3det_jax.geometry import assign, coders, hbb, iou, nms
-from sm3det_jax.heads.common import Detections, flat, level_anchors, start_stage
+from sm3det_jax.heads.common import Detections, flat, level_anchors, level_shapes, start_stage
 
 
 class GFLHead(nn.Module):
@@ -76,7 +76,8 @@ class GFL(nn.Module):
 
   def _anchors(self, features):
     c = self.config
-    return level_anchors(features, c.strides, (c.anchor_scale,), (1.0,))
+    shapes = [f.shape[1:3] for f in features]
+    return level_anchors(shapes, c.strides, (c.anchor_scale,), (1.0,), features[0].dtype)
 
   def loss(self, features, targets, rng=None, sampling='random'):
     """Terms cls, bbox, dfl; `targets` as a task's batch. Every location counts, none is sampled."""
@@ -131,6 +132,15 @@ class GFL(nn.Module):
     index, label = pair // self.num_classes, pair % self.num_classes
     reach = losses.integral(distances[index], c.reg_max) * stride
     return coders.distance_to_box(hbb.centers(anchors[index]), reach), scores, label
+
+
+def reached(c, canvas, boxes, valid) -> jax.Array:
+  """Which of an image's boxes [M, 4] get at least one positive anchor from ATSS: bool [M]."""
+  shapes = level_shapes(canvas, c.strides)
+  levels = level_anchors(shapes, c.strides, (c.anchor_scale,), (1.0,))
+  sizes = tuple(len(a) for a in levels)
+  assigned = assign.atss(jnp.concatenate(levels), sizes, boxes, valid, c.atss_topk)
+  return (assigned[None] == jnp.arange(1, len(boxes) + 1)[:, None]).any(1) & valid
 
 
 def _image_loss(c, num_classes, anchors, sizes, stride, logits, distances, boxes, labels, valid):

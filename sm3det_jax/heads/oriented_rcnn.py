@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sm3det_jax import losses
 from sm3det_jax.backbones.layers import Conv, Dense
 from sm3det_jax.geometry import assign, coders, iou, nms, obb, roi_align
-from sm3det_jax.heads.common import Detections, flat, level_anchors, start_stage
+from sm3det_jax.heads.common import Detections, flat, level_anchors, level_shapes, start_stage
 from sm3det_jax.precision import wide
 
 RPN_CODER = coders.MidpointOffset()
@@ -82,7 +82,8 @@ class OrientedRCNN(nn.Module):
 
   def _anchors(self, features):
     c = self.config
-    return level_anchors(features, c.strides, c.anchor_scales, c.anchor_ratios)
+    shapes = [f.shape[1:3] for f in features]
+    return level_anchors(shapes, c.strides, c.anchor_scales, c.anchor_ratios, features[0].dtype)
 
   def loss(self, features, targets, rng=None, sampling='random'):
     """Terms rpn_cls, rpn_bbox, cls, bbox; `targets` as a task's batch.
@@ -173,6 +174,15 @@ class OrientedRCNN(nn.Module):
       return Detections(boxes[index], flat_scores[index], labels[index], valid)
 
     return jax.lax.map(image, (proposals, reg, scores, shapes))
+
+
+def reached(c, canvas, boxes, valid) -> jax.Array:
+  """Which of an image's boxes [M, 5] have an RPN anchor with IoU >= 0.5 to their envelope: [M]."""
+  shapes = level_shapes(canvas, c.strides)
+  levels = level_anchors(shapes, c.strides, c.anchor_scales, c.anchor_ratios)
+  envelopes = obb.to_hbb(boxes)
+  best = [iou.hbb_iou(envelopes, anchors).max(1) for anchors in levels]
+  return (jnp.stack(best).max(0) >= 0.5) & valid
 
 
 def rpn_loss(c, anchors, cls, reg, targets, keys, sampling):
