@@ -12,6 +12,9 @@ from sm3det_jax import checkpoint, sharding
 from sm3det_jax import config as configs
 from sm3det_jax.optim import optimizer
 
+# Of a torn checkpoint the reads that fail last find the event loop of the first failure closed.
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
 GROUPS = {'sar/cls': 'sar/bbox_head', 'rgb/rpn_cls': 'rgb/rpn_head'}
 TX = optimizer.build(configs.default(), GROUPS)
 
