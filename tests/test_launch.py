@@ -43,7 +43,7 @@ def fake_sm3det(tmp_path, monkeypatch):
   program = tmp_path / 'bin/sm3det'
   program.parent.mkdir()
   program.write_text("""#!/usr/bin/env bash
-(env | grep ^JAX_; echo "$@") >"$SEEN/$JAX_PROCESS_ID"
+(env | grep ^JAX_; printf '<%s>' "$@") >"$SEEN/$JAX_PROCESS_ID"
 [[ -n "${FAIL:-}" ]] || exit 0
 if [[ "$FAIL" == "$JAX_PROCESS_ID" ]]; then
   until [[ -s $SEEN/pid_0 && -s $SEEN/pid_2 ]]; do sleep 0.02; done
@@ -61,7 +61,7 @@ echo $$ >"$SEEN/pid_$JAX_PROCESS_ID"; exec sleep 60
 def test_every_process_gets_its_variables_and_the_arguments(fake_sm3det):
   launch('--config=x', '--workdir=a b', PROCESSES=3, DEVICES=2)
   seen = [(fake_sm3det / str(i)).read_text() for i in range(3)]
-  assert all(s.endswith('train --config=x --workdir=a b\n') for s in seen)
+  assert all(s.endswith('<train><--config=x><--workdir=a b>') for s in seen)
   assert all('JAX_NUM_PROCESSES=3\n' in s and 'JAX_NUM_CPU_DEVICES=2\n' in s for s in seen)
   assert [re.search(r'JAX_PROCESS_ID=(\d)', s)[1] for s in seen] == ['0', '1', '2']
   assert len({re.search(r'COORDINATOR_ADDRESS=(.*)', s)[1] for s in seen}) == 1
@@ -76,11 +76,13 @@ def alive(pid):
 
 
 def test_one_failure_stops_the_others_and_is_the_exit_code(fake_sm3det):
-  done = launch(PROCESSES=3, FAIL=1, check=False)
+  began = time.time()
+  done = launch(PROCESSES=3, FAIL=1, check=False)  # ends when its children have closed their output
+  assert time.time() - began < 40
   assert done.returncode == 3
   assert 'exit code 3' in done.stderr and 'out of luck' in done.stderr
   others = [int((fake_sm3det / f'pid_{i}').read_text()) for i in (0, 2)]
-  deadline = time.time() + 10
+  deadline = time.time() + 5
   while any(map(alive, others)) and time.time() < deadline:
     time.sleep(0.05)
   assert not any(map(alive, others))
