@@ -79,10 +79,9 @@ def test_special_pairs_and_their_gradients():
   a, b, want = (np.asarray(x, np.float32) for x in zip(*SPECIAL.values(), strict=True))
   np.testing.assert_allclose(iou.rotated_iou_aligned(a, b), want, atol=1e-6)
   np.testing.assert_allclose(iou.rotated_iou_aligned(b, a), want, atol=1e-6)
-  for grad in gradients(a, b):
-    assert np.isfinite(grad).all() and np.abs(grad).max() < 10, dict(
-      zip(SPECIAL, grad, strict=True)
-    )
+  equal = random_boxes(np.random.default_rng(4), 40, 20000)
+  for grad in gradients(np.concatenate([a, equal]), np.concatenate([b, equal])):
+    assert np.isfinite(grad).all() and np.abs(grad).max() < 1
 
 
 @jax.jit
@@ -109,7 +108,7 @@ def test_properties(a, b, turn):
 
 
 def test_gradient_is_that_of_finite_differences():
-  """Also compiled, where ties must not be decided twice; pairs apart and contained ones included."""
+  """Compiled, where a tie may be decided twice; with pairs apart and boxes inside of others."""
   r = np.random.default_rng(3)
   with jax.enable_x64(True):
     a = random_boxes(r, 500, 60, 60).astype(np.float64)

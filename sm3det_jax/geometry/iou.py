@@ -1,7 +1,7 @@
 """Intersection over union of horizontal and oriented boxes, in at least float32, differentiable."""
 
-import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 
 from sm3det_jax.geometry import hbb, obb
 from sm3det_jax.precision import wide
@@ -58,12 +58,12 @@ def rotated_intersection(a, b):
 def _side_integral(px, py, ex, ey, inv_x, inv_y, half_w, half_h):
   """Integral of clip(x, -half_w, half_w) dy along p + t e, 0 <= t <= 1, where |y| <= half_h.
 
-  The side is in the slab from t0 to t3 and between the two clips from t1 to t2. Writing the outer
-  pieces as constants, not as clipped values, keeps the gradient exact: no operand ever ties.
+  The side is in the slab from t0 to t3 and between the two clips from t1 to t2. The integrand being
+  continuous, the integral is stationary in t1 and t2: their gradient is 0, not a rounding error.
   """
   enter, leave = _ordered((-half_h - py) * inv_y, (half_h - py) * inv_y)
   t0, t3 = _clip(enter, 0, 1), _clip(leave, 0, 1)
-  left, right = _ordered((-half_w - px) * inv_x, (half_w - px) * inv_x)
+  left, right = _ordered(*stop_gradient(((-half_w - px) * inv_x, (half_w - px) * inv_x)))
   t1, t2 = _clip(left, t0, t3), _clip(right, t0, t3)
   last = jnp.where(inv_x > 0, half_w, -half_w)  # the clip that a long side leaves by
   middle = (t2 - t1) * (px + 0.5 * (t1 + t2) * ex)
@@ -83,7 +83,7 @@ def _clip(x, low, high):
 
 
 def _bounded(x, low, high):
-  return jax.lax.stop_gradient(jnp.clip(x, low, high)) + (x - jax.lax.stop_gradient(x))
+  return stop_gradient(jnp.clip(x, low, high)) + (x - stop_gradient(x))
 
 
 def rotated_iou_aligned(a, b):

@@ -1,0 +1,154 @@
+"""Anchors, assigners and samplers against plain loops."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sm3det_jax.geometry import anchors, assign, hbb, iou
+
+
+def test_grid_anchors_by_hand():
+  got = anchors.grid_anchors((2, 3), 8, [2], [4.0, 1.0])
+  assert got.shape == (12, 4) and got.dtype == np.float32
+  assert got[0].tolist() == [-4, -16, 4, 16]  # ratio h / w = 4, area (2 * 8)^2
+  assert got[1].tolist() == [-8, -8, 8, 8]
+  assert got[3].tolist() == [0, -8, 16, 8]  # x before y
+  np.testing.assert_array_equal(hbb.centers(got[6]), [0, 8])
+  two = anchors.grid_anchors((1, 1), 4, [1, 2], [1.0, 4.0])
+  np.testing.assert_allclose(two[:, 2] - two[:, 0], [4, 8, 2, 4])  # ratio-major
+
+
+def scene(seed, m=6, valid=4, n=300):
+  r = np.random.default_rng(seed)
+  make = lambda k: np.sort(r.integers(0, 24, (k, 2, 2)), 1).reshape(k, 4).astype(np.float32)
+  gts = make(m)
+  gts[:, 2:] += 4
+  return make(n), gts, np.arange(m) < valid
+
+
+def max_iou_loop(overlap, valid, pos, neg, min_pos, low_quality, box_valid):
+  n, m = overlap.shape
+  gt_inds = np.full(n, -1)
+  for i in range(n):
+    best = max((overlap[i, j] for j in range(m) if valid[j]), default=0)
+    if best >= pos:
+      gt_inds[i] = 1 + next(j for j in range(m) if valid[j] and overlap[i, j] == best)
+    elif best < neg:
+      gt_inds[i] = 0
+  for j in range(m):
+    best = max((overlap[i, j] for i in range(n) if box_valid[i]), default=0)
+    if low_quality and valid[j] and best >= min_pos and best > 0:
+      gt_inds[overlap[:, j] == best] = j + 1
+  return np.where(box_valid, gt_inds, -1)
+
+
+@pytest.mark.parametrize('low_quality', [True, False])
+@pytest.mark.parametrize('seed', range(4))
+def test_max_iou(seed, low_quality):
+  """Boxes on an integer grid, so that many overlaps tie."""
+  boxes, gts, valid = scene(seed)
+  box_valid = np.random.default_rng(seed).uniform(size=len(boxes)) < 0.8
+  overlap = np.asarray(iou.hbb_iou(boxes, gts))
+  args = (0.5, 0.3, 0.1 * seed, low_quality)
+  got = jax.jit(assign.max_iou, static_argnums=(2, 3, 4, 5))(overlap, valid, *args, box_valid)
+  want = max_iou_loop(overlap, valid, *args, box_valid)
+  assert got.dtype == jnp.int32 and (want > 0).sum() > 5 and (want == -1).any()
+  np.testing.assert_array_equal(got, want)
+
+
+def test_max_iou_without_objects():
+  none = jnp.zeros(3, bool)
+  assert assign.max_iou(jnp.ones((4, 3)), none, 0.5, 0.4).tolist() == [0] * 4
+  assert assign.max_iou(jnp.ones((2, 0)), none[:0], 0.5, 0.4).tolist() == [0, 0]
+  valid = jnp.asarray([True, False])
+  got = assign.max_iou(jnp.ones((2, 0)), none[:0], 0.5, 0.4, box_valid=valid)
+  assert got.tolist() == [0, -1]
+
+
+def test_an_object_that_nothing_overlaps_claims_nothing():
+  got = assign.max_iou(jnp.zeros((3, 1)), jnp.ones(1, bool), 0.5, 0.4, 0.0)
+  assert got.tolist() == [0, 0, 0]
+
+
+def atss_loop(boxes, sizes, gts, valid, topk):
+  overlap = np.asarray(iou.hbb_iou(boxes, gts))
+  centers, targets = np.asarray(hbb.centers(boxes)), np.asarray(hbb.centers(gts))
+  best = np.full(len(boxes), -np.inf)
+  gt_inds = np.zeros(len(boxes), int)
+  for j in np.flatnonzero(valid):
+    candidates, start = [], 0
+    for size in sizes:
+      distance = np.linalg.norm(centers[start : start + size] - targets[j], axis=1)
+      candidates += [start + i for i in np.argsort(distance, kind='stable')[:topk]]
+      start += size
+    values = overlap[candidates, j]
+    threshold = values.mean() + values.std(ddof=1)
+    for i in candidates:
+      x, y = centers[i]
+      inside = min(x - gts[j, 0], y - gts[j, 1], gts[j, 2] - x, gts[j, 3] - y) > 0.01
+      if overlap[i, j] >= threshold and inside and overlap[i, j] > best[i]:
+        best[i], gt_inds[i] = overlap[i, j], j + 1
+  return gt_inds
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_atss(seed):
+  levels = [anchors.grid_anchors((8, 8), 8, [4], [1]), anchors.grid_anchors((2, 2), 32, [4], [1])]
+  boxes, sizes = np.concatenate(levels), (64, 4)
+  r = np.random.default_rng(seed)
+  gts = hbb.from_cxcywh(jnp.asarray(r.uniform(8, 50, (6, 4)), jnp.float32))
+  valid = np.arange(6) < 5
+  got = jax.jit(assign.atss, static_argnums=1)(boxes, sizes, gts, valid)
+  want = atss_loop(boxes, sizes, np.asarray(gts), valid, 9)
+  assert (want > 0).sum() >= 4
+  np.testing.assert_array_equal(got, want)
+  assert not assign.atss(boxes, sizes, gts, np.zeros(6, bool)).any()
+  assert not assign.atss(boxes, sizes, gts[:0], valid[:0]).any()
+
+
+def draw(gt_inds, num, fraction, mode, seed=0):
+  masks = assign.sample(gt_inds, num, fraction, mode, jax.random.key(seed))
+  return [np.asarray(m) for m in masks]
+
+
+@pytest.mark.parametrize('positives', [0, 5, 40])
+@pytest.mark.parametrize('mode', ['random', 'firstk'])
+def test_sample_counts(mode, positives):
+  gt_inds = np.zeros(100, np.int32)
+  order = np.random.default_rng(0).permutation(100)
+  gt_inds[order[:positives]], gt_inds[order[-10:]] = 3, -1
+  positive, negative = draw(jnp.asarray(gt_inds), 32, 0.25, mode)
+  assert (gt_inds[positive] > 0).all() and (gt_inds[negative] == 0).all()
+  assert positive.sum() == min(positives, 8)
+  assert negative.sum() == 32 - positive.sum()
+  if mode == 'firstk':
+    np.testing.assert_array_equal(np.flatnonzero(positive), np.flatnonzero(gt_inds > 0)[:8])
+    count = negative.sum()
+    np.testing.assert_array_equal(np.flatnonzero(negative), np.flatnonzero(gt_inds == 0)[:count])
+
+
+def test_sample_all_and_too_few():
+  gt_inds = jnp.asarray([0, 1, -1, 0, 2], jnp.int32)
+  assert draw(gt_inds, 2, 0.5, 'all')[0].tolist() == [False, True, False, False, True]
+  positive, negative = draw(gt_inds, 256, 0.5, 'random')
+  assert positive.sum() == 2 and negative.sum() == 2
+
+
+def test_random_sampling_is_uniform_and_batched():
+  gt_inds = jnp.tile(jnp.asarray([1, 0, 0, 0], jnp.int32), 10)
+  pick = functools.partial(assign.sample, num=8, positive_fraction=0.5, mode='random')
+  keys = jax.random.split(jax.random.key(1), 400)
+  positive, negative = jax.jit(jax.vmap(lambda k: pick(gt_inds, rng=k)))(keys)
+  share = np.asarray(positive).mean(0)[::4]
+  np.testing.assert_allclose(share, 4 / 10, atol=0.1)
+  np.testing.assert_allclose(np.asarray(negative).mean(0)[1::4], 4 / 30, atol=0.08)
+
+
+def test_sample_errors():
+  with pytest.raises(ValueError, match='rng'):
+    assign.sample(jnp.zeros(3, jnp.int32), 2, 0.5, 'random')
+  with pytest.raises(ValueError, match='lastk'):
+    assign.sample(jnp.zeros(3, jnp.int32), 2, 0.5, 'lastk')
