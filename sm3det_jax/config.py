@@ -9,7 +9,7 @@ import pathlib
 
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 import configs
 
@@ -170,7 +170,7 @@ def default() -> ConfigDict:
     shared_policy='sigmoid_kl',
     max_ratio=10.0,
   )
-  c.workers = 'auto'
+  c.workers = config_dict.FieldReference('auto', field_type=object)  # or a number of processes
   c.log_every = 50
   c.checkpoint_every = 2_789
   c.keep_checkpoints = 2
@@ -276,9 +276,10 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
 
 def _parsed(define, arguments):
   values = flags.FlagValues()
-  define('config', flag_values=values)
+  arguments = ['sm3det', *arguments]
+  define('config', flag_values=values, sys_argv=arguments)
   try:
-    values(['sm3det', *arguments])
+    values(arguments)
     config = values.config
   except (AttributeError, KeyError, TypeError, flags.Error) as error:
     raise ValueError(str(error).strip('"\'')) from error

@@ -1,5 +1,7 @@
 """M2Det, the multi-modal, multi-task detector: one backbone, one neck, a head per task."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -92,14 +94,17 @@ def _devices():
 
 
 def _interleave(arrays):
-  """One batch of several, such that every device keeps the images it has."""
-  d = _devices()
+  """One batch of several, group by group of the sampling ratio.
+
+  So every device keeps the images it has, and noise falls on the same image on every mesh.
+  """
+  d = math.gcd(*map(len, arrays))
   parts = [x.reshape(d, -1, *x.shape[1:]) for x in arrays]
   return jnp.concatenate(parts, 1).reshape(-1, *arrays[0].shape[1:])
 
 
 def _deinterleave(x, counts):
-  d = _devices()
+  d = math.gcd(*counts)
   x, ends = x.reshape(d, -1, *x.shape[1:]), []
   for count in counts[:-1]:
     ends.append(count // d + (ends[-1] if ends else 0))

@@ -1,0 +1,78 @@
+"""SM3Det on a small sample of real images: SSDD + HRSID, DOTA + dota8, HIT-UAV.
+
+With the sample's folders below `S` and the prepared sets to go below `data`:
+
+    sm3det prepare --name=real_sar --dataset=ssdd,hrsid --source=S/sar_ssdd,S/sar_hrsid \
+      --data_dir=data \
+      --splits=train=Annotations/train.json:JPEGImages/train,test=Annotations/test.json:JPEGImages/test \
+      --splits=train=Annotations/offshore_train.json:JPEGImages,test=Annotations/inshore_test.json:official_samples
+    sm3det prepare --name=real_rgb --dataset=dota,dota,yolo_obb --data_dir=data \
+      --source=S/optical_dota,S/optical_dota/val_tiles_labels_by_full_image,S/optical_dota8 \
+      --splits=train=labelTxt:images --splits=test=full_image_labelTxt:images \
+      --splits=train=labels/train:images/train,test=labels/val:images/val
+    sm3det prepare --name=real_ifr --dataset=hituav --source=S/ir_hituav --data_dir=data
+    sm3det train --config=real_sample --workdir=runs/real --config.data_root=data
+    sm3det evaluate --workdir=runs/real
+
+A small model at 320 px, about half an hour on two CPU cores; docs/benchmarks.md has what it scores.
+`--config=real_sample:overfit` learns twelve images a task by heart (prepare them with `--subset` and
+`--name=few_sar`, ...), `--config=real_sample:full` is SM3Det-T at 800 px for an accelerator.
+"""  # noqa: E501
+
+from ml_collections import ConfigDict
+
+from data_pipelines.builders.presets import DOTA_V10
+from sm3det_jax import config as configs
+
+IR_CLASSES = ('Person', 'Car', 'Bicycle', 'OtherVehicle')
+VARIANTS = ('small', 'overfit', 'full')
+
+
+def get_config(variant: str = 'small') -> ConfigDict:
+  if variant not in VARIANTS:
+    raise ValueError(f'real_sample:{variant}: expected one of {", ".join(VARIANTS)}')
+  c = configs.default()
+  c.tasks = ConfigDict(sort_keys=False)
+  c.tasks.sar = configs.task('hbb', 'real_sar', ('ship',), ratio=2)
+  c.tasks.rgb = configs.task('obb', 'real_rgb', DOTA_V10)
+  c.tasks.ifr = configs.task('obb', 'real_ifr', IR_CLASSES)
+  c.label_space = 'per_task'
+  c.tasks.rgb.train.right_angles = ('roundabout', 'storage-tank')
+  # Half of HIT-UAV's boxes are persons of 11 x 19 px: its windows are enlarged.
+  for t, window in ((c.tasks.rgb, 512), (c.tasks.ifr, 256)):
+    t.train.tile = t.test.tile = ConfigDict(dict(size=window, overlap=window // 4, keep=0.7))
+    t.train.min_side = 2.0
+  if variant != 'full':
+    _small(c)
+  if variant == 'overfit':
+    _overfit(c)
+  return c
+
+
+def _small(c):
+  for t in c.tasks.values():
+    t.size, t.max_objects = (320, 320), 128
+    t.head.channels = 64
+    if t.box == 'hbb':
+      t.head.update(convs=2, anchor_scale=4.0, pre_nms=300)
+    else:
+      t.head.anchor_scales = (4.0,)
+      t.head.proposals.update(pre_nms=500, max_proposals=400)
+      t.head.roi.update(fc_channels=256, samples=128, finest_scale=28.0)
+      t.head.max_detections = 200
+  c.backbone.update(depths=(1, 1, 2, 1), channels=(32, 64, 128, 256), drop_path_rate=0.0)
+  c.backbone.layer_scale = 1.0  # from scratch
+  c.moe.update(blocks=((), (0,), (0,), (0,)), num_experts=4, top_k=2)
+  c.neck.channels = 64
+  c.batch_size = 4
+  c.optim.update(lr=1e-3, steps=2000, milestones=(1500, 1850), warmup_steps=100)
+  c.dla.update(warmup_steps=100, decay=0.01)
+  c.log_every, c.checkpoint_every = 20, 500
+
+
+def _overfit(c):
+  for name, t in c.tasks.items():
+    t.dataset = f'few_{name}'
+    t.test.split = 'train'
+    t.train.update(flip=(0.0, 0.0, 0.0), rotate=0.0)
+  c.optim.update(steps=800, milestones=(600, 750))
