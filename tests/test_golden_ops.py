@@ -28,26 +28,25 @@ def same_boxes(got, want, atol=2e-3):
 
 def test_rotated_iou(load):
   z = load('box_iou_rotated')
-  got = iou.rotated_iou(z['rand.b1'], z['rand.b2'])
+  got = jax.jit(iou.rotated_iou)(z['rand.b1'], z['rand.b2'])
   np.testing.assert_allclose(got, z['rand.exact_iou'], atol=2e-6)
   np.testing.assert_allclose(got, z['rand.iou'], atol=2e-6)
-  aligned = iou.rotated_iou_aligned(z['rand.b1'], z['rand.b2'])
+  aligned = jax.jit(iou.rotated_iou_aligned)(z['rand.b1'], z['rand.b2'])
   np.testing.assert_allclose(aligned, z['rand.exact_aligned_iou'], atol=2e-6)
 
 
 def test_rotated_iou_of_degenerate_pairs(load):
   """The official float32 operator errs by up to 0.66 in 6 of these pairs; we in none."""
   z = load('box_iou_rotated')
-  got = iou.rotated_iou_aligned(z['deg.b1'], z['deg.b2'])
+  got = jax.jit(iou.rotated_iou_aligned)(z['deg.b1'], z['deg.b2'])
   np.testing.assert_allclose(got, z['deg.exact_iou'], atol=1e-5)
   agrees = np.abs(z['deg.iou'] - z['deg.exact_iou']) < 1e-4
   assert agrees.sum() == 144
 
 
 def kept(boxes, scores, threshold, labels=None, max_outputs=None):
-  indices, valid = nms.nms(
-    jnp.asarray(boxes), jnp.asarray(scores), threshold, max_outputs or len(boxes), labels
-  )
+  run = jax.jit(nms.nms, static_argnums=3)
+  indices, valid = run(boxes, scores, threshold, max_outputs or len(boxes), labels)
   return list(np.asarray(indices)[np.asarray(valid)])
 
 
@@ -93,10 +92,9 @@ def test_rotated_roi_align_and_its_gradient(load, stride):
   z = load('roi_align_rotated')
   features, cotangent = (z[k].transpose(0, 2, 3, 1) for k in ('feat', 'cotangent'))
   run = lambda f: roi_align.rotated_roi_align(f, jnp.asarray(z['rois']), 7, 1 / stride, 2)
-  out, vjp = jax.vjp(run, jnp.asarray(features))
+  out, grad = jax.jit(lambda f, y: (run(f), jax.vjp(run, f)[1](y)[0]))(features, cotangent)
   assert relative(out, z[f'out_stride{stride}'].transpose(0, 2, 3, 1)) < 2e-6
-  grad = z[f'grad_feat_stride{stride}'].transpose(0, 2, 3, 1)
-  assert relative(vjp(jnp.asarray(cotangent))[0], grad) < 5e-6
+  assert relative(grad, z[f'grad_feat_stride{stride}'].transpose(0, 2, 3, 1)) < 5e-6
 
 
 def test_multilevel_rotated_roi_align(load):
@@ -105,7 +103,8 @@ def test_multilevel_rotated_roi_align(load):
   rois = jnp.asarray(z['ml.rois'])
   np.testing.assert_array_equal(roi_align.roi_levels(rois[:, 1:], 4), z['ml.levels'])
   both = jnp.broadcast_to(rois[None, :, 1:], (2, len(rois), 5))
-  out = roi_align.multilevel_rotated_roi_align(features, both, (4, 8, 16, 32))
+  run = jax.jit(lambda f, r: roi_align.multilevel_rotated_roi_align(f, r, (4, 8, 16, 32)))
+  out = run(features, both)
   image = z['ml.rois'][:, 0].astype(int)
   out = np.asarray(out)[image, np.arange(len(rois))]
   assert relative(out, z['ml.out'].transpose(0, 2, 3, 1)) < 1e-5
@@ -119,9 +118,10 @@ def close(got, want, tolerance=2e-5):
 def test_midpoint_offset(load):
   z = load('coders')
   coder, anchor = coders.MidpointOffset(), jnp.asarray(z['mid.anchors'])
-  close(coder.encode(anchor, z['mid.gt']), z['mid.encoded'])
-  same_boxes(coder.decode(anchor, z['mid.deltas']), z['mid.decoded'], 5e-3)
-  same_boxes(coder.decode(anchor, z['mid.encoded']), z['mid.decode_of_encoded'], 5e-3)
+  decode = jax.jit(coder.decode)
+  close(jax.jit(coder.encode)(anchor, z['mid.gt']), z['mid.encoded'])
+  same_boxes(decode(anchor, z['mid.deltas']), z['mid.decoded'], 5e-3)
+  same_boxes(decode(anchor, z['mid.encoded']), z['mid.decode_of_encoded'], 5e-3)
 
 
 def test_delta_xywha(load):
@@ -176,7 +176,7 @@ def test_atss(load, case):
   z = load('anchors_assigners')
   gts, valid = padded(z[f'atss{case}.gt'])
   sizes = tuple(z['gfl.num_level'].tolist())
-  got = assign.atss(jnp.asarray(z['gfl.anchors']), sizes, gts, valid)
+  got = jax.jit(assign.atss, static_argnums=1)(jnp.asarray(z['gfl.anchors']), sizes, gts, valid)
   np.testing.assert_array_equal(got, z[f'atss{case}.gt_inds'])
 
 
@@ -187,8 +187,13 @@ def test_max_iou_of_the_rpn(load, case):
   inside = (boxes[:, :2] >= 0).all(1) & (boxes[:, 2:] < 256).all(1)
   np.testing.assert_array_equal(inside, z['rpn.inside_flags'])
   gts, valid = padded(z[f'rpn{case}.gt_obb'])
-  overlaps = iou.hbb_iou(jnp.asarray(boxes), obb.to_hbb(gts))
-  got = assign.max_iou(overlaps, valid, 0.7, 0.3, 0.3, True, jnp.asarray(inside))
+
+  @jax.jit
+  def run(gts, valid):
+    overlaps = iou.hbb_iou(jnp.asarray(boxes), obb.to_hbb(gts))
+    return assign.max_iou(overlaps, valid, 0.7, 0.3, 0.3, True, jnp.asarray(inside))
+
+  got = np.asarray(run(gts, valid))
   np.testing.assert_array_equal(got[inside], z[f'rpn{case}.gt_inds_inside'])
   assert (got[~inside] == -1).all()
 
@@ -197,8 +202,8 @@ def test_max_iou_of_the_rpn(load, case):
 def test_max_iou_of_the_roi_head(load, case):
   z = load('anchors_assigners')
   gts, valid = padded(z[f'rpn{case}.gt_obb'])
-  overlaps = iou.rotated_iou(jnp.asarray(z[f'rcnn{case}.proposals']), gts)
-  got = assign.max_iou(overlaps, valid, 0.5, 0.5, 0.5, False)
+  overlaps = jax.jit(iou.rotated_iou)(z[f'rcnn{case}.proposals'], gts)
+  got = jax.jit(assign.max_iou, static_argnums=(2, 3, 4, 5))(overlaps, valid, 0.5, 0.5, 0.5, False)
   np.testing.assert_array_equal(got, z[f'rcnn{case}.gt_inds'])
 
 
@@ -227,7 +232,7 @@ def test_losses_and_their_gradients(load, name):
   z = {k: jnp.asarray(v) for k, v in load('losses').items()}
   weight = {'dfl': 0.25, 'giou': 2.0}.get(name, 1.0) / z[f'{name}.avg_factor']
   total = lambda pred: LOSSES[name](pred, z, name).sum() * weight
-  loss, grad = jax.value_and_grad(total)(z[f'{name}.pred'])
+  loss, grad = jax.jit(jax.value_and_grad(total))(z[f'{name}.pred'])
   np.testing.assert_allclose(loss, z[f'{name}.loss'], rtol=2e-6)
   assert relative(grad, np.asarray(z[f'{name}.grad'])) < 2e-6
 

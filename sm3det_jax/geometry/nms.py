@@ -59,7 +59,11 @@ def nms(boxes, scores, iou_threshold, max_outputs, labels=None, valid=None):
     earlier = jnp.arange(tile)[:, None] < jnp.arange(tile)[None]
     keep = _settle(compare(columns, columns, earlier & alive[:, None] & alive[None]), alive)
     slots = jnp.where(keep, count + jnp.cumsum(keep) - 1, kept.shape[0])
-    return start + tile, count + keep.sum(), kept.at[slots].set(columns.astype(kept.dtype), mode='drop')
+    return (
+      start + tile,
+      count + keep.sum(),
+      kept.at[slots].set(columns.astype(kept.dtype), mode='drop'),
+    )
 
   capacity = max_outputs + -max_outputs % tile
   state = (0, 0, jnp.zeros(capacity, jnp.int32))
