@@ -2,7 +2,7 @@
 
     sm3det quickstart --workdir=runs/quickstart
 
-Everything of the large model is in it: three tasks at 2:1:1, MoE in the last three stages, DLA.
+Everything of the large model is in it: three tasks, MoE in the last three stages, DLA.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ SCENES = {'train': 480, 'test': 48}  # a modality
 def get_config() -> ConfigDict:
   c = configs.default()
   c.tasks = ConfigDict(sort_keys=False)
-  c.tasks.sar = configs.task('hbb', 'scenes_sar', CLASSES['sar'], ratio=2)
+  c.tasks.sar = configs.task('hbb', 'scenes_sar', CLASSES['sar'])
   c.tasks.rgb = configs.task('obb', 'scenes_optical', CLASSES['optical'])
   c.tasks.ifr = configs.task('obb', 'scenes_infrared', CLASSES['infrared'])
   c.tasks.rgb.train.right_angles = ('storage-tank',)
@@ -38,8 +38,8 @@ def get_config() -> ConfigDict:
   c.backbone.layer_scale = 1.0  # from scratch
   c.moe.update(blocks=((), (0,), (0,), (0,)), num_experts=4, top_k=2)
   c.neck.channels = 64
-  c.batch_size = 4
-  c.optim.update(lr=1e-3, steps=800, milestones=(600, 740), warmup_steps=50, ema=0.0)
+  c.batch_size = 6
+  c.optim.update(lr=1e-3, steps=1400, milestones=(1000, 1300), warmup_steps=50, ema=0.0)
   c.dla.update(warmup_steps=50, decay=0.02)
   c.log_every, c.checkpoint_every = 10, 400
   return c

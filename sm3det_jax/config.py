@@ -1,7 +1,8 @@
-"""What a config holds: the defaults are the released SM3Det-T on SOI-Det; `check` refuses the rest.
+"""What a config holds: by default the released SM3Det-T on SOI-Det. `check` refuses the rest.
 
 A config is an `ml_collections.ConfigDict`. The files in `configs/` start from `default()` and
-change what their experiment changes; the command line changes single values (`--config.optim.lr=3e-4`).
+change what their experiment changes; the command line changes single values
+(`--config.optim.lr=3e-4`).
 """
 
 import difflib

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from data_pipelines import mixture
-from sm3det_jax import checkpoint, logs, sharding
+from sm3det_jax import checkpoint, coverage, logs, sharding
 from sm3det_jax.detector import build
 from sm3det_jax.optim import optimizer
 from sm3det_jax.preprocess import normalise_batch
@@ -69,6 +69,8 @@ def _run(config, workdir, detector, mesh, checkpoints, terminated, on_log):
   tx = optimizer.build(config, detector.term_groups)
   like = abstract_state(config, detector, tx, mesh)
   optimizer.log_parameters(like['model']['variables']['params'], detector.term_groups)
+  if jax.process_index() == 0:
+    coverage.report(config)
   position = {'seed': config.seed, 'fingerprint': mixture.fingerprint(config)}
   state, start = _restored(workdir, checkpoints, like, position['fingerprint'])
   if state is None:

@@ -13,7 +13,7 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update(
   'jax_compilation_cache_dir',
-  os.environ.get('JAX_COMPILATION_CACHE_DIR', str(pathlib.Path(tempfile.gettempdir()) / 'sm3det_jax_cache')),
+  os.environ.get('JAX_COMPILATION_CACHE_DIR', f'{tempfile.gettempdir()}/sm3det_jax_cache'),
 )
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 

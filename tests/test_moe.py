@@ -1,4 +1,4 @@
-"""Router and dispatch against the all-experts reference, finite differences and the official layer."""
+"""Router and dispatch against all experts, finite differences and the official layer."""
 
 import functools
 
@@ -14,7 +14,7 @@ GRADIENTS = (0, 2, 3, 4, 5, 6)
 
 
 def case(n, c, e, k, kind, hidden=None, seed=0):
-  """Arguments of `expert_ffn`; kind: 'even', 'starved' (expert 1 gets nothing), 'one' (all on 2)."""
+  """Of `expert_ffn`; kind: 'even', 'starved' (expert 1 gets nothing), 'one' (all on 2)."""
   d = hidden or 2 * c
   r = jax.random.split(jax.random.key(seed), 8)
   logits = jax.random.normal(r[0], (n, e))
@@ -30,7 +30,8 @@ def case(n, c, e, k, kind, hidden=None, seed=0):
     jax.random.normal(r[3], (e, d, c)) * d**-0.5,
     jax.random.normal(r[4], (e, c)) * 0.1,
   )
-  return (jax.random.normal(r[5], (n, c)), indices, weights, *params), jax.random.normal(r[6], (n, c))
+  x, cotangent = (jax.random.normal(k, (n, c)) for k in r[5:7])
+  return (x, indices, weights, *params), cotangent
 
 
 def by_token(x, indices, weights, w1, b1, w2, b2):
@@ -105,7 +106,7 @@ def test_blocked_gradient_agrees_with_finite_differences():
     dx, dw = jax.jit(jax.grad(f, argnums=(0, 1)))(wide[0], wide[3])
     for i, direction in enumerate((wide[0], wide[3])):
       step = jax.random.normal(jax.random.key(i), direction.shape, jnp.float64)
-      at = lambda t, i=i, s=step: f(wide[0] + t * s * (i == 0), wide[3] + t * s * (i == 1))
+      at = lambda t, i=i, s=step: f(wide[0] + t * s * float(i == 0), wide[3] + t * s * float(i))
       numeric = (at(1e-5) - at(-1e-5)) / 2e-5
       np.testing.assert_allclose(((dx, dw)[i] * step).sum(), numeric, rtol=1e-7)
 
@@ -124,7 +125,8 @@ def test_plan_gives_every_choice_a_row_of_its_own_expert():
 def test_bfloat16_tokens_keep_float32_weight_gradients():
   args, cotangent = case(64, 8, 4, 2, 'even')
   x = args[0].astype(jnp.bfloat16)
-  f = lambda x, w1: (dispatch.expert_ffn(x, *args[1:3], w1, *args[4:]).astype('float32') * cotangent).sum()
+  run = lambda x, w1: dispatch.expert_ffn(x, *args[1:3], w1, *args[4:]).astype('float32')
+  f = lambda x, w1: (run(x, w1) * cotangent).sum()
   gradient = jax.jit(jax.grad(f, argnums=(0, 1)))
   dx, dw = gradient(x, args[3])
   assert dx.dtype == jnp.bfloat16 and dw.dtype == jnp.float32
@@ -212,7 +214,9 @@ def official_layer(z, prefix, gate):
     r |= {'projection': w['w_gate.cosine_projector.weight'].T, 'embedding': w['w_gate.sim_matrix']}
     r |= {'projection_bias': w['w_gate.cosine_projector.bias']}
     r |= {'temperature': w['w_gate.temperature']}
-  experts = {f'experts_{n}{k}': stack(k, p) for k in (1, 2) for n, p in (('w', 'weight'), ('b', 'bias'))}
+  experts = {
+    f'experts_{n}{k}': stack(k, p) for k in (1, 2) for n, p in (('w', 'weight'), ('b', 'bias'))
+  }
   return {'router': jax.tree.map(jnp.asarray, r), **experts}
 
 

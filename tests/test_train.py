@@ -95,6 +95,7 @@ def toy(monkeypatch):
     monkeypatch.setattr(train, 'build', lambda config: ToyDetector())
     monkeypatch.setattr(train.mixture, 'train_batches', batches)
     monkeypatch.setattr(train.mixture, 'fingerprint', lambda config: fingerprint)
+    monkeypatch.setattr(train.coverage, 'report', lambda config: {})
 
   use()
   return use

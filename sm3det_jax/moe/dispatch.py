@@ -118,7 +118,7 @@ def _blocked_backward(kind, residuals, dy):
   def body(i, carry):
     dparams, dx = carry
     e, token = plan.expert[i], plan.token[i]
-    out = (padded_dy[token] * gate[i][:, None]).astype(dy.dtype)
+    out = (wide(padded_dy[token]) * gate[i][:, None]).astype(dy.dtype)
     own = jax.tree.map(lambda w: w[e], params)
     dp, dxi = kind.backward(own, padded_x[token], jax.tree.map(lambda s: s[i], saved), out)
     add = lambda total, part: total.at[e].add(part.astype(total.dtype))

@@ -14,7 +14,7 @@ def upsample(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
 
 
 class FPN(nn.Module):
-  """MultitaskFPN of the released code: no norm, no activation, extra levels by strided convolutions.
+  """MultitaskFPN of the released code: no norm, no activation, strided convolutions beyond.
 
   A head that starts at stage 1 reads strides 8..128 (two extra levels), one that starts at stage 0
   reads strides 4..64 (the first extra convolution only).
