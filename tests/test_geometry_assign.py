@@ -109,6 +109,15 @@ def test_atss(seed):
   assert not assign.atss(boxes, sizes, gts[:0], valid[:0]).any()
 
 
+def test_atss_needs_the_centre_inside():
+  """The best candidate of a box between four cells overlaps it, but its centre lies outside."""
+  boxes = anchors.grid_anchors((4, 4), 8, [2], [1])
+  gt = jnp.asarray([[9.0, 9, 15, 15]])
+  assert not assign.atss(boxes, (16,), gt, jnp.ones(1, bool), topk=4).any()
+  moved = assign.atss(boxes, (16,), gt - jnp.asarray([[2.0, 2, 2, 2]]), jnp.ones(1, bool), topk=4)
+  assert np.flatnonzero(moved).tolist() == [5]
+
+
 def draw(gt_inds, num, fraction, mode, seed=0):
   masks = assign.sample(gt_inds, num, fraction, mode, jax.random.key(seed))
   return [np.asarray(m) for m in masks]

@@ -71,6 +71,8 @@ def test_wrap_angle_at_the_borders():
   got = np.asarray(obb.wrap_angle(angles))
   assert (got >= -quarter).all() and (got < quarter).all()
   np.testing.assert_allclose(np.sin(got - np.asarray(angles)), 0, atol=1e-6)
+  below = np.nextafter(-quarter / 2, np.float32(-9))  # plus pi rounds to the upper border
+  assert obb.wrap_angle(below, -np.pi / 4) < 3 * quarter / 2
   shifted = np.asarray(obb.wrap_angle(jnp.asarray([-0.8, 2.3, 2.4]), -np.pi / 4))
   np.testing.assert_allclose(shifted, [np.pi - 0.8, 2.3, 2.4 - np.pi], atol=1e-6)
 

@@ -70,6 +70,16 @@ def test_midpoint_offset_by_hand(theta, offsets):
   np.testing.assert_allclose(delta, [0, 0, 0, 0, *offsets], atol=1e-5)
 
 
+def test_midpoint_offset_makes_a_rectangle_of_the_longer_diagonal():
+  anchor = jnp.asarray([0.0, 0, 8, 6])
+  # vertices (4, 0), (8, 6): half diagonals 3 and 5, the first is stretched to 5
+  got = coders.MidpointOffset((1.0,) * 6).decode(anchor, jnp.asarray([0, 0, 0, 0, 0, 0.5]))
+  corners = np.asarray(obb.to_corners(got))
+  want = [[4, -2], [8, 6], [4, 8], [0, 0]]
+  for corner in want:
+    assert np.linalg.norm(corners - corner, axis=1).min() < 1e-4
+
+
 def test_horizontal_by_hand_and_back():
   anchor, box = jnp.asarray([0.0, 0, 10, 20]), jnp.asarray([5.0, 0, 25, 10])
   coder = coders.DeltaXYWH((0.1, 0.1, 0.2, 0.2))

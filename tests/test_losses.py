@@ -68,10 +68,10 @@ def test_distribution_focal_and_integral():
 
 
 def test_l1_and_smooth_l1():
-  pred, target = jnp.asarray([0.0, 0.1, -2.0]), jnp.zeros(3)
-  np.testing.assert_allclose(losses.l1(pred, target), [0, 0.1, 2])
-  np.testing.assert_allclose(losses.smooth_l1(pred, target, 1.0), [0, 0.005, 1.5], rtol=1e-6)
-  np.testing.assert_allclose(losses.smooth_l1(pred, target, 0.1), [0, 0.05, 1.95], rtol=1e-6)
+  pred, target = jnp.asarray([0.0, 0.1, -1.5]), jnp.zeros(3)
+  np.testing.assert_allclose(losses.l1(pred, target), [0, 0.1, 1.5])
+  np.testing.assert_allclose(losses.smooth_l1(pred, target, 1.0), [0, 0.005, 1.0], rtol=1e-6)
+  np.testing.assert_allclose(losses.smooth_l1(pred, target, 0.1), [0, 0.05, 1.45], rtol=1e-6)
   assert jax.grad(lambda p: losses.smooth_l1(p, 0.0, 1.0))(0.0) == 0
 
 
