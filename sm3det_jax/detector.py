@@ -122,7 +122,7 @@ class M2Det:
     self.config = config
     classes = {name: len(label_space(config, name)) for name in config.tasks}
     self.network = Network(ml_collections.FrozenConfigDict(config), classes)
-    self.tasks = tuple(config.tasks)
+    self.tasks, self.dtype = tuple(config.tasks), config.dtype
 
   @property
   def term_groups(self) -> dict[str, str]:
@@ -195,7 +195,7 @@ class M2Det:
     return task
 
   def _compute(self, images):
-    dtype = self.config.dtype
+    dtype = self.dtype
     if dtype == 'auto':
       dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
     return images if dtype == 'float32' else images.astype(dtype)

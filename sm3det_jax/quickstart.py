@@ -26,12 +26,15 @@ def shortened(c: config.ConfigDict, steps: int) -> config.ConfigDict:
   return c
 
 
-def run(c: config.ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
+def run(
+  c: config.ConfigDict, workdir: str | os.PathLike, counts: dict[str, int] = scene_config.SCENES
+) -> pathlib.Path:
   """Does everything; what a stopped run has done stays done.
 
   Args:
     c: `configs/quickstart.py`, changed or not; `data_root` becomes `workdir/data`.
     workdir: gets scenes/, data/, checkpoints, metrics.json and report.html.
+    counts: {split: scenes a modality}.
 
   Returns:
     Path of the report page.
@@ -39,7 +42,7 @@ def run(c: config.ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
   workdir = pathlib.Path(workdir)
   c.data_root = str(workdir / 'data')
   config.check(c)
-  _scenes(c, workdir)
+  _scenes(c, workdir, counts)
   train.train(c, workdir)
   c, variables = checkpoint.restore_for_inference(workdir)
   metrics = evaluate.evaluate(c, variables, out_dir=workdir, progress=True)
@@ -49,14 +52,14 @@ def run(c: config.ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
   return page
 
 
-def _scenes(c, workdir):
+def _scenes(c, workdir, counts):
   """Draws and prepares the scenes unless `workdir` has them."""
   done = workdir / 'data' / 'scenes.done'
   if done.exists():
     return
-  logger.info('drawing %s scenes a modality', scene_config.SCENES)
+  logger.info('drawing %s scenes a modality', counts)
   size = next(iter(c.tasks.values())).size[0]
-  scenes.write(workdir / 'scenes', scene_config.SEED, scene_config.SCENES, size)
+  scenes.write(workdir / 'scenes', scene_config.SEED, counts, size)
   for modality, form in SOURCES.items():
     made = prepare.prepare(
       form, workdir / 'scenes' / modality, c.data_root, name=f'scenes_{modality}',
