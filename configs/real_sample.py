@@ -39,7 +39,7 @@ def get_config(variant: str = 'small') -> ConfigDict:
   c.label_space = 'per_task'
   c.tasks.rgb.train.right_angles = ('roundabout', 'storage-tank')
   # Half of HIT-UAV's boxes are persons of 11 x 19 px: its windows are enlarged.
-  for t, window in ((c.tasks.rgb, 512), (c.tasks.ifr, 256)):
+  for t, window in ((c.tasks.rgb, 800 if variant == 'full' else 320), (c.tasks.ifr, 256)):
     t.train.tile = t.test.tile = ConfigDict(dict(size=window, overlap=window // 4, keep=0.7))
     t.train.min_side = 2.0
   if variant != 'full':
@@ -64,8 +64,8 @@ def _small(c):
   c.backbone.layer_scale = 1.0  # from scratch
   c.moe.update(blocks=((), (0,), (0,), (0,)), num_experts=4, top_k=2)
   c.neck.channels = 64
-  c.batch_size = 4
-  c.optim.update(lr=1e-3, steps=2000, milestones=(1500, 1850), warmup_steps=100)
+  c.batch_size, c.mesh.data = 4, 1
+  c.optim.update(lr=5e-4, steps=1800, milestones=(1200, 1600), warmup_steps=100)
   c.dla.update(warmup_steps=100, decay=0.01)
   c.log_every, c.checkpoint_every = 20, 500
 
@@ -75,4 +75,5 @@ def _overfit(c):
     t.dataset = f'few_{name}'
     t.test.split = 'train'
     t.train.update(flip=(0.0, 0.0, 0.0), rotate=0.0)
-  c.optim.update(steps=800, milestones=(600, 750))
+  c.tasks.sar.ratio, c.tasks.rgb.ratio = 1, 2  # most windows are optical
+  c.optim.update(steps=1200, milestones=(850, 1100))

@@ -77,7 +77,7 @@ class Task:
       raise ValueError(
         f'{where} has no image to show: {len(self.source)} windows, 0 of them with objects'
       )
-    logger.info('%s: %d of %d windows', where, len(self.pool), len(self.source))
+    logger.debug('%s: %d of %d windows', where, len(self.pool), len(self.source))
     self.dtype = self.source[self.pool[0]]['image'].dtype
 
   def draw(self, position: int) -> tuple[dict, int]:

@@ -17,7 +17,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.error(f'unknown arguments: {" ".join(strangers)}')
   args.overrides = rest
   logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)
-  logging.getLogger('absl').setLevel(logging.WARNING)
+  for library in ('absl', 'jax'):  # their remarks on backends and folders help no user
+    logging.getLogger(library).setLevel(logging.ERROR)
   try:
     return args.run(args) or 0
   except (ValueError, FileNotFoundError, FloatingPointError, NotADirectoryError) as error:
@@ -61,6 +62,11 @@ def _parser():
   p = verb('routing', _routing, 'which experts each modality uses, as JSON and a figure', True)
   p.add_argument('--split', help='of every task, instead of its test split')
   p.add_argument('--out', help='folder of the results; by default WORKDIR/routing')
+
+  p = verb('bench', _bench, 'measure how fast something is', True, workdir=False)
+  p.add_argument('name', choices=['train_step'], help='what to measure')
+  p.add_argument('--steps', type=int, default=20)
+  p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
   return parser
 
 
@@ -123,6 +129,17 @@ def _routing(args):
   c = config.override(c, args.overrides)
   out = args.out or f'{args.workdir}/routing'
   print(routing.write(routing.measure(c, variables, args.split), out))
+
+
+def _bench(args):
+  from sm3det_jax import config
+  from sm3det_jax.bench import train_step
+
+  result = train_step.measure(config.load(args.overrides), args.steps)
+  if args.json:
+    print(json.dumps(result))
+  else:
+    print('\n'.join(f'{name:18} {value:12,.2f}' for name, value in result.items()))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,44 @@
+"""Which objects a head's anchors reach."""
+
+import logging
+
+import jax.numpy as jnp
+import numpy as np
+
+from sm3det_jax import checkpoint, coverage
+from sm3det_jax import config as configs
+from sm3det_jax.heads import REACHED
+
+
+def test_rpn_reaches_what_its_anchors_overlap_by_half():
+  head = configs.oriented_rcnn()  # anchors of 32 px and up, every 4 px
+  boxes = jnp.asarray(
+    [
+      [64, 64, 32, 32, 0.0],  # an anchor itself
+      [64, 64, 45, 23, 0.0],  # nearly one of ratio 1:2
+      [64, 64, 18, 11, 0.0],  # a person seen from a drone
+      [64, 64, 60, 4, np.pi / 4],  # thin, but its envelope is large
+      [64, 64, 32, 32, 0.0],  # padding
+    ]
+  )
+  valid = jnp.asarray([True] * 4 + [False])
+  reached = REACHED['oriented_rcnn'](head, (128, 128), boxes, valid)
+  np.testing.assert_array_equal(reached, [True, True, False, True, False])
+  head.anchor_scales = (4.0,)
+  assert REACHED['oriented_rcnn'](head, (128, 128), boxes, valid)[2]
+
+
+def test_gfl_reaches_what_atss_gives_an_anchor():
+  head = configs.gfl()
+  boxes = jnp.asarray([[20, 20, 60, 60.0], [41, 41, 46, 46], [20, 20, 60, 60]])
+  reached = REACHED['gfl'](head, (128, 128), boxes, jnp.asarray([True, True, False]))
+  # the second lies between the centres of all anchors, which are multiples of 8
+  np.testing.assert_array_equal(reached, [True, False, False])
+
+
+def test_a_run_says_the_share_of_every_task(tiny_run, caplog):
+  config = checkpoint.load_config(tiny_run)
+  with caplog.at_level(logging.INFO):
+    shares = coverage.report(config)
+  assert set(shares) == {'sar', 'rgb', 'ifr'} and min(shares.values()) > 0.8
+  assert 'sar: 100.0 %' in caplog.text and 'ATSS' in caplog.text and 'RPN' in caplog.text
