@@ -4,8 +4,11 @@ import os
 import pathlib
 import tempfile
 
-import jax
-import pytest
+# most of the time goes into compiling programs that run once
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)

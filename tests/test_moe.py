@@ -58,9 +58,12 @@ def test_expert_ffn_follows_its_definition(implementation):
 
 
 CASES = [
-  (512, 24, 8, 2, 'even'), (300, 16, 16, 3, 'starved'), (256, 16, 8, 1, 'starved'),
-  (256, 16, 8, 1, 'one'), (70, 8, 4, 4, 'even'), (3, 8, 8, 2, 'even'), (2100, 8, 2, 2, 'one'),
-]  # fmt: skip
+  (512, 24, 8, 2, 'even'),
+  (300, 16, 16, 3, 'starved'),
+  (256, 16, 8, 1, 'one'),
+  (70, 8, 4, 4, 'even'),
+  (2100, 8, 2, 2, 'one'),
+]
 
 
 @pytest.mark.parametrize('n,c,e,k,kind', CASES)
