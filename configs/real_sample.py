@@ -64,7 +64,7 @@ def _small(c):
   c.backbone.layer_scale = 1.0  # from scratch
   c.moe.update(blocks=((), (0,), (0,), (0,)), num_experts=4, top_k=2)
   c.neck.channels = 64
-  c.batch_size, c.mesh.data = 4, 1
+  c.batch_size = 4
   c.optim.update(lr=5e-4, steps=1500, milestones=(1000, 1350), warmup_steps=100)
   c.dla.update(warmup_steps=100, decay=0.01)
   c.log_every, c.checkpoint_every = 20, 500

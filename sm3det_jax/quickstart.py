@@ -41,6 +41,7 @@ def run(
   """
   workdir = pathlib.Path(workdir)
   c.data_root = str(workdir / 'data')
+  c.mesh.data = 1  # one device is enough, however many there are
   config.check(c)
   _scenes(c, workdir, counts)
   train.train(c, workdir)
