@@ -155,7 +155,7 @@ def get_config():
   c.backbone.update(depths=(1, 1, 1, 1), channels=(8, 8, 16, 16))
   c.moe.blocks = ((), (), (), (0,))
   c.neck.channels = 32
-  c.batch_size = 6
+  c.batch_size = 4
   c.optim.update(steps=3, warmup_steps=1)
   c.dla.warmup_steps = 1
   c.log_every = 1
