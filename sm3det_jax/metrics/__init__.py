@@ -55,7 +55,7 @@ def match_images(predictions: list[dict], truths: list[dict]) -> list[tuple[dict
     if len(ids) != len(items):
       raise ValueError(f'{name} hold {len(items)} images but only {len(ids)} different ids')
   if found.keys() != known:
-    example = next(iter(found.keys() ^ known))
+    example = max(found.keys() ^ known, key=str)  # the same one on every run
     raise ValueError(
       f'{len(found)} predicted and {len(known)} labelled images differ, e.g. in {example!r}'
     )
