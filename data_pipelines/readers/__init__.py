@@ -20,6 +20,7 @@ from data_pipelines import boxes as box_lib
 
 logger = logging.getLogger(__name__)
 
+CORNERS = ('x1', 'y1', 'x2', 'y2', 'x3', 'y3', 'x4', 'y4')  # what XML formats call a polygon
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
 
 
@@ -144,6 +145,38 @@ def xml_objects(path: pathlib.Path, skipped: Skipped) -> list[ElementTree.Elemen
   except ElementTree.ParseError:
     skipped.add('label file is not XML', path)
     return None
+
+
+def xml_files(
+  source: pathlib.Path,
+  split: str,
+  labels: str,
+  images: str,
+  skipped: Skipped,
+  wanted: Callable[[str], bool] = lambda stem: True,
+) -> Iterator[tuple[pathlib.Path, pathlib.Path, list[ElementTree.Element]]]:
+  """Yields (image, label file, its `<object>` elements); the rest is counted and left out.
+
+  Args:
+    source: folder of the data set.
+    split: only names the split in messages.
+    labels, images: folders below it.
+    skipped: where images without a label file and what is not XML are counted.
+    wanted: image name without suffix -> whether to look at it at all.
+
+  Raises:
+    FileNotFoundError: a folder is not there.
+  """
+  folder = find(source, labels, f'{split} labels')
+  for image, file in pairs(folder, find(source, images, f'{split} images'), '.xml', skipped):
+    if not wanted(image.stem):
+      continue
+    if not file:
+      skipped.add('image without a label file', image)
+      continue
+    objects = xml_objects(file, skipped)
+    if objects is not None:
+      yield image, file, objects
 
 
 def numbers(element: ElementTree.Element, keys, path: pathlib.Path) -> list[float]:

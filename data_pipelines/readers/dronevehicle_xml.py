@@ -10,19 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_pipelines import images as image_lib
-from data_pipelines.readers import (
-  Annotation,
-  Skipped,
-  find,
-  flag,
-  numbers,
-  oriented,
-  pairs,
-  xml_objects,
-)
+from data_pipelines.readers import CORNERS, Annotation, Skipped, flag, numbers, oriented, xml_files
 
 BORDERED, BORDER = (712, 840), 100
-CORNERS = ('x1', 'y1', 'x2', 'y2', 'x3', 'y3', 'x4', 'y4')
 
 
 def read(
@@ -43,14 +33,7 @@ def read(
     FileNotFoundError: a folder is not there.
     ValueError: a box whose coordinates are no numbers.
   """
-  folder = find(source, labels, f'{split} labels')
-  for image, file in pairs(folder, find(source, images, f'{split} images'), '.xml', skipped):
-    if not file:
-      skipped.add('image without a label file', image)
-      continue
-    objects = xml_objects(file, skipped)
-    if objects is None:
-      continue
+  for image, file, objects in xml_files(source, split, labels, images, skipped):
     try:
       bordered = image_lib.size(image) == BORDERED
     except image_lib.ImageError:

@@ -10,16 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_pipelines import boxes as box_lib
-from data_pipelines.readers import (
-  Annotation,
-  Skipped,
-  find,
-  flag,
-  numbers,
-  oriented,
-  pairs,
-  xml_objects,
-)
+from data_pipelines.readers import Annotation, Skipped, flag, numbers, oriented, xml_files
 
 
 def read(
@@ -37,14 +28,7 @@ def read(
     FileNotFoundError: a folder is not there.
     ValueError: a box whose values are no numbers.
   """
-  folder = find(source, labels, f'{split} labels')
-  for image, file in pairs(folder, find(source, images, f'{split} images'), '.xml', skipped):
-    if not file:
-      skipped.add('image without a label file', image)
-      continue
-    objects = xml_objects(file, skipped)
-    if objects is None:
-      continue
+  for image, file, objects in xml_files(source, split, labels, images, skipped):
     rows = [row for row in (_row(o, file, skipped) for o in objects) if row]
     obb = np.array([r[1] for r in rows], np.float64).reshape(-1, 5)
     rows = [(r[0], p, r[2]) for r, p in zip(rows, box_lib.obb_to_polygon(obb), strict=True)]

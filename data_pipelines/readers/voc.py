@@ -10,18 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_pipelines import boxes as box_lib
-from data_pipelines.readers import (
-  Annotation,
-  Skipped,
-  find,
-  flag,
-  numbers,
-  oriented,
-  pairs,
-  xml_objects,
-)
-
-CORNERS = ('x1', 'y1', 'x2', 'y2', 'x3', 'y3', 'x4', 'y4')
+from data_pipelines.readers import CORNERS, Annotation, Skipped, flag, numbers, oriented, xml_files
 
 
 def read(
@@ -48,18 +37,11 @@ def read(
     FileNotFoundError: a folder is not there.
     ValueError: a box whose values are no numbers.
   """
-  folder = find(source, labels, f'{split} labels')
   listed = pathlib.Path(source) / 'ImageSets' / 'Main' / f'{split}.txt'
   stems = set(listed.read_text().split()) if listed.is_file() else None
-  for image, file in pairs(folder, find(source, images, f'{split} images'), '.xml', skipped):
-    if stems is not None and image.stem not in stems:
-      continue
-    if not file:
-      skipped.add('image without a label file', image)
-      continue
-    objects = xml_objects(file, skipped)
-    if objects is not None:
-      yield (_rotated if rotated else _horizontal)(image, file, objects, skipped)
+  wanted = lambda stem: stems is None or stem in stems
+  for image, file, objects in xml_files(source, split, labels, images, skipped, wanted):
+    yield (_rotated if rotated else _horizontal)(image, file, objects, skipped)
 
 
 def _with(key, objects, path, skipped):
