@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 import configs
+from sm3det_jax.head_configs import DEFAULT, HEADS
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -25,55 +26,6 @@ DOTA_CLASSES = (
 )  # fmt: skip
 DRONEVEHICLE_CLASSES = ('CAR', 'BUS', 'FERIGHT_CAR', 'TRUCK', 'VAN')
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-
-
-def gfl() -> ConfigDict:
-  """Generalised focal loss head for horizontal boxes (facts: mmdet 2.x GFLHead, ATSS)."""
-  return ConfigDict(
-    dict(
-      type='gfl',
-      channels=256,
-      convs=4,
-      strides=(8, 16, 32, 64, 128),
-      anchor_scale=8.0,
-      reg_max=16,
-      atss_topk=9,
-      focal_beta=2.0,
-      cls_weight=1.0,
-      dfl_weight=0.25,
-      bbox_weight=2.0,
-      score_threshold=0.05,
-      pre_nms=1000,  # (anchor, class) pairs a level
-      nms_iou=0.6,
-      max_detections=100,
-    )
-  )
-
-
-def oriented_rcnn() -> ConfigDict:
-  """Oriented R-CNN: midpoint-offset RPN, rotated RoIAlign, a two-layer RoI head."""
-  return ConfigDict(
-    dict(
-      type='oriented_rcnn',
-      channels=256,
-      strides=(4, 8, 16, 32, 64),
-      anchor_scales=(8.0,),
-      anchor_ratios=(0.5, 1.0, 2.0),
-      rpn=dict(
-        pos_iou=0.7, neg_iou=0.3, min_pos_iou=0.3, samples=256, positive_fraction=0.5,
-        allowed_border=0, bbox_beta=1 / 9,
-      ),
-      proposals=dict(pre_nms=2000, nms_iou=0.8, max_proposals=2000),
-      roi=dict(
-        fc_channels=1024, output_size=7, sampling_ratio=2, finest_scale=56.0, pos_iou=0.5,
-        samples=512, positive_fraction=0.25, bbox_beta=1.0,
-      ),
-      score_threshold=0.05,
-      nms_iou=0.1,
-      pre_nms=0,  # cap on (RoI, class) candidates; 0 = none, one that binds is counted and reported
-      max_detections=2000,
-    )
-  )  # fmt: skip
 
 
 def task(box: str, dataset: str, classes: tuple, ratio: int = 1, **changes) -> ConfigDict:
@@ -92,7 +44,7 @@ def task(box: str, dataset: str, classes: tuple, ratio: int = 1, **changes) -> C
       dataset=dataset,
       classes=tuple(classes),
       ratio=ratio,
-      head=gfl() if box == 'hbb' else oriented_rcnn(),
+      head=HEADS[DEFAULT[box]][1](),
       bands=3,  # a one-band file is repeated to three, as upstream reads it
       mean=IMAGENET_MEAN,
       std=IMAGENET_STD,
@@ -192,13 +144,11 @@ def check(config: ConfigDict) -> ConfigDict:
   for name, c in config.tasks.items():
     if c.get('box') not in ('hbb', 'obb'):
       raise ValueError(f"config.tasks.{name}.box={c.get('box')!r}: expected 'hbb' or 'obb'")
-    # lazily: the heads say which of them gives which kind of box
     _unknown_keys(c, task(c.box, '', ()), f'config.tasks.{name}', skip=('head',))
-    kinds = {'gfl': ('hbb', gfl()), 'oriented_rcnn': ('obb', oriented_rcnn())}
-    if c.head.type not in kinds:
-      raise ValueError(f'config.tasks.{name}.head.type={c.head.type!r}: expected {sorted(kinds)}')
-    box, head = kinds[c.head.type]
-    _unknown_keys(c.head, head, f'config.tasks.{name}.head')
+    if c.head.type not in HEADS:
+      raise ValueError(f'config.tasks.{name}.head.type={c.head.type!r}: expected {sorted(HEADS)}')
+    box, head = HEADS[c.head.type]
+    _unknown_keys(c.head, head(), f'config.tasks.{name}.head')
     if box != c.box:
       raise ValueError(
         f'config.tasks.{name}: head {c.head.type!r} gives {box}, the task is {c.box}'

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sm3det_jax import checkpoint, coverage
-from sm3det_jax import config as configs
+from sm3det_jax import checkpoint, coverage, head_configs
 from sm3det_jax.heads import REACHED
 
 
@@ -17,7 +16,7 @@ def run(kind, head, boxes, valid):
 
 
 def test_rpn_reaches_what_its_anchors_overlap_by_half():
-  head = configs.oriented_rcnn()  # anchors of 32 px and up, every 4 px
+  head = head_configs.oriented_rcnn()  # anchors of 32 px and up, every 4 px
   boxes = jnp.asarray(
     [
       [64, 64, 32, 32, 0.0],  # an anchor itself
@@ -35,7 +34,7 @@ def test_rpn_reaches_what_its_anchors_overlap_by_half():
 
 
 def test_gfl_reaches_what_atss_gives_an_anchor():
-  head = configs.gfl()
+  head = head_configs.gfl()
   boxes = jnp.asarray([[20, 20, 60, 60.0], [41, 41, 46, 46], [20, 20, 60, 60]])
   reached = run('gfl', head, boxes, jnp.asarray([True, True, False]))
   # the second lies between the centres of all anchors, which are multiples of 8

@@ -50,7 +50,7 @@ class GFL(nn.Module):
   """The task's head.
 
   Attributes:
-    config: as `sm3det_jax.config.gfl`.
+    config: as `sm3det_jax.head_configs.gfl`.
     num_classes: of its label space.
   """
 

@@ -53,7 +53,7 @@ class OrientedRCNN(nn.Module):
   """The task's head.
 
   Attributes:
-    config: as `sm3det_jax.config.oriented_rcnn`.
+    config: as `sm3det_jax.head_configs.oriented_rcnn`.
     num_classes: of its label space.
   """
 

@@ -1,0 +1,73 @@
+"""Layouts of official arrays against ours, and the entries of a table that pairs the two."""
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+  """One array of ours and where it comes from."""
+
+  path: tuple[str, ...]
+  names: tuple[str, ...]  # several official arrays are stacked on a new first axis
+  layout: str  # a key of LAYOUTS or 'roi<size>'; '*' after it: stacked
+  collection: str = 'params'
+
+
+# Ours from theirs, theirs from ours.
+LAYOUTS = {
+  'same': (lambda x: x, lambda x: x),
+  'linear': (lambda x: x.T, lambda x: x.T),
+  'conv': (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+  'depthwise': (lambda x: x[:, 0].transpose(1, 2, 0), lambda x: x.transpose(2, 0, 1)[:, None]),
+}
+
+
+def roi_layout(size):
+  """A linear layer over RoI features: (out, C size size) against (size size C, out)."""
+
+  def ours(x):
+    return x.reshape(len(x), -1, size, size).transpose(2, 3, 1, 0).reshape(-1, len(x))
+
+  def theirs(x):
+    return x.reshape(size, size, -1, x.shape[-1]).transpose(3, 2, 0, 1).reshape(x.shape[-1], -1)
+
+  return ours, theirs
+
+
+def directions(layout: str):
+  """(ours from theirs, theirs from ours) of one array of this layout."""
+  name = layout.rstrip('*')
+  if name.startswith('roi'):
+    return roi_layout(int(name.removeprefix('roi')))
+  return LAYOUTS[name]
+
+
+def get(tree, path):
+  for key in path:
+    tree = tree[key]
+  return tree
+
+
+def put(tree, path, value):
+  for key in path[:-1]:
+    tree = tree.setdefault(key, {})
+  tree[path[-1]] = value
+
+
+def expect(part: dict, *kinds: str) -> str:
+  """The `type` of a part of an official `model` dict.
+
+  Raises:
+    ValueError: it is none of `kinds`.
+  """
+  if part['type'] not in kinds:
+    raise ValueError(f'{part["type"]} is not supported here, only {", ".join(kinds)}')
+  return part['type']
+
+
+def affine(path, name, layout) -> list[Entry]:
+  """Kernel and bias of one layer ('norm' for the scale of a norm)."""
+  ours = 'scale' if layout == 'norm' else 'kernel'
+  return [
+    Entry((*path, ours), (f'{name}.weight',), 'same' if layout == 'norm' else layout),
+    Entry((*path, 'bias'), (f'{name}.bias',), 'same'),
+  ]
