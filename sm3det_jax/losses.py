@@ -32,8 +32,13 @@ def l1(pred, target):
 
 
 def smooth_l1(pred, target, beta):
-  """Of every element, 0.5 d^2 / beta where the error d < beta, else d - beta / 2 (Fast R-CNN)."""
+  """Of every element, 0.5 d^2 / beta where the error d < beta, else d - beta / 2 (Fast R-CNN).
+
+  beta 0 is `l1`.
+  """
   error = l1(pred, target)
+  if not beta:
+    return error
   return jnp.where(error < beta, 0.5 * error * error / beta, error - 0.5 * beta)
 
 

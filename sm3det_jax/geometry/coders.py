@@ -91,11 +91,13 @@ class MidpointOffset:
     deltas = DeltaXYWH(self.stds[:4]).encode(anchors, box)
     return jnp.concatenate([deltas, _join(offsets, self.stds[4:])], -1)
 
-  def decode(self, anchors, deltas):
+  def decode(self, anchors, deltas, max_shape=None):
     """OBB [..., 5] (le90) from anchors HBB [..., 4] and deltas [..., 6].
 
     The parallelogram of the four vertices becomes a rectangle by stretching its shorter diagonal.
+    Nothing is clipped to max_shape, as in the reference.
     """
+    del max_shape
     anchors, deltas = _wide(anchors, deltas)
     box = DeltaXYWH(self.stds[:4]).decode(anchors, deltas[..., :4])
     cx, cy, w, h = _columns(hbb.to_cxcywh(box))

@@ -8,27 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from sm3det_jax import losses
-from sm3det_jax.backbones.layers import Conv, Dense
-from sm3det_jax.geometry import assign, coders, iou, nms, obb, roi_align
-from sm3det_jax.heads.common import Detections, flat, level_anchors, level_shapes, start_stage
+from sm3det_jax.backbones.layers import Dense
+from sm3det_jax.geometry import assign, coders, iou, nms, roi_align
+from sm3det_jax.heads import rpn
+from sm3det_jax.heads.common import Detections, start_stage
 from sm3det_jax.precision import wide
 
 RPN_CODER = coders.MidpointOffset()
 ROI_CODER = coders.DeltaXYWHA()
-
-
-class RPNHead(nn.Module):
-  """Objectness and six midpoint offsets for every anchor."""
-
-  channels: int
-  anchors: int
-
-  @nn.compact
-  def __call__(self, features):
-    conv, cls = Conv(self.channels, name='conv'), Conv(self.anchors, 1, name='cls')
-    reg = Conv(6 * self.anchors, 1, name='reg')
-    hidden = [nn.relu(conv(f)) for f in features]
-    return [cls(h) for h in hidden], [reg(h) for h in hidden]
 
 
 class RoIHead(nn.Module):
@@ -64,7 +51,7 @@ class OrientedRCNN(nn.Module):
 
   def setup(self):
     c = self.config
-    self.rpn_head = RPNHead(c.channels, len(c.anchor_scales) * len(c.anchor_ratios))
+    self.rpn_head = rpn.RPNHead(c, RPN_CODER)
     self.roi_head = RoIHead(self.num_classes, c.roi.fc_channels)
 
   @property
@@ -80,11 +67,6 @@ class OrientedRCNN(nn.Module):
     """Maps of the levels: objectness logits [B, H, W, A], offsets [B, H, W, 6 A]."""
     return self.rpn_head(features)
 
-  def _anchors(self, features):
-    c = self.config
-    shapes = [f.shape[1:3] for f in features]
-    return level_anchors(shapes, c.strides, c.anchor_scales, c.anchor_ratios, features[0].dtype)
-
   def loss(self, features, targets, rng=None, sampling='random'):
     """Terms rpn_cls, rpn_bbox, cls, bbox; `targets` as a task's batch.
 
@@ -92,35 +74,11 @@ class OrientedRCNN(nn.Module):
     """
     count = len(features[0])
     keys = jnp.zeros((count, 2)) if rng is None else jax.random.split(rng, (count, 2))
-    levels = self._anchors(features)
-    cls, reg = (
-      flat(m, channels) for m, channels in zip(self.rpn_head(features), (1, 6), strict=True)
+    c = self.config
+    terms, proposals, valid = self.rpn_head.loss(
+      features, targets, keys[:, 0], sampling, c.proposals
     )
-    terms = rpn_loss(
-      self.config.rpn, jnp.concatenate(levels), jnp.concatenate(cls, 1)[..., 0],
-      jnp.concatenate(reg, 1), targets, keys[:, 0], sampling,
-    )  # fmt: skip
-    proposals, valid = self._proposals(levels, cls, reg)
     return terms | self._roi_loss(features, proposals, valid, targets, keys[:, 1], sampling)
-
-  def _proposals(self, levels, cls, reg):
-    """The best boxes of every level after NMS on their envelopes: OBBs [B, P, 5], valid [B, P]."""
-    c = self.config.proposals
-
-    def image(x):
-      boxes, scores, ids = [], [], []
-      for level, (anchors, s, r) in enumerate(zip(levels, *x, strict=True)):
-        s, index = jax.lax.top_k(s[:, 0], min(c.pre_nms, len(s)))
-        boxes.append(RPN_CODER.decode(anchors[index], r[index]))
-        scores.append(jax.nn.sigmoid(s))
-        ids.append(jnp.full(s.shape, level))
-      boxes, scores, ids = map(jnp.concatenate, (boxes, scores, ids))
-      limit = min(c.max_proposals, len(boxes))
-      index, valid = nms.nms(obb.to_hbb(boxes), scores, c.nms_iou, limit, labels=ids)
-      return boxes[index], valid
-
-    boxes, valid = jax.lax.map(image, jax.lax.stop_gradient((cls, reg)))
-    return boxes, valid
 
   def _roi_features(self, features, rois):
     c = self.config
@@ -152,10 +110,7 @@ class OrientedRCNN(nn.Module):
   def detect(self, features, shapes) -> Detections:
     """Detections with centres inside of `shapes` [B, 2] (height, width)."""
     c = self.config
-    cls, reg = (
-      flat(m, channels) for m, channels in zip(self.rpn_head(features), (1, 6), strict=True)
-    )
-    proposals, valid = self._proposals(self._anchors(features), cls, reg)
+    proposals, valid = self.rpn_head.propose(features, shapes, c.proposals)
     cls, reg = self.roi_head(self._roi_features(features, proposals))
     scores = jnp.where(valid[..., None], jax.nn.softmax(cls, -1)[..., :-1], 0)  # [B, P, classes]
 
@@ -174,55 +129,6 @@ class OrientedRCNN(nn.Module):
       return Detections(boxes[index], flat_scores[index], labels[index], valid)
 
     return jax.lax.map(image, (proposals, reg, scores, shapes))
-
-
-def reached(c, canvas, boxes, valid) -> jax.Array:
-  """Which of an image's boxes [M, 5] have an RPN anchor with IoU >= 0.5 to their envelope: [M]."""
-  shapes = level_shapes(canvas, c.strides)
-  levels = level_anchors(shapes, c.strides, c.anchor_scales, c.anchor_ratios)
-  envelopes = obb.to_hbb(boxes)
-  best = [iou.hbb_iou(envelopes, anchors).max(1) for anchors in levels]
-  return (jnp.stack(best).max(0) >= 0.5) & valid
-
-
-def rpn_loss(c, anchors, cls, reg, targets, keys, sampling):
-  """Terms of the proposals: anchors [A, 4], logits [B, A], offsets [B, A, 6]."""
-  assigned = lambda *x: rpn_targets(c, anchors, sampling, *x)
-  positive, negative, deltas = jax.vmap(assigned)(
-    targets['boxes'], targets['valid'], targets['shapes'], keys
-  )
-  # an image counts at least one positive and one negative, as in the reference
-  count = lambda mask: jnp.maximum(mask.sum(1), 1).sum()
-  normaliser = (count(positive) + count(negative)).astype(cls.dtype)
-  entropy = losses.sigmoid_cross_entropy(cls, positive.astype(cls.dtype))
-  bbox = losses.smooth_l1(reg, deltas, c.bbox_beta).sum(-1)
-  return {
-    'rpn_cls': entropy.sum(where=positive | negative) / normaliser,
-    'rpn_bbox': bbox.sum(where=positive) / normaliser,
-  }
-
-
-def rpn_targets(c, anchors, sampling, boxes, valid, shape, key):
-  """Sampled positives and negatives [A] and offsets [A, 6] of one image's anchors."""
-  height, width = shape.astype(anchors.dtype)
-  border = c.allowed_border
-  inside = (
-    (anchors[:, 0] >= -border) & (anchors[:, 1] >= -border)
-    & (anchors[:, 2] < width + border) & (anchors[:, 3] < height + border)
-  )  # fmt: skip
-  overlaps = iou.hbb_iou(anchors, obb.to_hbb(boxes))
-  assigned = assign.max_iou(
-    overlaps, valid, c.pos_iou, c.neg_iou, c.min_pos_iou, low_quality=True, box_valid=inside
-  )
-  positive, negative = assign.sample(assigned, c.samples, c.positive_fraction, sampling, key)
-  safe = jnp.where(positive[:, None], boxes[assigned - 1], _obb_of(anchors))
-  return positive, negative, RPN_CODER.encode(anchors, safe)
-
-
-def _obb_of(boxes):
-  """HBB as an OBB of angle 0: a harmless target where there is no object."""
-  center, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-  return jnp.concatenate([center, size, jnp.zeros_like(size[:, :1])], 1)
 
 
 def sample_rois(c, num_classes, sampling, proposals, proposal_valid, boxes, labels, valid, key):
