@@ -122,20 +122,27 @@ class DeltaXYWHA:
 
   With edge_swap the target's sides are exchanged where that makes the angle difference smaller, and
   decoding puts the long side first (le90); proj_xy measures the centre along the box's own axes.
+  Angle differences are in units of norm_factor * pi (None: radians); they and, without edge_swap,
+  decoded angles lie in [angle_start, angle_start + pi).
+
+  HBB are OBB of angle 0 (`hbb.to_obb`): with norm_factor 2 this is mmrotate's coder of OBB
+  relative to HBB (stage 1 of RoI Transformer), which does not clip.
   """
 
   stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2, 0.1)
   edge_swap: bool = True
   proj_xy: bool = True
+  norm_factor: float | None = None
+  angle_start: float = -math.pi / 2  # le90
 
   def encode(self, rois, boxes):
     """Deltas [..., 5] that turn rois OBB [..., 5] into OBB [..., 5]."""
     rois, boxes = _wide(rois, boxes)
     px, py, pw, ph, pa = _columns(rois)
     gx, gy, gw, gh, ga = _columns(boxes)
-    da = obb.wrap_angle(ga - pa)
+    da = obb.wrap_angle(ga - pa, self.angle_start)
     if self.edge_swap:
-      swapped = obb.wrap_angle(ga - pa + math.pi / 2)
+      swapped = obb.wrap_angle(ga - pa + math.pi / 2, self.angle_start)
       keep = jnp.abs(da) < jnp.abs(swapped)
       da = jnp.where(keep, da, swapped)
       gw, gh = jnp.where(keep, gw, gh), jnp.where(keep, gh, gw)
@@ -143,7 +150,7 @@ class DeltaXYWHA:
     if self.proj_xy:
       dx, dy = _rotate(dx, dy, -pa)
     dx, dy = dx / jnp.maximum(pw, _MIN_SIDE), dy / jnp.maximum(ph, _MIN_SIDE)
-    return _join([dx, dy, _log_ratio(gw, pw), _log_ratio(gh, ph), da], self.stds)
+    return _join([dx, dy, _log_ratio(gw, pw), _log_ratio(gh, ph), da / self._unit], self.stds)
 
   def decode(self, rois, deltas, max_shape=None):
     """OBB [..., 5] from rois OBB [..., 5] and deltas [..., 5].
@@ -160,8 +167,13 @@ class DeltaXYWHA:
     if max_shape is not None:
       height, width = (jnp.asarray(side).astype(gx.dtype) for side in max_shape)
       gx, gy = jnp.clip(gx, 0, width - 1), jnp.clip(gy, 0, height - 1)
-    boxes = jnp.stack([gx, gy, _scaled(pw, dw), _scaled(ph, dh), obb.wrap_angle(pa + da)], -1)
+    ga = obb.wrap_angle(pa + da * self._unit, self.angle_start)
+    boxes = jnp.stack([gx, gy, _scaled(pw, dw), _scaled(ph, dh), ga], -1)
     return obb.normalise(boxes) if self.edge_swap else boxes
+
+  @property
+  def _unit(self):
+    return self.norm_factor * math.pi if self.norm_factor else 1.0
 
 
 def distance_to_box(points, ltrb):

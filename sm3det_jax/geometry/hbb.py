@@ -37,3 +37,9 @@ def from_cxcywh(boxes):
   """HBB [..., 4] from centre and size [..., 4] (cx, cy, w, h)."""
   half = boxes[..., 2:] * 0.5
   return jnp.concatenate([boxes[..., :2] - half, boxes[..., :2] + half], -1)
+
+
+def to_obb(boxes):
+  """OBB [..., 5] of angle 0 (whichever side is longer) from HBB [..., 4]."""
+  boxes = to_cxcywh(boxes)
+  return jnp.concatenate([boxes, jnp.zeros_like(boxes[..., :1])], -1)
