@@ -63,6 +63,10 @@ def _parser():
   p.add_argument('--split', help='of every task, instead of its test split')
   p.add_argument('--out', help='folder of the results; by default WORKDIR/routing')
 
+  p = verb('account', _account, 'parameters and multiply-accumulates, by part', True, workdir=False)
+  p.add_argument('--size', help='HxW of the image; by default each task’s own')
+  p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
+
   p = verb('bench', _bench, 'measure how fast something is', True, workdir=False)
   p.add_argument('name', choices=['train_step'], help='what to measure')
   p.add_argument('--steps', type=int, default=20)
@@ -129,6 +133,19 @@ def _routing(args):
   c = config.override(c, args.overrides)
   out = args.out or f'{args.workdir}/routing'
   print(routing.write(routing.measure(c, variables, args.split), out))
+
+
+def _account(args):
+  from sm3det_jax import account, config
+
+  size = None
+  if args.size:
+    height, _, width = args.size.partition('x')
+    if not (height.isdigit() and width.isdigit()):
+      raise ValueError(f'--size={args.size}: expected HxW, such as 800x800')
+    size = int(height), int(width)
+  counts = account.account(config.load(args.overrides), size)
+  print(json.dumps(counts) if args.json else account.table(counts))
 
 
 def _bench(args):

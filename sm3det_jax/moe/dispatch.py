@@ -188,7 +188,10 @@ def _dispatch(kind, x, indices, weights, params, implementation, capacity_factor
     y = _dense(kind, x, indices, weights, params)
   else:
     plan = make_plan(indices, e, _rows(indices.size, e))
-    y = _blocked(kind, x, plan, weights, params)
+    blocks, rows = plan.token.shape
+    # the name tells `account` how many of the loop's rows are real
+    with jax.named_scope(f'experts_{indices.size}_in_{blocks}x{rows}'):
+      y = _blocked(kind, x, plan, weights, params)
   if not return_stats:
     return y
   load = jnp.zeros((e,), jnp.int32).at[indices.reshape(-1)].add(1)
