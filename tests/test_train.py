@@ -261,13 +261,31 @@ def test_every_mesh_trains_alike_and_keeps_its_types(data, expert):
 
 
 PROCESS = """
-import pathlib, sys
+import os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[1])
 import pytest, test_train
 from sm3det_jax import train
 test_train.toy.__wrapped__(pytest.MonkeyPatch())()
-train.train(test_train.toy_config(steps=5), pathlib.Path(sys.argv[2]))
+kill = lambda done, _: done == int(sys.argv[3]) and os.kill(os.getpid(), signal.SIGKILL)
+train.train(test_train.toy_config(steps=5), pathlib.Path(sys.argv[2]), on_log=kill)
 """
+
+
+def _start(workdir, killed_at=0, **variables):
+  """A process that trains the toy for 5 steps, on 8 devices in all."""
+  command = [sys.executable, '-c', PROCESS, str(pathlib.Path(__file__).parent), str(workdir)]
+  return subprocess.Popen(
+    [*command, str(killed_at)], env=os.environ | {'JAX_PLATFORMS': 'cpu'} | variables
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('step', [3, 4])  # before the first checkpoint, and while it is written
+def test_killed_process_goes_on_exactly(toy, whole_run, tmp_path, step):
+  process = _start(tmp_path, step, JAX_NUM_CPU_DEVICES='8')
+  assert process.wait(300) == -signal.SIGKILL
+  train.train(toy_config(), tmp_path)
+  _assert_same_run(toy_config(), tmp_path, whole_run[0])
 
 
 @pytest.mark.slow
@@ -280,11 +298,10 @@ def test_two_processes_then_one(toy, whole_run, tmp_path):
   for i in range(2):
     variables = {
       'JAX_COORDINATOR_ADDRESS': f'localhost:{port}', 'JAX_NUM_PROCESSES': '2',
-      'JAX_PROCESS_ID': str(i), 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '4',
+      'JAX_PROCESS_ID': str(i), 'JAX_NUM_CPU_DEVICES': '4',
       'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
     }  # fmt: skip
-    command = [sys.executable, '-c', PROCESS, str(pathlib.Path(__file__).parent), str(tmp_path)]
-    running.append(subprocess.Popen(command, env=os.environ | variables))
+    running.append(_start(tmp_path, **variables))
   assert [process.wait(300) for process in running] == [0, 0]
   assert [line['step'] for line in logs.read(tmp_path)] == [1, 2, 3, 4, 5]
   train.train(toy_config(), tmp_path)
