@@ -1,12 +1,16 @@
 """What every head shares."""
 
+import math
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from sm3det_jax.geometry import anchors
 from sm3det_jax.precision import wide, wide_dtype
+
+PRIOR = nn.initializers.constant(-math.log(99))  # bias of class logits: a probability of 0.01
 
 
 class Detections(NamedTuple):

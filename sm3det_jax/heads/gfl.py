@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from sm3det_jax import losses
 from sm3det_jax.backbones.layers import Conv, GroupNorm
 from sm3det_jax.geometry import assign, coders, hbb, iou, nms
-from sm3det_jax.heads.common import Detections, flat, level_anchors, level_shapes, start_stage
+from sm3det_jax.heads.common import (
+  PRIOR,
+  Detections,
+  flat,
+  level_anchors,
+  level_shapes,
+  start_stage,
+)
 
 
 class GFLHead(nn.Module):
@@ -27,8 +34,7 @@ class GFLHead(nn.Module):
     norms = lambda: [GroupNorm() for _ in range(self.convs)]
     self.cls_conv, self.cls_norm = tower(), norms()
     self.reg_conv, self.reg_norm = tower(), norms()
-    prior = nn.initializers.constant(-4.59511985)  # a probability of 0.01
-    self.cls = Conv(self.num_classes, bias_init=prior)
+    self.cls = Conv(self.num_classes, bias_init=PRIOR)
     self.reg = Conv(4 * (self.reg_max + 1))
     self.scale = self.param('scale', nn.initializers.ones, (self.levels,))
 

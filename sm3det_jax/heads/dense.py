@@ -1,0 +1,77 @@
+"""Dense heads with a focal loss, one or more anchors a cell (RetinaNet, Lin et al. 2017).
+
+The semantics are those of mmdet 2.x and mmrotate 0.3.4, which the released weights were trained
+with.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sm3det_jax import losses
+from sm3det_jax.backbones.layers import Conv
+from sm3det_jax.geometry import assign, iou
+from sm3det_jax.heads.common import PRIOR
+
+
+class DenseHead(nn.Module):
+  """Two towers of convolutions, shared over levels.
+
+  Attributes:
+    logits: of a cell, over all its anchors.
+    deltas: of a cell, over all its anchors.
+    channels: of the towers.
+    convs: of each tower.
+  """
+
+  logits: int
+  deltas: int
+  channels: int
+  convs: int
+
+  def setup(self):
+    self.cls_conv = [Conv(self.channels) for _ in range(self.convs)]
+    self.reg_conv = [Conv(self.channels) for _ in range(self.convs)]
+    self.cls = Conv(self.logits, bias_init=PRIOR)
+    self.reg = Conv(self.deltas)
+
+  def __call__(self, features, cls_features=None):
+    """Levels [B, H, W, C] (others for the classes, if they differ) -> logits, deltas maps."""
+    cls, reg = list(cls_features or features), list(features)
+    for conv in self.cls_conv:
+      cls = [nn.relu(conv(x)) for x in cls]
+    for conv in self.reg_conv:
+      reg = [nn.relu(conv(x)) for x in reg]
+    return [self.cls(x) for x in cls], [self.reg(x) for x in reg]
+
+
+def focal_terms(c, coder, anchors, cls, reg, targets):
+  """Terms cls and bbox; every anchor counts, none is sampled.
+
+  Args:
+    c: `pos_iou`, `neg_iou`, `min_pos_iou`, `focal_gamma`, `focal_alpha`, `bbox_beta`.
+    coder: of boxes against anchors.
+    anchors: HBB or OBB [B, A, 4 | 5], without gradient.
+    cls: logits [B, A, classes].
+    reg: deltas [B, A, values of a box].
+    targets: as a task's batch.
+  """
+  one = lambda *image: _image_terms(c, coder, *image)
+  cls, bbox, positives = jax.vmap(one)(
+    anchors, cls, reg, targets['boxes'], targets['labels'], targets['valid']
+  )
+  # an image counts at least one positive, as in the reference
+  normaliser = jnp.maximum(positives, 1).sum().astype(cls.dtype)
+  return {'cls': cls.sum() / normaliser, 'bbox': bbox.sum() / normaliser}
+
+
+def _image_terms(c, coder, anchors, cls, reg, boxes, labels, valid):
+  """Sums over the anchors of one image, and how many are positive."""
+  overlaps = (iou.hbb_iou if anchors.shape[-1] == 4 else iou.rotated_iou)(anchors, boxes)
+  assigned = assign.max_iou(overlaps, valid, c.pos_iou, c.neg_iou, c.min_pos_iou)
+  positive = assigned > 0
+  label = jnp.where(positive, labels[assigned - 1], cls.shape[-1])
+  focal = losses.sigmoid_focal(cls, label, c.focal_gamma, c.focal_alpha)
+  deltas = coder.encode(anchors, boxes[assigned - 1])
+  bbox = losses.smooth_l1(reg, deltas, c.bbox_beta).sum(-1)
+  return focal.sum(where=assigned >= 0), bbox.sum(where=positive), positive.sum()
