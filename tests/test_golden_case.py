@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sm3det_jax.detector import build
+from sm3det_jax.heads import two_stage
 from sm3det_jax.interop import official
 from sm3det_jax.moe import layer, router
 
@@ -104,7 +105,9 @@ def test_roi_head_on_given_boxes(case, task):
 
   def run(network, images, rois):
     head = network.heads[task]
-    features = head._roi_features(network.features(images, task), rois)
+    features = two_stage.roi_features(
+      head.config, head.stages()[0], network.features(images, task), rois
+    )
     return features, *head.roi_head(features)
 
   apply = jax.jit(lambda *args: case.detector.network.apply(*args, method=run))

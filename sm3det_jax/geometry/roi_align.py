@@ -1,17 +1,23 @@
-"""Rotated RoIAlign: features on a grid inside oriented boxes, by bilinear interpolation.
+"""RoIAlign: features on a grid inside oriented or horizontal boxes, by bilinear interpolation.
 
-All levels are sampled by one gather from a concatenated buffer of cells. Box coordinates receive no
+For oriented boxes all levels are sampled by one gather from a concatenated buffer of cells; for
+horizontal ones, whose rows and columns separate, by matrix products. Box coordinates receive no
 gradient: in every head they come from detached proposals.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sm3det_jax.precision import wide_dtype
+from sm3det_jax.geometry import hbb
+from sm3det_jax.precision import wide, wide_dtype
 
 # Elements of the rows scattered at once in the backward pass: they should fit a cache.
 CHUNK = 2**18
+# Elements of the rows of boxes, before their columns are sampled, in memory at once (128 MiB).
+ROWS = 2**25
 
 
 def rotated_roi_align(features, rois, output_size=7, spatial_scale=0.25, sampling_ratio=2):
@@ -48,6 +54,64 @@ def roi_levels(rois, num_levels, finest_scale=56):
   size = jnp.sqrt(rois[..., 2] * rois[..., 3])
   level = jnp.floor(jnp.log2(size / finest_scale + 1e-6))
   return jnp.clip(level, 0, num_levels - 1).astype(jnp.int32)
+
+
+def multilevel_roi_align(features, rois, strides, output_size=7, sampling_ratio=0, finest_scale=56):
+  """RoIAlign of horizontal boxes, each box on the level that suits its size.
+
+  The semantics are RoIAlign with aligned=True and average pooling of mmcv. With sampling_ratio 0 a
+  bin of h x w cells is the mean of ceil(h) x ceil(w) samples. Their number is bounded by nothing, a
+  box of 4 x 250 cells has 36 a bin, but the mean separates: a box gives A_y F A_x^T, where a row of
+  A_y [output_size, H] is the mean of a bin's one-dimensional samples. This is exact for every box
+  and static in shape; it costs output_size W (H + output_size) C multiply-accumulates a box and
+  level, whatever the size of the box.
+
+  Args:
+    features: levels [B, H_l, W_l, C], finest first.
+    rois: HBB [B, R, 4] in image pixels.
+    strides: pixels a cell, of each level.
+    output_size: bins a side.
+    sampling_ratio: samples a bin and a side; 0: by the size of the box.
+    finest_scale: boxes with sqrt(w * h) below twice this use the first level.
+
+  Returns:
+    [B, R, output_size, output_size, C]; samples outside the map count as 0, and a box without width
+    or height has, with sampling_ratio 0, no samples: 0.
+  """
+  rois = jax.lax.stop_gradient(rois)
+  levels = roi_levels(hbb.to_cxcywh(rois), len(features), finest_scale)
+  out = 0
+  for level, (f, stride) in enumerate(zip(features, strides, strict=True)):
+    f = wide(f)
+    boxes = (rois / stride - 0.5).astype(f.dtype)
+    axes = [
+      _bin_weights(boxes[..., i], boxes[..., i + 2], f.shape[2 - i], output_size, sampling_ratio)
+      for i in (1, 0)
+    ]
+    on_level = (levels == level)[..., None, None]
+    y, x = (jnp.where(on_level, axis, 0).swapaxes(0, 1) for axis in axes)  # [R, B, bins, H | W]
+    pool = lambda x, f=f: jnp.einsum('bqw,bpwc->bpqc', x[1], jnp.einsum('bph,bhwc->bpwc', x[0], f))
+    chunk = max(ROWS // (output_size * math.prod(f.shape) // f.shape[1]), 1)
+    out += jax.lax.map(pool, (y, x), batch_size=min(chunk, len(y)))
+  return out.swapaxes(0, 1).astype(features[0].dtype)
+
+
+def _bin_weights(start, end, size, bins, sampling_ratio):
+  """Weights [..., bins, size] of a map's cells in the bins from start to end [...], in cells."""
+  side = (end - start)[..., None]
+  count = jnp.ceil(side / bins) if sampling_ratio == 0 else jnp.full_like(side, sampling_ratio)
+  cells, index = jnp.arange(size, dtype=side.dtype), jnp.arange(bins, dtype=side.dtype)
+  index = index.reshape((1,) * start.ndim + (-1,))
+
+  def add(k, total):
+    at = start[..., None] + (index + (k + 0.5) / jnp.maximum(count, 1)) * side / bins
+    counts = (k < count) & (at >= -1) & (at <= size)
+    near = 1 - jnp.abs(jnp.clip(at, 0, size - 1)[..., None] - cells.reshape((1,) * at.ndim + (-1,)))
+    return total + jnp.where(counts[..., None], jnp.maximum(near, 0), 0)
+
+  total = jnp.zeros((*start.shape, bins, size), side.dtype)
+  total = jax.lax.fori_loop(0, count.max(initial=0).astype(jnp.int32), add, total)
+  return total / jnp.maximum(count, 1)[..., None]
 
 
 def multilevel_rotated_roi_align(

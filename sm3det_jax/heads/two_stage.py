@@ -1,0 +1,240 @@
+"""Two-stage detectors: proposals, then one or more stages that classify and refine them as RoIs.
+
+The semantics are those of mmdet 2.x and mmrotate 0.3.4 (`StandardRoIHead`, `CascadeRoIHead` and
+their rotated kin), which the released weights were trained with.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sm3det_jax import losses
+from sm3det_jax.backbones.layers import Dense
+from sm3det_jax.geometry import assign, coders, iou, nms, roi_align
+from sm3det_jax.heads import rpn
+from sm3det_jax.heads.common import Detections, start_stage
+from sm3det_jax.precision import wide
+
+uniform, normal = nn.initializers.xavier_uniform(), nn.initializers.xavier_normal()
+
+
+class RoIHead(nn.Module):
+  """Two linear layers, class logits (background last), a box or a box of every class.
+
+  Attributes:
+    num_classes: without background.
+    fc_channels: of the two layers.
+    deltas: values of the box regression, (values of a box) or (classes * values of a box).
+    fc_init, cls_init, reg_init: of the kernels.
+  """
+
+  num_classes: int
+  fc_channels: int
+  deltas: int = 5
+  fc_init: nn.initializers.Initializer = uniform
+  # Xavier for these two as well: what the reference's rotated heads end up with
+  cls_init: nn.initializers.Initializer = normal
+  reg_init: nn.initializers.Initializer = normal
+
+  @nn.compact
+  def __call__(self, rois):
+    """[..., 7, 7, C] -> [..., classes + 1], [..., deltas], in at least float32."""
+    x = rois.reshape(*rois.shape[:-3], -1)
+    x = nn.relu(Dense(self.fc_channels, self.fc_init, name='fc1')(x))
+    x = nn.relu(Dense(self.fc_channels, self.fc_init, name='fc2')(x))
+    cls = Dense(self.num_classes + 1, self.cls_init, name='cls')(x)
+    return wide(cls), wide(Dense(self.deltas, self.reg_init, name='reg')(x))
+
+
+class RoIHeads(nn.Module):
+  """The `roi_head` of several stages.
+
+  Attributes:
+    make: index of a stage -> its RoIHead.
+    count: of the stages.
+  """
+
+  make: Callable[[int], RoIHead]
+  count: int
+
+  def setup(self):
+    self.stage = [self.make(k) for k in range(self.count)]
+
+  def __call__(self, stage, rois):
+    return self.stage[stage](rois)
+
+
+class Stage(NamedTuple):
+  """What the stages differ in."""
+
+  head: Callable  # RoI features [..., 7, 7, C] -> class logits, deltas
+  coder: object  # of boxes against RoIs
+  pos_iou: float  # a RoI is positive from this IoU on, background below
+  sampling_ratio: int  # of RoIAlign; 0 = by the size of the RoI (HBB only)
+  weight: float = 1.0  # of its losses
+
+
+class Samples(NamedTuple):
+  """The RoIs of an image that count in training, positives first."""
+
+  boxes: jax.Array  # [S, 4 | 5]
+  valid: jax.Array  # [S]
+  labels: jax.Array  # [S]; the number of classes is background
+  deltas: jax.Array  # [S, values of a box]; of positives
+  objects: jax.Array  # [S]; those that are themselves an object
+
+
+class TwoStage(nn.Module):
+  """A task's head of two or more stages; the subclasses say which.
+
+  Attributes:
+    config: of the head.
+    num_classes: of its label space.
+  """
+
+  config: dict
+  num_classes: int
+
+  RPN_CODER = coders.DeltaXYWH()
+  DROP_EMPTY = False  # see RPNHead
+
+  def setup(self):
+    self.rpn_head = rpn.RPNHead(self.config, self.RPN_CODER, self.DROP_EMPTY)
+    self.roi_head = self.make_roi_head()
+
+  def make_roi_head(self) -> nn.Module:
+    raise NotImplementedError
+
+  def stages(self) -> list[Stage]:
+    raise NotImplementedError
+
+  @property
+  def start(self) -> int:
+    return start_stage(self.config.strides)
+
+  def touch(self, features):
+    size = self.config.roi.output_size
+    blank = jnp.zeros((1, size, size, features[0].shape[-1]), features[0].dtype)
+    return self.rpn_head(features), [stage.head(blank) for stage in self.stages()]
+
+  def raw(self, features):
+    """Maps of the levels: objectness logits [B, H, W, A], deltas [B, H, W, A * values of a box]."""
+    return self.rpn_head(features)
+
+  def loss(self, features, targets, rng=None, sampling='random'):
+    """Terms rpn_cls, rpn_bbox, and cls, bbox (of several stages s0.cls, s0.bbox, s1.cls ...).
+
+    `targets` as a task's batch; `sampling` and `rng` choose the anchors and RoIs that count
+    (`assign.sample`).
+    """
+    c, stages = self.config, self.stages()
+    proposals = c.get('train_proposals', c.proposals)
+    shape = len(features[0]), 1 + len(stages)
+    keys = jnp.zeros(shape) if rng is None else jax.random.split(rng, shape)
+    terms, rois, valid = self.rpn_head.loss(
+      features, self.rpn_targets(targets), keys[:, 0], sampling, proposals
+    )
+    for k, stage in enumerate(stages):
+      choose = lambda *x, stage=stage: sample(c.roi, stage, self.num_classes, sampling, *x)
+      samples = jax.vmap(choose)(
+        rois, valid, targets['boxes'], targets['labels'], targets['valid'], keys[:, 1 + k]
+      )
+      cls, reg = stage.head(roi_features(c, stage, features, samples.boxes))
+      name = f's{k}.' if len(stages) > 1 else ''
+      new = stage_loss(c.roi.bbox_beta, self.num_classes, samples, cls, reg)
+      terms |= {name + term: stage.weight * value for term, value in new.items()}
+      if stage is not stages[-1]:
+        rois, valid = jax.vmap(lambda *x, stage=stage: refined(stage, *x))(
+          samples, reg, targets['shapes']
+        )
+    return terms
+
+  def rpn_targets(self, targets):
+    """The targets with boxes in the format of the proposals."""
+    if isinstance(self.RPN_CODER, coders.DeltaXYWH):
+      return targets | {'boxes': rpn.envelopes(targets['boxes'])}
+    return targets
+
+  def detect(self, features, shapes) -> Detections:
+    """Detections of images of `shapes` [B, 2] (height, width).
+
+    With several stages the class logits are averaged, boxes are those of the last (mmdet 2.x).
+    """
+    c, stages, logits = self.config, self.stages(), 0
+    rois, valid = self.rpn_head.propose(features, shapes, c.proposals)
+    for stage in stages:
+      cls, reg = stage.head(roi_features(c, stage, features, rois))
+      logits += cls
+      boxes = jax.vmap(lambda *x, stage=stage: decoded(stage, *x))(rois, reg, shapes)
+      rois = boxes[:, :, 0]
+    scores = jax.nn.softmax(logits / len(stages), -1)[..., :-1]
+    scores = jnp.where(valid[..., None], scores, 0)  # [B, P, classes]
+    best = lambda x: Detections(
+      *nms.multiclass_nms(*x, c.score_threshold, c.nms_iou, c.max_detections, c.pre_nms)
+    )
+    return jax.lax.map(best, (boxes, scores))
+
+
+def roi_features(c, stage, features, rois):
+  """RoIs [B, R, 4 | 5] -> [B, R, 7, 7, C], each from the level that suits its size."""
+  horizontal = rois.shape[-1] == 4
+  align = roi_align.multilevel_roi_align if horizontal else roi_align.multilevel_rotated_roi_align
+  used = len(c.strides) - 1  # the coarsest level proposes only
+  return align(
+    features[:used], rois, c.strides[:used], c.roi.output_size, stage.sampling_ratio,
+    c.roi.finest_scale,
+  )  # fmt: skip
+
+
+def sample(c, stage, num_classes, sampling, rois, roi_valid, boxes, labels, valid, key) -> Samples:
+  """Chooses RoIs of one image; its objects (their envelopes if RoIs are HBB) are RoIs too."""
+  horizontal = rois.shape[-1] == 4
+  objects = rpn.envelopes(boxes) if horizontal else boxes
+  overlaps = (iou.hbb_iou if horizontal else iou.rotated_iou)(rois, objects)
+  assigned = assign.max_iou(
+    overlaps, valid, stage.pos_iou, stage.pos_iou, low_quality=False, box_valid=roi_valid
+  )
+  own = jnp.where(valid, jnp.arange(len(boxes)) + 1, -1).astype(assigned.dtype)
+  rois, assigned = jnp.concatenate([objects, rois]), jnp.concatenate([own, assigned])
+  positive, negative = assign.sample(assigned, c.samples, c.positive_fraction, sampling, key)
+  size = len(rois) if sampling == 'all' else min(c.samples, len(rois))
+  order = jnp.argsort(jnp.where(positive, 0, jnp.where(negative, 1, 2)), stable=True)[:size]
+  rois, assigned, positive = rois[order], assigned[order], positive[order]
+  return Samples(
+    rois, positive | negative[order], jnp.where(positive, labels[assigned - 1], num_classes),
+    stage.coder.encode(rois, boxes[assigned - 1]), order < len(boxes),
+  )  # fmt: skip
+
+
+def stage_loss(beta, num_classes, samples: Samples, cls, reg):
+  """Terms cls, bbox: logits [B, S, classes + 1], deltas [B, S, (classes *) values of a box]."""
+  count = jnp.maximum(samples.valid.sum(), 1).astype(cls.dtype)
+  positive = samples.valid & (samples.labels < num_classes)
+  size = samples.deltas.shape[-1]
+  if reg.shape[-1] > size:  # a box a class
+    own = jnp.where(positive, samples.labels, 0)[..., None, None]
+    reg = jnp.take_along_axis(reg.reshape(*reg.shape[:-1], -1, size), own, -2)[..., 0, :]
+  entropy = losses.softmax_cross_entropy(cls, samples.labels)
+  bbox = losses.smooth_l1(reg, samples.deltas, beta).sum(-1)
+  return {
+    'cls': entropy.sum(where=samples.valid) / count,
+    'bbox': bbox.sum(where=positive) / count,
+  }
+
+
+def decoded(stage, rois, reg, shape):
+  """Boxes [R, 1 | classes, 4 | 5] of one image from its RoIs [R, 4 | 5]."""
+  reg = reg.reshape(len(rois), -1, len(stage.coder.stds))
+  return stage.coder.decode(rois[:, None], reg, max_shape=shape.astype(reg.dtype))
+
+
+def refined(stage, samples: Samples, reg, shape):
+  """The RoIs of the next stage and their validity: the samples' boxes, objects themselves left out.
+
+  The next stage adds the objects again.
+  """
+  boxes = decoded(stage, samples.boxes, reg, shape)[:, 0]
+  return jax.lax.stop_gradient(boxes), samples.valid & ~samples.objects
