@@ -18,6 +18,8 @@ IMAGES = 64  # of each task, augmented as in training
 WHAT = {
   'gfl': 'objects with at least one ATSS positive',
   'oriented_rcnn': 'objects (envelopes) with an RPN anchor of IoU >= 0.5',
+  'roi_transformer': 'objects (envelopes) with an RPN anchor of IoU >= 0.5',
+  's2anet': 'objects with at least one positive anchor',
 }
 
 logger = logging.getLogger(__name__)

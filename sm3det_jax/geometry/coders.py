@@ -124,9 +124,6 @@ class DeltaXYWHA:
   decoding puts the long side first (le90); proj_xy measures the centre along the box's own axes.
   Angle differences are in units of norm_factor * pi (None: radians); they and, without edge_swap,
   decoded angles lie in [angle_start, angle_start + pi).
-
-  HBB are OBB of angle 0 (`hbb.to_obb`): with norm_factor 2 this is mmrotate's coder of OBB
-  relative to HBB (stage 1 of RoI Transformer), which does not clip.
   """
 
   stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2, 0.1)
@@ -174,6 +171,26 @@ class DeltaXYWHA:
   @property
   def _unit(self):
     return self.norm_factor * math.pi if self.norm_factor else 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaXYWHToXYWHA(DeltaXYWHA):
+  """OBB relative to HBB, as to OBB of angle 0 (the first stage of RoI Transformer)."""
+
+  stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2, 1.0)
+  norm_factor: float | None = 2.0
+
+  def encode(self, rois, boxes):
+    """Deltas [..., 5] that turn rois HBB [..., 4] into OBB [..., 5]."""
+    return super().encode(hbb.to_obb(rois), boxes)
+
+  def decode(self, rois, deltas, max_shape=None):
+    """OBB [..., 5] from rois HBB [..., 4] and deltas [..., 5].
+
+    Nothing is clipped to max_shape, as in the reference.
+    """
+    del max_shape
+    return super().decode(hbb.to_obb(rois), deltas)
 
 
 def distance_to_box(points, ltrb):

@@ -67,11 +67,21 @@ def focal_terms(c, coder, anchors, cls, reg, targets):
 
 def _image_terms(c, coder, anchors, cls, reg, boxes, labels, valid):
   """Sums over the anchors of one image, and how many are positive."""
-  overlaps = (iou.hbb_iou if anchors.shape[-1] == 4 else iou.rotated_iou)(anchors, boxes)
-  assigned = assign.max_iou(overlaps, valid, c.pos_iou, c.neg_iou, c.min_pos_iou)
+  assigned = _assigned(c, anchors, boxes, valid)
   positive = assigned > 0
   label = jnp.where(positive, labels[assigned - 1], cls.shape[-1])
   focal = losses.sigmoid_focal(cls, label, c.focal_gamma, c.focal_alpha)
   deltas = coder.encode(anchors, boxes[assigned - 1])
   bbox = losses.smooth_l1(reg, deltas, c.bbox_beta).sum(-1)
   return focal.sum(where=assigned >= 0), bbox.sum(where=positive), positive.sum()
+
+
+def _assigned(c, anchors, boxes, valid):
+  overlaps = (iou.hbb_iou if anchors.shape[-1] == 4 else iou.rotated_iou)(anchors, boxes)
+  return assign.max_iou(overlaps, valid, c.pos_iou, c.neg_iou, c.min_pos_iou)
+
+
+def reached(c, anchors, boxes, valid) -> jax.Array:
+  """Which of an image's boxes [M, 4 | 5] get at least one positive anchor: bool [M]."""
+  assigned = _assigned(c, anchors, boxes, valid)
+  return (assigned[None] == jnp.arange(1, len(boxes) + 1)[:, None]).any(1) & valid
