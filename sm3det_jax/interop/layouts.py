@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Entry(NamedTuple):
   """One array of ours and where it comes from."""
@@ -39,6 +41,19 @@ def directions(layout: str):
   if name.startswith('roi'):
     return roi_layout(int(name.removeprefix('roi')))
   return LAYOUTS[name]
+
+
+def ours(entry: Entry, state: dict) -> np.ndarray:
+  """Our array of an entry, from a state dict that has all its official ones."""
+  arrays = [directions(entry.layout)[0](np.asarray(state[n])) for n in entry.names]
+  return np.stack(arrays) if entry.layout[-1] == '*' else arrays[0]
+
+
+def theirs(entry: Entry, array: np.ndarray) -> dict[str, np.ndarray]:
+  """The official arrays of ours."""
+  parts = array if entry.layout[-1] == '*' else [array]
+  layout = directions(entry.layout)[1]
+  return {n: layout(p) for n, p in zip(entry.names, parts, strict=True)}
 
 
 def get(tree, path):

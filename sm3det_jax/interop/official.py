@@ -9,8 +9,8 @@ import ml_collections
 import numpy as np
 
 from sm3det_jax import config as configs
-from sm3det_jax.interop import backbones, hbb_heads, obb_heads
-from sm3det_jax.interop.layouts import Entry, affine, directions, expect, get, put
+from sm3det_jax.interop import backbones, hbb_heads, layouts, obb_heads
+from sm3det_jax.interop.layouts import Entry, affine, expect, get, put
 
 TASKS = {'sar': 'hbb', 'rgb': 'obb', 'ifr': 'obb'}
 IGNORED = ('.ffn.mean', '.ffn.std', '.integral.project')  # constants of the official modules
@@ -58,10 +58,7 @@ def from_state_dict(state_dict: dict, config: ml_collections.ConfigDict) -> dict
     if missing:
       continue
     taken.update(entry.names)
-    ours = directions(entry.layout)[0]
-    arrays = [ours(np.asarray(state_dict[n])) for n in entry.names]
-    array = np.stack(arrays) if entry.layout[-1] == '*' else arrays[0]
-    put(variables, (entry.collection, *entry.path), jnp.asarray(array))
+    put(variables, (entry.collection, *entry.path), jnp.asarray(layouts.ours(entry, state_dict)))
   unexpected = [n for n in state_dict if n not in taken and not n.endswith(IGNORED)]
   if missing or (unexpected := sorted(unexpected)):
     raise ValueError(f'state dict does not fit: missing {missing}, unexpected {unexpected}')
@@ -74,10 +71,7 @@ def to_state_dict(variables: dict, config: ml_collections.ConfigDict) -> dict:
   for entry in entries(config):
     if entry.collection not in variables:
       continue  # gradients have parameters alone
-    array = np.asarray(get(variables[entry.collection], entry.path))
-    theirs = directions(entry.layout)[1]
-    parts = array if entry.layout[-1] == '*' else [array]
-    out |= {n: theirs(p) for n, p in zip(entry.names, parts, strict=True)}
+    out |= layouts.theirs(entry, np.asarray(get(variables[entry.collection], entry.path)))
   return out
 
 
