@@ -15,11 +15,16 @@ from sm3det_jax.config import ConfigDict
 from sm3det_jax.heads import REACHED
 
 IMAGES = 64  # of each task, augmented as in training
+DENSE, RPN = 'objects with at least one positive anchor', 'objects with an RPN anchor of IoU >= 0.5'
+ENVELOPES = 'objects (envelopes) with an RPN anchor of IoU >= 0.5'
 WHAT = {
   'gfl': 'objects with at least one ATSS positive',
-  'oriented_rcnn': 'objects (envelopes) with an RPN anchor of IoU >= 0.5',
-  'roi_transformer': 'objects (envelopes) with an RPN anchor of IoU >= 0.5',
-  's2anet': 'objects with at least one positive anchor',
+  'retinanet': DENSE,
+  'faster_rcnn': RPN,
+  'cascade_rcnn': RPN,
+  'oriented_rcnn': ENVELOPES,
+  'roi_transformer': ENVELOPES,
+  's2anet': DENSE,
 }
 
 logger = logging.getLogger(__name__)

@@ -26,6 +26,70 @@ def gfl() -> ConfigDict:
   )
 
 
+def retinanet() -> ConfigDict:
+  """RetinaNet: nine anchors a cell, focal loss, L1."""
+  return ConfigDict(
+    dict(
+      type='retinanet',
+      channels=256,
+      convs=4,
+      strides=(8, 16, 32, 64, 128),
+      anchor_scale=4.0,
+      scales_per_octave=3,
+      anchor_ratios=(0.5, 1.0, 2.0),
+      pos_iou=0.5,
+      neg_iou=0.4,
+      min_pos_iou=0.0,
+      focal_gamma=2.0,
+      focal_alpha=0.25,
+      bbox_beta=0.0,  # of smooth L1; 0 = L1
+      score_threshold=0.05,
+      pre_nms=1000,  # (anchor, class) pairs a level
+      nms_iou=0.5,
+      max_detections=100,
+    )
+  )
+
+
+def faster_rcnn() -> ConfigDict:
+  """Faster R-CNN: horizontal RPN, RoIAlign, a two-layer RoI head with a box for every class."""
+  return ConfigDict(
+    dict(
+      type='faster_rcnn',
+      channels=256,
+      strides=(4, 8, 16, 32, 64),
+      anchor_scales=(8.0,),
+      anchor_ratios=(0.5, 1.0, 2.0),
+      rpn=dict(
+        pos_iou=0.7, neg_iou=0.3, min_pos_iou=0.3, samples=256, positive_fraction=0.5,
+        allowed_border=-1, bbox_beta=0.0,
+      ),
+      train_proposals=dict(pre_nms=2000, nms_iou=0.7, max_proposals=1000),
+      proposals=dict(pre_nms=1000, nms_iou=0.7, max_proposals=1000),
+      roi=dict(
+        fc_channels=1024, output_size=7, sampling_ratio=0, finest_scale=56.0, pos_iou=0.5,
+        samples=512, positive_fraction=0.25, bbox_beta=0.0,
+      ),
+      score_threshold=0.05,
+      nms_iou=0.5,
+      pre_nms=0,  # cap on (RoI, class) candidates; 0 = none
+      max_detections=100,
+    )
+  )  # fmt: skip
+
+
+def cascade_rcnn() -> ConfigDict:
+  """Cascade R-CNN: as Faster R-CNN with three RoI heads, each with one box for all classes."""
+  c = faster_rcnn()
+  c.type = 'cascade_rcnn'
+  c.rpn.update(allowed_border=0, bbox_beta=1 / 9)
+  c.train_proposals.max_proposals = 2000
+  with c.ignore_type():
+    c.roi.pos_iou = (0.5, 0.6, 0.7)  # of each stage
+  c.roi.bbox_beta, c.roi.weight = 1.0, (1.0, 0.5, 0.25)
+  return c
+
+
 def oriented_rcnn() -> ConfigDict:
   """Oriented R-CNN: midpoint-offset RPN, rotated RoIAlign, a two-layer RoI head."""
   return ConfigDict(
@@ -105,6 +169,9 @@ def s2anet() -> ConfigDict:
 
 HEADS = {  # kind: (box format, defaults)
   'gfl': ('hbb', gfl),
+  'retinanet': ('hbb', retinanet),
+  'faster_rcnn': ('hbb', faster_rcnn),
+  'cascade_rcnn': ('hbb', cascade_rcnn),
   'oriented_rcnn': ('obb', oriented_rcnn),
   'roi_transformer': ('obb', roi_transformer),
   's2anet': ('obb', s2anet),

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from sm3det_jax import losses
 from sm3det_jax.backbones.layers import Conv
-from sm3det_jax.geometry import assign, iou
-from sm3det_jax.heads.common import PRIOR
+from sm3det_jax.geometry import assign, hbb, iou, nms
+from sm3det_jax.heads.common import PRIOR, Detections
 
 
 class DenseHead(nn.Module):
@@ -79,6 +79,36 @@ def _image_terms(c, coder, anchors, cls, reg, boxes, labels, valid):
 def _assigned(c, anchors, boxes, valid):
   overlaps = (iou.hbb_iou if anchors.shape[-1] == 4 else iou.rotated_iou)(anchors, boxes)
   return assign.max_iou(overlaps, valid, c.pos_iou, c.neg_iou, c.min_pos_iou)
+
+
+def detect_pairs(c, decode, anchors, logits, deltas, shapes) -> Detections:
+  """Horizontal detections: the best (anchor, class) pairs of every level, then NMS by class.
+
+  Args:
+    c: `pre_nms` (pairs a level), `score_threshold`, `nms_iou`, `max_detections`.
+    decode: of anchors [k, 4] and deltas [k, n] to HBB [k, 4].
+    anchors: [A_l, 4] of the levels.
+    logits: [B, A_l, classes] of the levels.
+    deltas: [B, A_l, n] of the levels.
+    shapes: [B, 2] (height, width); boxes are clipped to it.
+  """
+  classes = logits[0].shape[-1]
+
+  def candidates(anchors, logits, deltas):
+    scores, pair = jax.lax.top_k(jax.nn.sigmoid(logits).reshape(-1), min(c.pre_nms, logits.size))
+    index = pair // classes
+    return decode(anchors[index], deltas[index]), scores, pair % classes
+
+  def image(x):
+    *maps, shape = x
+    levels = [candidates(*level) for level in zip(anchors, *maps, strict=True)]
+    boxes, scores, labels = map(jnp.concatenate, zip(*levels, strict=True))
+    boxes = hbb.clip(boxes, shape.astype(boxes.dtype))
+    good = (scores > c.score_threshold) & jnp.all(boxes[:, 2:] > boxes[:, :2], -1)
+    index, valid = nms.nms(boxes, scores, c.nms_iou, c.max_detections, labels=labels, valid=good)
+    return Detections(boxes[index], scores[index], labels[index], valid)
+
+  return jax.lax.map(image, (logits, deltas, shapes))
 
 
 def reached(c, anchors, boxes, valid) -> jax.Array:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from sm3det_jax import losses
 from sm3det_jax.backbones.layers import Conv, GroupNorm
-from sm3det_jax.geometry import assign, coders, hbb, iou, nms
+from sm3det_jax.geometry import assign, coders, hbb, iou
+from sm3det_jax.heads import dense
 from sm3det_jax.heads.common import (
   PRIOR,
   Detections,
@@ -114,30 +115,13 @@ class GFL(nn.Module):
     c = self.config
     logits, distances = self.bbox_head(features)
     logits, distances = flat(logits, self.num_classes), flat(distances, 4 * (c.reg_max + 1))
-    anchors = self._anchors(features)
 
-    def image(x):
-      logits, distances, shape = x
-      parts = zip(logits, distances, anchors, c.strides, strict=True)
-      boxes, scores, labels = map(
-        jnp.concatenate, zip(*(self._candidates(*p) for p in parts), strict=True)
-      )
-      boxes = hbb.clip(boxes, shape.astype(boxes.dtype))
-      sides = boxes[:, 2:] - boxes[:, :2]
-      good = (scores > c.score_threshold) & jnp.all(sides > 0, -1)
-      index, valid = nms.nms(boxes, scores, c.nms_iou, c.max_detections, labels=labels, valid=good)
-      return Detections(boxes[index], scores[index], labels[index], valid)
+    def decode(anchors, distances):
+      stride = (anchors[:, 2:3] - anchors[:, :1]) / c.anchor_scale
+      reach = losses.integral(distances, c.reg_max) * stride
+      return coders.distance_to_box(hbb.centers(anchors), reach)
 
-    return jax.lax.map(image, (logits, distances, shapes))
-
-  def _candidates(self, logits, distances, anchors, stride):
-    """The best (anchor, class) pairs of a level."""
-    c = self.config
-    scores = jax.nn.sigmoid(logits).reshape(-1)
-    scores, pair = jax.lax.top_k(scores, min(c.pre_nms, scores.size))
-    index, label = pair // self.num_classes, pair % self.num_classes
-    reach = losses.integral(distances[index], c.reg_max) * stride
-    return coders.distance_to_box(hbb.centers(anchors[index]), reach), scores, label
+    return dense.detect_pairs(c, decode, self._anchors(features), logits, distances, shapes)
 
 
 def reached(c, canvas, boxes, valid) -> jax.Array:

@@ -1,0 +1,74 @@
+"""RetinaNet, a single-stage horizontal head (Lin et al. 2017).
+
+The semantics are those of mmdet 2.x `RetinaHead`, which the released weights were trained with.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sm3det_jax.geometry import coders
+from sm3det_jax.heads import dense
+from sm3det_jax.heads.common import Detections, flat, level_anchors, level_shapes, start_stage
+
+CODER = coders.DeltaXYWH()
+
+
+class RetinaNet(nn.Module):
+  """The task's head.
+
+  Attributes:
+    config: as `sm3det_jax.head_configs.retinanet`.
+    num_classes: of its label space.
+  """
+
+  config: dict
+  num_classes: int
+
+  GROUPS = {'cls': 'bbox_head', 'bbox': 'bbox_head'}
+
+  def setup(self):
+    c = self.config
+    anchors = c.scales_per_octave * len(c.anchor_ratios)
+    self.bbox_head = dense.DenseHead(anchors * self.num_classes, anchors * 4, c.channels, c.convs)
+
+  @property
+  def start(self) -> int:
+    return start_stage(self.config.strides)
+
+  def touch(self, features):
+    return self.bbox_head(features)
+
+  def raw(self, features):
+    """Maps of the levels: class logits [B, H, W, A * classes], deltas [B, H, W, A * 4]."""
+    return self.bbox_head(features)
+
+  def _run(self, features):
+    """Anchors [A_l, 4], logits [B, A_l, classes], deltas [B, A_l, 4] of the levels."""
+    cls, reg = self.bbox_head(features)
+    anchors = octave_anchors(self.config, [f.shape[1:3] for f in features], features[0].dtype)
+    return anchors, flat(cls, self.num_classes), flat(reg, 4)
+
+  def loss(self, features, targets, rng=None, sampling='random'):
+    """Terms cls and bbox; `targets` as a task's batch. Every anchor counts, none is sampled."""
+    del rng, sampling
+    anchors, cls, reg = self._run(features)
+    cls, reg = jnp.concatenate(cls, 1), jnp.concatenate(reg, 1)
+    anchors = jnp.broadcast_to(jnp.concatenate(anchors)[None], reg.shape)
+    return dense.focal_terms(self.config, CODER, anchors, cls, reg, targets)
+
+  def detect(self, features, shapes) -> Detections:
+    """Detections inside of `shapes` [B, 2] (height, width)."""
+    return dense.detect_pairs(self.config, CODER.decode, *self._run(features), shapes)
+
+
+def octave_anchors(c, shapes, dtype=jnp.float32) -> list[jax.Array]:
+  """Anchors [H W A, 4] of levels of the given (height, width), of several sizes an octave."""
+  scales = [c.anchor_scale * 2 ** (i / c.scales_per_octave) for i in range(c.scales_per_octave)]
+  return level_anchors(shapes, c.strides, scales, c.anchor_ratios, dtype)
+
+
+def reached(c, canvas, boxes, valid) -> jax.Array:
+  """Which of an image's boxes [M, 4] get at least one positive anchor: bool [M]."""
+  anchors = octave_anchors(c, level_shapes(canvas, c.strides))
+  return dense.reached(c, jnp.concatenate(anchors), boxes, valid)
