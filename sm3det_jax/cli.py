@@ -1,6 +1,7 @@
 """`sm3det <verb>`: a verb parses its arguments and calls the room that does the work."""
 
 import argparse
+import importlib
 import json
 import logging
 import sys
@@ -34,7 +35,7 @@ def _parser():
     p = verbs.add_parser(name, help=help, description=help)
     p.set_defaults(run=run, takes_config=takes_config)
     if workdir:
-      p.add_argument('--workdir', required=name != 'quickstart', help=WORKDIR)
+      p.add_argument('--workdir', required=name not in ('quickstart', 'convert'), help=WORKDIR)
     return p
 
   p = verb('quickstart', _quickstart, 'train a small SM3Det on drawn scenes and evaluate it', True)
@@ -67,9 +68,17 @@ def _parser():
   p.add_argument('--size', help='HxW of the image; by default each task’s own')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
-  p = verb('bench', _bench, 'measure how fast something is', True, workdir=False)
-  p.add_argument('name', choices=['train_step'], help='what to measure')
-  p.add_argument('--steps', type=int, default=20)
+  p = verb('convert', _convert, 'official weights -> a workdir, or a workdir -> a state dict', True)
+  way = p.add_mutually_exclusive_group(required=True)
+  way.add_argument('--from', dest='source', choices=['official'], help='makes --out of FILE')
+  way.add_argument('--to', choices=['official'], help='makes FILE of --workdir')
+  p.add_argument('--config', help='of the model, with --from')
+  p.add_argument('--out', help='the new workdir, with --from')
+  p.add_argument('file', metavar='FILE', help='weights: .pth, .safetensors or .npz')
+
+  p = verb('bench', _bench, 'measure a speed, or whether a model learns', True, workdir=False)
+  p.add_argument('name', choices=['train_step', 'overfit'], help='what to measure')
+  p.add_argument('--steps', type=int, help='to time, or to train for')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
   return parser
 
@@ -148,11 +157,28 @@ def _account(args):
   print(json.dumps(counts) if args.json else account.table(counts))
 
 
+def _convert(args):
+  from sm3det_jax import config
+  from sm3det_jax.interop import convert
+
+  needed = ('config', 'out') if args.source else ('workdir',)
+  if missing := [f'--{name}' for name in needed if getattr(args, name) is None]:
+    raise ValueError(f'{" and ".join(missing)} missing')
+  if args.to:
+    print(f'{convert.to_file(args.workdir, args.file)} arrays in {args.file}')
+    return
+  c = config.load([f'--config={args.config}', *args.overrides])
+  report = convert.to_workdir(c, args.file, args.out)
+  print(report.table('copied', 'fresh', 'dropped'))
+  print(f'{report.summary()}; all of them in {args.out}/conversion.txt')
+
+
 def _bench(args):
   from sm3det_jax import config
-  from sm3det_jax.bench import train_step
 
-  result = train_step.measure(config.load(args.overrides), args.steps)
+  measure = importlib.import_module(f'sm3det_jax.bench.{args.name}').measure
+  c = config.load(args.overrides)
+  result = measure(c) if args.steps is None else measure(c, args.steps)
   if args.json:
     print(json.dumps(result))
   else:

@@ -40,10 +40,7 @@ def run(
     Path of the report page.
   """
   workdir = pathlib.Path(workdir)
-  c.data_root = str(workdir / 'data')
-  c.mesh.data = 1  # one device is enough, however many there are
-  config.check(c)
-  _scenes(c, workdir, counts)
+  open_workdir(c, workdir, counts)
   train.train(c, workdir)
   c, variables = checkpoint.restore_for_inference(workdir)
   metrics = evaluate.evaluate(c, variables, out_dir=workdir, progress=True)
@@ -53,8 +50,11 @@ def run(
   return page
 
 
-def _scenes(c, workdir, counts):
-  """Draws and prepares the scenes unless `workdir` has them."""
+def open_workdir(c: config.ConfigDict, workdir: pathlib.Path, counts: dict[str, int]) -> None:
+  """Points `c` to `workdir/data`; draws and prepares the scenes there unless it has them."""
+  c.data_root = str(workdir / 'data')
+  c.mesh.data = 1  # one device is enough, however many there are
+  config.check(c)
   done = workdir / 'data' / 'scenes.done'
   if done.exists():
     return
