@@ -97,7 +97,8 @@ def default() -> ConfigDict:
     implementation='blocked',
     aux_stats='global',  # or 'per_device', as the reference
   )
-  c.neck = dict(type='fpn', channels=256)
+  # without convolutions of their own the coarsest levels repeat every second cell
+  c.neck = dict(type='fpn', channels=256, extra_convs=True)
   c.dtype = 'auto'  # of the compute: bfloat16 on accelerators, float32 on CPU
   c.batch_size = 32  # images a step, over all tasks and devices
   c.mesh = dict(data=-1, expert=1)  # -1: all remaining devices

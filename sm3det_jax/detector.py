@@ -32,7 +32,7 @@ class Network(nn.Module):
       c.backbone.depths, c.backbone.channels, c.moe.blocks, moe, c.backbone.drop_path_rate,
       c.backbone.layer_scale,
     )  # fmt: skip
-    self.neck = FPN(c.neck.channels, len(c.backbone.depths))
+    self.neck = FPN(c.neck.channels, c.neck.extra_convs, len(c.backbone.depths))
     self.heads = {
       name: HEADS[task.head.type](task.head, self.classes[name]) for name, task in c.tasks.items()
     }

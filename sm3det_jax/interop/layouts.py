@@ -19,6 +19,11 @@ LAYOUTS = {
   'same': (lambda x: x, lambda x: x),
   'linear': (lambda x: x.T, lambda x: x.T),
   'conv': (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+  # (filters, C, 1, 3, 3) of an oriented convolution
+  'oriented': (
+    lambda x: x[:, :, 0].transpose(2, 3, 1, 0),
+    lambda x: x.transpose(3, 2, 0, 1)[:, :, None],
+  ),
   'depthwise': (lambda x: x[:, 0].transpose(1, 2, 0), lambda x: x.transpose(2, 0, 1)[:, None]),
 }
 

@@ -3,49 +3,72 @@
 import ml_collections
 
 from sm3det_jax import head_configs
+from sm3det_jax.interop import two_stage
 from sm3det_jax.interop.layouts import Entry, affine, expect
 
 
 def oriented_rcnn(model: dict, task: str) -> ml_collections.ConfigDict:
-  rpn, roi = model[f'{task}_rpn_head'], model[f'{task}_roi_head']
-  expect(rpn, 'OrientedRPNHead')
+  c, roi = head_configs.oriented_rcnn(), model[f'{task}_roi_head']
+  expect(model[f'{task}_rpn_head'], 'OrientedRPNHead')
   expect(roi, 'OrientedStandardRoIHead')
-  train, test = model[f'{task}_train_cfg'], model[f'{task}_test_cfg']
-  c, box = head_configs.oriented_rcnn(), roi['bbox_head']
-  c.channels = rpn.get('feat_channels', 256)
-  c.strides = tuple(rpn['anchor_generator']['strides'])
-  c.anchor_scales = tuple(map(float, rpn['anchor_generator']['scales']))
-  c.anchor_ratios = tuple(map(float, rpn['anchor_generator']['ratios']))
-  assigner, sampler = train['rpn']['assigner'], train['rpn']['sampler']
-  c.rpn.pos_iou, c.rpn.neg_iou = float(assigner['pos_iou_thr']), float(assigner['neg_iou_thr'])
-  c.rpn.min_pos_iou = float(assigner.get('min_pos_iou', 0.0))
-  c.rpn.samples, c.rpn.positive_fraction = sampler['num'], float(sampler['pos_fraction'])
-  c.rpn.allowed_border = train['rpn'].get('allowed_border', 0)
-  c.rpn.bbox_beta = float(rpn['loss_bbox'].get('beta', 1.0))
-  proposals = test['rpn']
-  c.proposals.pre_nms, c.proposals.max_proposals = proposals['nms_pre'], proposals['max_per_img']
-  c.proposals.nms_iou = float(proposals['nms']['iou_threshold'])
-  assigner, sampler = train['rcnn']['assigner'], train['rcnn']['sampler']
-  c.roi.fc_channels = box.get('fc_out_channels', 1024)
-  c.roi.output_size = box.get('roi_feat_size', 7)
+  two_stage.fill(c, model, task)
+  c.roi.pos_iou = float(model[f'{task}_train_cfg']['rcnn']['assigner']['pos_iou_thr'])
   c.roi.sampling_ratio = roi['bbox_roi_extractor']['roi_layer']['sample_num']
-  c.roi.finest_scale = float(roi['bbox_roi_extractor'].get('finest_scale', 56))
-  c.roi.pos_iou = float(assigner['pos_iou_thr'])
-  c.roi.samples, c.roi.positive_fraction = sampler['num'], float(sampler['pos_fraction'])
-  c.roi.bbox_beta = float(box['loss_bbox'].get('beta', 1.0))
-  c.score_threshold = float(test['rcnn'].get('score_thr', 0.05))
-  c.nms_iou = float(test['rcnn']['nms']['iou_thr'])
-  c.max_detections = test['rcnn']['max_per_img']
   return c
 
 
 def oriented_rcnn_entries(task, head) -> list[Entry]:
-  entries, rpn, roi = [], (f'heads_{task}', 'rpn_head'), (f'heads_{task}', 'roi_head')
-  for part in ('conv', 'cls', 'reg'):
-    entries += affine((*rpn, part), f'{task}_rpn_head.rpn_{part}', 'conv')
-  box = f'{task}_roi_head.bbox_head'
-  entries += affine((*roi, 'fc1'), f'{box}.shared_fcs.0', f'roi{head.roi.output_size}')
-  entries += affine((*roi, 'fc2'), f'{box}.shared_fcs.1', 'linear')
-  for part in ('cls', 'reg'):
-    entries += affine((*roi, part), f'{box}.fc_{part}', 'linear')
-  return entries
+  return two_stage.rpn_entries(task) + two_stage.roi_entries(task, head)
+
+
+def roi_transformer(model: dict, task: str) -> ml_collections.ConfigDict:
+  c, roi = head_configs.roi_transformer(), model[f'{task}_roi_head']
+  expect(model[f'{task}_rpn_head'], 'RotatedRPNHead')
+  expect(roi, 'RoITransRoIHead')
+  two_stage.fill(c, model, task)
+  horizontal, rotated = (part['roi_layer'] for part in roi['bbox_roi_extractor'])
+  c.roi.pos_iou = two_stage.stage_pos_iou(model, task)
+  c.roi.sampling_ratio = horizontal['sampling_ratio'], rotated['sample_num']
+  c.roi.weight = tuple(map(float, roi['stage_loss_weights']))
+  return c
+
+
+def roi_transformer_entries(task, head) -> list[Entry]:
+  stages = (two_stage.roi_entries(task, head, k) for k in range(len(head.roi.weight)))
+  return two_stage.rpn_entries(task) + sum(stages, [])
+
+
+def s2anet(model: dict, task: str) -> ml_collections.ConfigDict:
+  c, test = head_configs.s2anet(), model[f'{task}_test_cfg']
+  for part, kind in (('fam', 'RotatedRetinaHead'), ('odm', 'ODMRefineHead')):
+    head = model[f'{task}_{part}_head']
+    expect(head, kind)
+    assigner = model[f'{task}_train_cfg'][f'{part}_cfg']['assigner']
+    c[part].pos_iou, c[part].neg_iou = (
+      float(assigner['pos_iou_thr']),
+      float(assigner['neg_iou_thr']),
+    )
+    c[part].min_pos_iou = float(assigner.get('min_pos_iou', 0.0))
+    c[part].focal_gamma = float(head['loss_cls'].get('gamma', 2.0))
+    c[part].focal_alpha = float(head['loss_cls'].get('alpha', 0.25))
+    c[part].bbox_beta = two_stage.beta(head['loss_bbox'])
+  fam = model[f'{task}_fam_head']
+  c.channels, c.convs = fam.get('feat_channels', 256), fam.get('stacked_convs', 4)
+  c.strides = tuple(fam['anchor_generator']['strides'])
+  (c.anchor_scale,) = map(float, fam['anchor_generator']['scales'])
+  c.score_threshold, c.nms_iou = float(test.get('score_thr', 0.05)), float(test['nms']['iou_thr'])
+  c.pre_nms, c.max_detections = test['nms_pre'], test['max_per_img']
+  return c
+
+
+def s2anet_entries(task, head) -> list[Entry]:
+  path, entries = f'heads_{task}', []
+  for part, output in (('fam', 'retina'), ('odm', 'odm')):
+    ours, theirs = (path, f'{part}_head'), f'{task}_{part}_head'
+    for tower in ('cls', 'reg'):
+      for i in range(head.convs):
+        entries += affine((*ours, f'{tower}_conv_{i}'), f'{theirs}.{tower}_convs.{i}.conv', 'conv')
+      entries += affine((*ours, tower), f'{theirs}.{output}_{tower}', 'conv')
+  entries += affine((path, 'odm_head', 'or_conv'), f'{task}_odm_head.or_conv', 'oriented')
+  names = (f'{task}_align_conv.ac.{i}.deform_conv.weight' for i in range(len(head.strides)))
+  return entries + [Entry((path, 'align_conv', 'kernel'), tuple(names), 'conv*')]

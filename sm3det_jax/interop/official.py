@@ -11,15 +11,25 @@ import numpy as np
 from sm3det_jax import config as configs
 from sm3det_jax.interop import backbones, hbb_heads, layouts, obb_heads
 from sm3det_jax.interop.layouts import Entry, affine, expect, get, put
+from sm3det_jax.interop.two_stage import first
 
 TASKS = {'sar': 'hbb', 'rgb': 'obb', 'ifr': 'obb'}
-IGNORED = ('.ffn.mean', '.ffn.std', '.integral.project')  # constants of the official modules
+# constants of the official modules
+IGNORED = ('.ffn.mean', '.ffn.std', '.integral.project', '.or_conv.indices')
+DETECTORS = ('TriSourceDetector', 'TriSourceTwoOneDetector', 'TriSourceTwoTwoDetector')
 BACKBONES = {'ConvNeXt_moe_MultiInput': backbones.convnext_config}
 HEADS = {  # our config of an official model's head for a task, by the type of its (first) module
   'GFLHead': hbb_heads.gfl,
   'OrientedRPNHead': obb_heads.oriented_rcnn,
+  'RotatedRPNHead': obb_heads.roi_transformer,
+  'RotatedRetinaHead': obb_heads.s2anet,
 }
-ENTRIES = {'gfl': hbb_heads.gfl_entries, 'oriented_rcnn': obb_heads.oriented_rcnn_entries}
+ENTRIES = {
+  'gfl': hbb_heads.gfl_entries,
+  'oriented_rcnn': obb_heads.oriented_rcnn_entries,
+  'roi_transformer': obb_heads.roi_transformer_entries,
+  's2anet': obb_heads.s2anet_entries,
+}
 
 
 def config_from_official(model: dict) -> ml_collections.ConfigDict:
@@ -32,16 +42,19 @@ def config_from_official(model: dict) -> ml_collections.ConfigDict:
     ValueError: a detector, backbone or head of another kind.
   """
   c = configs.default()
-  expect(model, 'TriSourceDetector')
+  expect(model, *DETECTORS)
   c.backbone, c.moe = BACKBONES[expect(model['backbone'], *BACKBONES)](model['backbone'])
   c.neck.channels = model['neck']['out_channels']
-  classes = tuple(f'class_{i}' for i in range(model['sar_bbox_head']['num_classes']))
+  c.neck.extra_convs = bool(model['neck'].get('add_extra_convs', False))
+  head = model.get('sar_bbox_head') or first(model['sar_roi_head']['bbox_head'])
+  classes = tuple(f'class_{i}' for i in range(head['num_classes']))
   del c.tasks
   c.tasks = ml_collections.ConfigDict(sort_keys=False)
   for name, box in TASKS.items():
     c.tasks[name] = configs.task(box, '', classes, ratio=2 if name == 'sar' else 1)
-    first = model.get(f'{name}_rpn_head') or model[f'{name}_bbox_head']
-    c.tasks[name].head = HEADS[expect(first, *HEADS)](model, name)
+    parts = (model.get(f'{name}_{part}_head') for part in ('rpn', 'fam', 'bbox'))
+    head = next(part for part in parts if part)
+    c.tasks[name].head = HEADS[expect(head, *HEADS)](model, name)
   c.label_space = 'joint'
   return c
 
@@ -85,7 +98,7 @@ def entries(config: ml_collections.ConfigDict) -> list[Entry]:
   for i in range(stages):
     table += affine(('neck', f'lateral_{i}'), f'neck.lateral_convs.{i}.conv', 'conv')
     table += affine(('neck', f'output_{i}'), f'neck.fpn_convs.{i}.conv', 'conv')
-  for i in range(2):
+  for i in range(2 if config.neck.extra_convs else 0):
     table += affine(('neck', f'extra_{i}'), f'neck.fpn_convs.{stages + i}.conv', 'conv')
   for name, task in config.tasks.items():
     table += ENTRIES[task.head.type](name, task.head)

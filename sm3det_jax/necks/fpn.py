@@ -21,11 +21,13 @@ class FPN(nn.Module):
 
   Attributes:
     channels: of every level.
+    extra_convs: levels beyond the stages have strided convolutions; or they are every second cell.
     stages: of the backbone.
     levels: given to a head.
   """
 
   channels: int
+  extra_convs: bool = True
   stages: int = 4
   levels: int = 5
 
@@ -34,7 +36,9 @@ class FPN(nn.Module):
     conv = lambda size, stride: Conv(self.channels, size, stride, init=init)
     self.lateral = [conv(1, 1) for _ in range(self.stages)]
     self.output = [conv(3, 1) for _ in range(self.stages)]
-    self.extra = [conv(3, 2) for _ in range(self.levels - self.stages + 1)]
+    count = self.levels - self.stages + 1
+    thinned = lambda x: x[:, ::2, ::2]
+    self.extra = [conv(3, 2) if self.extra_convs else thinned for _ in range(count)]
 
   def __call__(self, features: list[jax.Array], start: int) -> list[jax.Array]:
     """Stage outputs -> `levels` maps from stage `start` on, finest first."""
@@ -42,8 +46,8 @@ class FPN(nn.Module):
     for i in reversed(range(len(maps) - 1)):
       maps[i] = maps[i] + upsample(maps[i + 1], maps[i].shape[1:3])
     maps = [self.output[start + i](m) for i, m in enumerate(maps)]
-    for extra in self.extra[: self.levels - len(maps)]:
-      maps.append(extra(maps[-1]))
+    for layer in self.extra[: self.levels - len(maps)]:
+      maps.append(layer(maps[-1]))
     return maps
 
   def touch(self, features):

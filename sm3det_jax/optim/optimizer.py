@@ -44,13 +44,15 @@ def parameter_groups(params: Any, term_groups: Mapping[str, str]) -> Any:
     term_groups: {loss term: group}, a group being 'task/module' such as 'rgb/rpn_head'.
 
   Returns:
-    'task/module' for a head's parameters, 'shared' for all outside of heads.
+    'task/module' for a head's parameters, 'shared' for all outside of heads and for alignment
+    convolutions.
 
   Raises:
     ValueError: a head's parameter in no module that has a loss term; it is listed.
   """
   rules = [(f'heads_{re.escape(group)}/.*', group) for group in sorted(set(term_groups.values()))]
-  return match(params, [*rules, (r'(?!heads_).*', 'shared')])
+  # as in the reference, whose name rule finds no alignment convolution among the heads
+  return match(params, [*rules, (r'(?!heads_).*|heads_[^/]+/align_conv/.*', 'shared')])
 
 
 def build(config: Any, term_groups: Mapping[str, str]) -> optax.GradientTransformationExtraArgs:
