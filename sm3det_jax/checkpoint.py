@@ -85,6 +85,23 @@ def save(checkpoints: ocp.CheckpointManager, state: dict, position: dict) -> Non
   checkpoints.save(position['step'], args=args, force=True)
 
 
+def save_weights(workdir: str | os.PathLike, config: ConfigDict, variables: dict) -> None:
+  """Makes `workdir` of variables that no training here gave: step 0, with nothing to go on from.
+
+  Raises:
+    ValueError: it holds checkpoints, or a run of another config.
+  """
+  with manager(workdir) as checkpoints:
+    if checkpoints.all_steps():
+      raise ValueError(f'{workdir} holds checkpoints already; give a folder of its own')
+    open_workdir(config, workdir)
+    args = ocp.args.Composite(
+      model=ocp.args.StandardSave({'variables': variables}),
+      position=ocp.args.JsonSave({'step': 0}),
+    )
+    checkpoints.save(0, args=args, force=True)
+
+
 def restore(checkpoints: ocp.CheckpointManager, like: dict) -> tuple[dict, dict] | None:
   """The newest checkpoint that can be read, or None where there is none at all.
 

@@ -56,11 +56,11 @@ def of_backbone(state: dict, kind: str, wanted: set[str]) -> dict:
   return state
 
 
-def of_one_task(state: dict, task: str, strides: tuple, stages: int) -> dict:
+def of_one_task(state: dict, task: str, strides: tuple, stages: int, wanted: set[str]) -> dict:
   """A detector of one task -> that task of the official detector, with its pyramid.
 
   Its pyramid counts from the first stage that it reads; a last level by max pooling (kernel 1,
-  stride 2) becomes the convolution that does the same.
+  stride 2) becomes the convolution that does the same, where the model has one.
 
   Raises:
     ValueError: it reads other stages than a head with these strides.
@@ -78,12 +78,11 @@ def of_one_task(state: dict, task: str, strides: tuple, stages: int) -> dict:
     return re.sub(level, lambda m: f'{m[1]}{int(m[2]) + start}', name)
 
   state = {shifted(name): array for name, array in state.items()}
-  if f'neck.fpn_convs.{stages}.conv.weight' not in state:
-    last = state[f'neck.fpn_convs.{stages - 1}.conv.weight']
-    pool = np.zeros_like(last)
-    pool[:, :, 1, 1] = np.eye(len(last), dtype=last.dtype)
-    state[f'neck.fpn_convs.{stages}.conv.weight'] = pool
-    state[f'neck.fpn_convs.{stages}.conv.bias'] = np.zeros(len(last), last.dtype)
+  extra, last = (f'neck.fpn_convs.{i}.conv' for i in (stages, stages - 1))
+  if f'{extra}.weight' in wanted - state.keys() and f'{last}.weight' in state:
+    pool = np.zeros_like(state[f'{last}.weight'])
+    pool[:, :, 1, 1] = np.eye(len(pool), dtype=pool.dtype)
+    state |= {f'{extra}.weight': pool, f'{extra}.bias': np.zeros(len(pool), pool.dtype)}
   return {f'{task}_{n}' if re.match(HEAD, n) else n: a for n, a in state.items()}
 
 

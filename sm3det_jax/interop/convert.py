@@ -1,0 +1,294 @@
+"""Official weights into a workdir and back, and the weights that a training starts from.
+
+`to_workdir` and `to_file` do the work of `sm3det convert`; `load_matching` is for fine-tuning.
+"""
+
+import logging
+import os
+import pathlib
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from sm3det_jax import checkpoint
+from sm3det_jax.config import joint_classes, label_space
+from sm3det_jax.detector import build
+from sm3det_jax.heads.common import start_stage
+from sm3det_jax.interop import layouts, official, sources, state_files
+
+PROBLEMS = ('missing', 'unexpected', 'shape')
+SHOWN = 3  # names in a one-line error
+
+logger = logging.getLogger(__name__)
+
+
+class Row(NamedTuple):
+  """What became of one array."""
+
+  status: str  # loaded, copied (a dense layer into an expert), fresh, dropped, or one of PROBLEMS
+  name: str  # official, or ours ('params/..') where two models of ours are matched
+  detail: str = ''
+
+
+class Report(NamedTuple):
+  """What became of every array of a file and of the model that was to take them."""
+
+  source: str
+  rows: list[Row]
+
+  @property
+  def problems(self) -> list[Row]:
+    return [r for r in self.rows if r.status in PROBLEMS]
+
+  def summary(self) -> str:
+    """One line: how many arrays of each status."""
+    counts = Counter(r.status for r in self.rows)
+    return f'{self.source}: ' + ', '.join(f'{n} {status}' for status, n in counts.items())
+
+  def table(self, *statuses: str) -> str:
+    """A line for each array, of these statuses alone if any are given."""
+    rows = [r for r in self.rows if not statuses or r.status in statuses]
+    return '\n'.join(f'{r.status:11} {r.name}  {r.detail}'.rstrip() for r in rows)
+
+
+def to_workdir(config: ConfigDict, file: str | os.PathLike, out: str | os.PathLike) -> Report:
+  """Makes a workdir, for `evaluate` and `predict`, of a file of official weights.
+
+  A whole SM3Det detector or one of a single task must give every array. A backbone trained on
+  ImageNet must give the whole backbone but its routers; its dense layers are copied into every
+  expert, and pyramid and heads stay fresh.
+
+  Args:
+    config: the model's, checked.
+    file: .pth (also .pt, .bin, .tar ..), .safetensors or .npz.
+    out: the new workdir; gets conversion.txt with a line for each array.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: a damaged or refused file; arrays missing, unexpected or of other shapes (a table
+      of all of them is logged); `out` holds a run.
+  """
+  state = state_files.read(file)
+  shapes = jax.eval_shape(build(config).init, jax.random.key(0))
+  values, report = _of_state(config, shapes, state, str(file))
+  if report.problems:
+    logger.error('%s', report.table(*PROBLEMS))
+    raise ValueError(_refusal(config, report))
+  variables = _filled(shapes, values)
+  if any(r.status == 'fresh' for r in report.rows):
+    variables = _filled(_fresh(config), values)
+  checkpoint.save_weights(out, config, variables)
+  (pathlib.Path(out) / 'conversion.txt').write_text(f'{report.summary()}\n\n{report.table()}\n')
+  return report
+
+
+def to_file(workdir: str | os.PathLike, file: str | os.PathLike) -> int:
+  """Writes a run's weights (its average where it keeps one) by their official names.
+
+  Args:
+    workdir: of the run.
+    file: ending in .pth, .safetensors or .npz.
+
+  Returns:
+    How many arrays were written.
+  """
+  config, variables = checkpoint.restore_for_inference(workdir)
+  state = official.to_state_dict(variables, config)
+  state |= _constants(state)
+  state_files.write(file, state, joint_classes(config))
+  return len(state)
+
+
+def load_matching(
+  variables: dict, source: str | os.PathLike | dict, config: ConfigDict
+) -> tuple[dict, Report]:
+  """The variables with all that `source` has by the same name and shape.
+
+  So a model with other classes or other tasks starts from what it shares with a trained one.
+
+  Args:
+    variables: of the model that is to start, arrays anywhere.
+    source: a workdir, a file of official weights, or its state dict.
+    config: of the model that is to start.
+
+  Returns:
+    (variables, report); what does not fit is as it was, and in `report.problems`.
+
+  Raises:
+    FileNotFoundError: no such file or run.
+    ValueError: a damaged or refused file; nothing fits.
+  """
+  if isinstance(source, dict):
+    values, report = _of_state(config, variables, source, 'state dict')
+  elif pathlib.Path(source).is_dir():
+    values, report = _of_variables(variables, checkpoint.restore_for_inference(source)[1], source)
+  else:
+    values, report = _of_state(config, variables, state_files.read(source), str(source))
+  if not values:
+    raise ValueError(f'{report.summary()}: nothing of it fits this config')
+  return _filled(variables, values), report
+
+
+def start_from(model: dict, config: ConfigDict) -> dict:
+  """A training's state `model` with the weights that `config.init_from` names."""
+  variables, report = load_matching(model['variables'], config.init_from, config)
+  logger.info('%s\n%s', report.summary(), report.table('fresh', *PROBLEMS))
+  if 'ema' in model:
+    model = model | {'ema': jax.tree.map(jax.numpy.copy, variables['params'])}
+  return model | {'variables': variables}
+
+
+def _of_state(config, variables, state, source):
+  """({our path: array}, report) of a state dict for a model of these variables (or shapes)."""
+  rows = [Row('dropped', n, 'not part of a model') for n in state if _is_dropped(n)]
+  entries = official.entries(config)
+  state = {n: a for n, a in state.items() if not _is_dropped(n)}
+  whole = any(n.startswith('neck.') for n in state)
+  state, classifier = _official(state, config, whole, {n for e in entries for n in e.names})
+  rows += [Row('dropped', n, 'the classifier') for n in classifier]
+  values, taken = {}, set()
+  for entry in entries:
+    path = (entry.collection, *entry.path)
+    like = layouts.get(variables, path)
+    wanted = layouts.theirs(entry, np.broadcast_to(np.float32(0), like.shape))
+    names = {n: n if n in state else re.sub(r'\.experts\.\d+\.', '.', n) for n in wanted}
+    new = [_row(n, names[n], wanted[n].shape, state) for n in wanted]
+    taken |= {n for n in names.values() if n in state}
+    if all(row.status in ('loaded', 'copied') for row in new):
+      values[path] = layouts.ours(entry, {n: state[names[n]] for n in wanted})
+    elif all(row.status == 'missing' for row in new) and _may_be_fresh(entry, config, whole):
+      new = [row._replace(status='fresh') for row in new]
+    rows += new
+  rows += [Row('unexpected', n, str(state[n].shape)) for n in state if n not in taken]
+  return values, Report(source, rows)
+
+
+def _is_dropped(name):
+  return name.endswith(official.IGNORED) or re.fullmatch(sources.DROPPED, name)
+
+
+def _official(state, config, whole, wanted):
+  """(the arrays by the names of the whole official detector, names of a classifier's)."""
+  kind, classifier = config.backbone.type, []
+  backbone = {n.removeprefix('backbone.'): a for n, a in state.items() if n.startswith('backbone.')}
+  rest = {n: a for n, a in state.items() if not n.startswith('backbone.')}
+  if not whole:
+    classifier = [n for n in rest if re.fullmatch(sources.CLASSIFIER, n)]
+    rest = {n: a for n, a in rest.items() if n not in classifier}
+    backbone, rest = (backbone, rest) if backbone else (rest, {})
+  elif any(re.match(sources.HEAD, n) for n in rest):
+    if len(config.tasks) != 1:
+      raise ValueError(
+        'the file holds a detector of one task, whose name it does not say; '
+        f'this config has {", ".join(config.tasks)}. Give one with that task alone'
+      )
+    ((task, c),) = config.tasks.items()
+    rest = sources.of_one_task(rest, task, c.head.strides, len(config.backbone.depths), wanted)
+  wanted = {n.removeprefix('backbone.') for n in wanted}
+  backbone = sources.of_backbone(backbone, kind, wanted)
+  return {f'backbone.{n}': a for n, a in backbone.items()} | rest, classifier
+
+
+def _row(name, found, shape, state):
+  if found not in state:
+    return Row('missing', name, str(shape))
+  if state[found].shape != shape:
+    return Row('shape', name, f'{state[found].shape} in the file, {shape} in the model')
+  return Row('loaded', name) if found == name else Row('copied', name, f'from {found}')
+
+
+def _may_be_fresh(entry, config, whole):
+  """Whether a file of this kind cannot have the array, or the model never reads it."""
+  room, module = entry.path[:2]
+  if whole:
+    return room == 'neck' and module not in _read_of_neck(config)
+  if room != 'backbone' or 'router' in entry.path:
+    return True
+  # norms of the outputs, of which a classifier has the last alone
+  return config.backbone.type in ('convnext', 'swin') and module in ('norm0', 'norm1', 'norm2')
+
+
+def _read_of_neck(config):
+  stages, read = len(config.backbone.depths), set()
+  for task in config.tasks.values():
+    start = start_stage(task.head.strides)
+    read |= {f'{kind}_{i}' for kind in ('lateral', 'output') for i in range(start, stages)}
+    read |= {f'extra_{i}' for i in range(len(task.head.strides) - (stages - start))}
+  return read
+
+
+def _refusal(config, report):
+  """One line that says what is wrong and, for class counts, why."""
+  problems = report.problems
+  names = ', '.join(f'{r.name} {r.detail} ({r.status})' for r in problems[:SHOWN])
+  more = f' and {len(problems) - SHOWN} more' * (len(problems) > SHOWN)
+  classes = ', '.join(f'{t} {len(label_space(config, t))}' for t in config.tasks)
+  return (
+    f'{report.summary()}; a half-loaded model is refused: {names}{more}. Does the config fit the '
+    f'file? Its backbone is {config.backbone.type}, MoE blocks {config.moe.blocks}, classes that '
+    f'its heads score: {classes}'
+  )
+
+
+def _of_variables(variables, other, source):
+  """({our path: array}, report) of another model of ours."""
+  ours, others, rows = _flat(variables), _flat(other), []
+  for path, like in ours.items():
+    name = '/'.join(path)
+    if path not in others:
+      rows.append(Row('missing', name, str(like.shape)))
+    elif others[path].shape != like.shape:
+      rows.append(Row('shape', name, f'{others[path].shape} there, {like.shape} here'))
+    else:
+      rows.append(Row('loaded', name))
+  values = {p: others[p] for p, row in zip(ours, rows, strict=True) if row.status == 'loaded'}
+  rows += [Row('unexpected', '/'.join(p), str(a.shape)) for p, a in others.items() if p not in ours]
+  return values, Report(str(source), rows)
+
+
+def _flat(tree):
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {tuple(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def _filled(variables, values) -> dict:
+  """`variables` (arrays or shapes) with `values` put in, in the types and places of the old."""
+
+  def fill(path, old):
+    new: Any = values.get(tuple(key.key for key in path))
+    if new is None:
+      return old
+    new = np.asarray(new).astype(old.dtype)
+    if getattr(old, 'sharding', None) is None:
+      return jax.numpy.asarray(new)
+    return jax.make_array_from_callback(new.shape, old.sharding, lambda index: new[index])
+
+  return jax.tree_util.tree_map_with_path(fill, variables)
+
+
+def _fresh(config):
+  """The variables that a training would begin with."""
+  detector = build(config)
+  return jax.jit(detector.init)(jax.random.fold_in(jax.random.key(config.seed), 0))
+
+
+def _constants(state):
+  """What official modules keep beside their parameters, so that a strict loading is content."""
+  constants = {}
+  for name, array in state.items():
+    if name.endswith('.w_noise'):
+      layer = name.removesuffix('w_noise')
+      constants[f'{layer}mean'] = np.zeros(1, np.float32)
+      constants[f'{layer}std'] = np.ones(1, np.float32)
+    elif name.endswith('.gfl_reg.weight'):
+      last = len(array) // 4 - 1
+      project = np.linspace(0, last, last + 1, dtype=np.float32)
+      constants[name.removesuffix('gfl_reg.weight') + 'integral.project'] = project
+    elif name.endswith('.running_mean'):
+      counter = f'{name.removesuffix("running_mean")}num_batches_tracked'
+      constants[counter] = np.zeros((), np.int64)
+  return constants
