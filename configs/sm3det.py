@@ -1,0 +1,53 @@
+"""SM3Det on SOI-Det with any backbone, size and pairing of heads: the paper's main results.
+
+    sm3det train --config=sm3det:backbone=lsknet,size=S --workdir=runs/lsknet_s
+    sm3det train --config=sm3det:sar=cascade_rcnn,rgb=roi_transformer --workdir=runs/cascade_roi
+    sm3det evaluate --workdir=runs/lsknet_s
+
+Arguments, all optional:
+
+    backbone   convnext, van, lsknet, pvt_v2, swin
+    size       T, S, B, and L of ConvNeXt and Swin
+    sar        gfl, retinanet, faster_rcnn, cascade_rcnn
+    rgb, ifr   oriented_rcnn, roi_transformer, s2anet; ifr is by default as rgb
+    experts    number of experts; 0 = the backbone's own (6 for ConvNeXt-L, as its 770 M parameters say)
+
+Without arguments it is `sm3det_convnext_t`. Data as there. configs/ablations.py has the rest of what
+the paper varies, configs/baselines.py what it compares with.
+"""  # noqa: E501
+
+from sm3det_jax import config as configs
+
+IMAGES = {'sar': 46_260, 'rgb': 25_028, 'ifr': 17_990}  # of SOI-Det, to train on
+EPOCHS, MILESTONES = 12, (8, 11)
+
+
+def get_config(text: str = ''):
+  a = configs.arguments(
+    text, backbone='convnext', size='T', sar='gfl', rgb='oriented_rcnn', ifr='', experts=0
+  )
+  c = configs.default()
+  configs.use_backbone(c, a.backbone, a.size)
+  if (a.backbone, a.size) == ('convnext', 'L'):
+    c.moe.num_experts = 6
+  if a.experts:
+    c.moe.num_experts = a.experts
+  for name, kind in (('sar', a.sar), ('rgb', a.rgb), ('ifr', a.ifr or a.rgb)):
+    c.tasks[name].head = configs.head(kind)
+  return c
+
+
+def twelve_epochs(c) -> None:
+  """Steps and milestones of a config for its tasks' images and its batch size."""
+  epoch = sum(IMAGES[name] for name in c.tasks) // c.batch_size
+  c.optim.steps = EPOCHS * epoch
+  c.optim.milestones = tuple(n * epoch for n in MILESTONES)
+  c.checkpoint_every = c.dwa.period = epoch
+
+
+def mix(c, *ratios: int) -> None:
+  """Images of each task in a group; eight groups a batch, one on each of the authors' GPUs."""
+  for task, ratio in zip(c.tasks.values(), ratios, strict=True):
+    task.ratio = ratio
+  c.batch_size = 8 * sum(ratios)
+  twelve_epochs(c)
