@@ -10,7 +10,7 @@
 # PORT       of the coordinator (default: a free one)
 # LOGS       folder for the output of all processes but 0, which prints here (default: a new one)
 # Assumes: `sm3det` on the PATH. Ends with the exit code of the first process that fails, having
-# stopped the others, and with 0 if none does.
+# stopped the others, and with 0 if none does. A SIGTERM is for all: they save, and the code is 143.
 set -euo pipefail
 
 : "${PROCESSES:?how many processes to start, such as PROCESSES=2}"
@@ -71,7 +71,9 @@ done
 [[ $dry_run == yes ]] || mkdir -p "$LOGS"
 
 trap _stop_all EXIT
-trap 'exit 130' INT TERM
+trap 'exit 130' INT
+stopping=no
+trap 'stopping=yes; _stop_all' TERM
 for ((id = 0; id < PROCESSES; id++)); do
   _start "$id" "${arguments[@]}"
 done
@@ -81,6 +83,10 @@ echo "$PROCESSES processes, coordinator localhost:$PORT, logs in $LOGS" >&2
 for ((left = PROCESSES; left > 0; left--)); do
   code=0
   wait -n || code=$?
+  if [[ $stopping == yes ]]; then
+    wait
+    exit 143
+  fi
   if [[ $code != 0 ]]; then
     echo "a process ended with exit code $code; stopping the others; the last lines in $LOGS:" >&2
     find "$LOGS" -name 'process_*.log' -exec tail -v -n 5 {} + >&2

@@ -26,15 +26,36 @@ logger = logging.getLogger(__name__)
 def start_processes() -> None:
   """Joins the processes of a run, where the environment says that there is more than one.
 
-  `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID` and `JAX_COORDINATOR_ADDRESS` (host:port of process 0), as
-  launch/ sets them. It must come before anything asks JAX for its devices.
+  How many comes from `JAX_NUM_PROCESSES`, which launch/ sets, else from srun or GKE. With
+  `JAX_COORDINATOR_ADDRESS` (host:port of process 0) and `JAX_PROCESS_ID` they meet there; without
+  them JAX finds the others itself, as it can on TPU slices and under Slurm. It must come before
+  anything asks JAX for its devices.
+
+  Raises:
+    ValueError: one of the two variables without the other or without a number of processes.
   """
-  if int(os.environ.get('JAX_NUM_PROCESSES', 1)) > 1 and not jax.distributed.is_initialized():
-    jax.distributed.initialize(
-      os.environ['JAX_COORDINATOR_ADDRESS'],
-      int(os.environ['JAX_NUM_PROCESSES']),
-      int(os.environ['JAX_PROCESS_ID']),
+  count = _process_count()
+  address, index = (os.environ.get(f'JAX_{k}') for k in ('COORDINATOR_ADDRESS', 'PROCESS_ID'))
+  if (address is None) != (index is None) or (address and not count):
+    raise ValueError(
+      f'JAX_COORDINATOR_ADDRESS={address}, JAX_PROCESS_ID={index}, JAX_NUM_PROCESSES={count}: '
+      'set all three, or only the last where JAX finds the others itself (a TPU slice, Slurm)'
     )
+  if (count or 1) == 1 or jax.distributed.is_initialized():
+    return
+  if address:
+    jax.distributed.initialize(address, count, int(index))
+  else:
+    jax.distributed.initialize()
+
+
+def _process_count():
+  """Of the run, None if nothing says it."""
+  for name in ('JAX_NUM_PROCESSES', 'SLURM_STEP_NUM_TASKS'):
+    if value := os.environ.get(name):
+      return int(value)
+  hosts = os.environ.get('TPU_WORKER_HOSTNAMES')  # of a slice on GKE, separated by commas
+  return len(hosts.split(',')) if hosts else None
 
 
 def make_mesh(mesh: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:

