@@ -130,17 +130,22 @@ class TwoStage(nn.Module):
     `targets` as a task's batch; `sampling` and `rng` choose the anchors and RoIs that count
     (`assign.sample`).
     """
-    c, stages = self.config, self.stages()
-    proposals = c.get('train_proposals', c.proposals)
-    shape = len(features[0]), 1 + len(stages)
+    c = self.config
+    shape = len(features[0]), 1 + len(self.stages())
     keys = jnp.zeros(shape) if rng is None else jax.random.split(rng, shape)
     terms, rois, valid = self.rpn_head.loss(
-      features, self.rpn_targets(targets), keys[:, 0], sampling, proposals
-    )
+      features, self.rpn_targets(targets), keys[:, 0], sampling,
+      c.get('train_proposals', c.proposals),
+    )  # fmt: skip
+    return terms | self.roi_loss(features, rois, valid, targets, keys[:, 1:], sampling)
+
+  def roi_loss(self, features, rois, valid, targets, keys, sampling):
+    """The terms of the stages, from proposals [B, P, 4 | 5], valid [B, P] and keys [B, stages]."""
+    c, stages, terms = self.config, self.stages(), {}
     for k, stage in enumerate(stages):
       choose = lambda *x, stage=stage: sample(c.roi, stage, self.num_classes, sampling, *x)
       samples = jax.vmap(choose)(
-        rois, valid, targets['boxes'], targets['labels'], targets['valid'], keys[:, 1 + k]
+        rois, valid, targets['boxes'], targets['labels'], targets['valid'], keys[:, k]
       )
       cls, reg = stage.head(roi_features(c, stage, features, samples.boxes))
       name = f's{k}.' if len(stages) > 1 else ''
