@@ -3,7 +3,8 @@
 import ml_collections
 
 from sm3det_jax import head_configs
-from sm3det_jax.interop.layouts import Entry, affine
+from sm3det_jax.interop import two_stage
+from sm3det_jax.interop.layouts import Entry, affine, expect
 
 
 def gfl(model: dict, task: str) -> ml_collections.ConfigDict:
@@ -41,3 +42,54 @@ def gfl_entries(task, head) -> list[Entry]:
     entries += affine((*path, tower), f'{name}.gfl_{tower}', 'conv')
   scales = tuple(f'{name}.scales.{i}.scale' for i in range(len(head.strides)))
   return entries + [Entry((*path, 'scale'), scales, 'same*')]
+
+
+def retinanet(model: dict, task: str) -> ml_collections.ConfigDict:
+  head, c = model[f'{task}_bbox_head'], head_configs.retinanet()
+  test, anchors = model[f'{task}_test_cfg'], head['anchor_generator']
+  assigner = model[f'{task}_train_cfg']['assigner']
+  c.channels, c.convs = head.get('feat_channels', 256), head.get('stacked_convs', 4)
+  c.strides, c.anchor_ratios = tuple(anchors['strides']), tuple(map(float, anchors['ratios']))
+  c.anchor_scale = float(anchors['octave_base_scale'])
+  c.scales_per_octave = anchors['scales_per_octave']
+  c.pos_iou, c.neg_iou = float(assigner['pos_iou_thr']), float(assigner['neg_iou_thr'])
+  c.min_pos_iou = float(assigner.get('min_pos_iou', 0.0))
+  c.focal_gamma = float(head['loss_cls'].get('gamma', 2.0))
+  c.focal_alpha = float(head['loss_cls'].get('alpha', 0.25))
+  c.bbox_beta = two_stage.beta(head['loss_bbox'])
+  c.score_threshold, c.nms_iou = float(test['score_thr']), float(test['nms']['iou_threshold'])
+  c.pre_nms, c.max_detections = test['nms_pre'], test['max_per_img']
+  return c
+
+
+def retinanet_entries(task, head) -> list[Entry]:
+  path, name, entries = (f'heads_{task}', 'bbox_head'), f'{task}_bbox_head', []
+  for tower in ('cls', 'reg'):
+    for i in range(head.convs):
+      entries += affine((*path, f'{tower}_conv_{i}'), f'{name}.{tower}_convs.{i}.conv', 'conv')
+    entries += affine((*path, tower), f'{name}.retina_{tower}', 'conv')
+  return entries
+
+
+def two_stage_head(model: dict, task: str) -> ml_collections.ConfigDict:
+  """Faster or Cascade R-CNN."""
+  roi = model[f'{task}_roi_head']
+  cascade = expect(roi, 'StandardRoIHead', 'CascadeRoIHead') == 'CascadeRoIHead'
+  c = head_configs.cascade_rcnn() if cascade else head_configs.faster_rcnn()
+  two_stage.fill(c, model, task)
+  c.roi.sampling_ratio = two_stage.first(roi['bbox_roi_extractor'])['roi_layer']['sampling_ratio']
+  if cascade:
+    c.roi.pos_iou = two_stage.stage_pos_iou(model, task)
+    c.roi.weight = tuple(map(float, roi['stage_loss_weights']))
+  else:
+    c.roi.pos_iou = float(model[f'{task}_train_cfg']['rcnn']['assigner']['pos_iou_thr'])
+  return c
+
+
+def faster_rcnn_entries(task, head) -> list[Entry]:
+  return two_stage.rpn_entries(task) + two_stage.roi_entries(task, head)
+
+
+def cascade_rcnn_entries(task, head) -> list[Entry]:
+  stages = (two_stage.roi_entries(task, head, k) for k in range(len(head.roi.weight)))
+  return two_stage.rpn_entries(task) + sum(stages, [])
