@@ -16,16 +16,21 @@ from sm3det_jax.interop.two_stage import first
 TASKS = {'sar': 'hbb', 'rgb': 'obb', 'ifr': 'obb'}
 # constants of the official modules
 IGNORED = ('.ffn.mean', '.ffn.std', '.integral.project', '.or_conv.indices')
-DETECTORS = ('TriSourceDetector', 'TriSourceTwoOneDetector', 'TriSourceTwoTwoDetector')
+DETECTORS = tuple(f'TriSource{kind}Detector' for kind in ('', 'OneOne', 'TwoOne', 'TwoTwo'))
 BACKBONES = {'ConvNeXt_moe_MultiInput': backbones.convnext_config}
 HEADS = {  # our config of an official model's head for a task, by the type of its (first) module
   'GFLHead': hbb_heads.gfl,
+  'RetinaHead': hbb_heads.retinanet,
+  'RPNHead': hbb_heads.two_stage_head,
   'OrientedRPNHead': obb_heads.oriented_rcnn,
   'RotatedRPNHead': obb_heads.roi_transformer,
   'RotatedRetinaHead': obb_heads.s2anet,
 }
 ENTRIES = {
   'gfl': hbb_heads.gfl_entries,
+  'retinanet': hbb_heads.retinanet_entries,
+  'faster_rcnn': hbb_heads.faster_rcnn_entries,
+  'cascade_rcnn': hbb_heads.cascade_rcnn_entries,
   'oriented_rcnn': obb_heads.oriented_rcnn_entries,
   'roi_transformer': obb_heads.roi_transformer_entries,
   's2anet': obb_heads.s2anet_entries,
