@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from data_pipelines import mixture
 from sm3det_jax import checkpoint, coverage, logs, sharding
 from sm3det_jax.detector import build
-from sm3det_jax.optim import optimizer
+from sm3det_jax.optim import batch_scaling, optimizer
 from sm3det_jax.preprocess import normalise_batch
 
 MAX_BAD_STEPS = 10  # in a row
@@ -56,6 +56,7 @@ def train(
     SystemExit: after SIGTERM, with code 143, the state saved; a second SIGTERM ends at once.
   """
   sharding.start_processes()
+  config = batch_scaling.scaled(config)
   detector = build(config)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_mesh(config, mesh)
