@@ -74,6 +74,7 @@ def default() -> ConfigDict:
   c = ConfigDict(sort_keys=False)
   c.seed = 0
   c.data_root = 'data'
+  c.init_from = ''  # workdir or file of official weights: what fits of it is where training starts
   c.label_space = 'joint'  # or 'per_task'
   c.tasks = ConfigDict(sort_keys=False)
   c.tasks.sar = task('hbb', 'soi_det_sar', SAR_CLASSES, ratio=2)
@@ -104,8 +105,6 @@ def default() -> ConfigDict:
   c.mesh = dict(data=-1, expert=1)  # -1: all remaining devices
   c.optim = dict(
     lr=1e-4,
-    lr_scaling='none',  # 'linear', 'sqrt': rate and schedule follow batch_size / reference_batch
-    reference_batch=32,
     betas=(0.9, 0.999),
     weight_decay=0.05,
     clip_norm=35.0,
@@ -166,10 +165,6 @@ def check(config: ConfigDict) -> ConfigDict:
       )
   if config.label_space not in ('joint', 'per_task'):
     raise ValueError(f"config.label_space={config.label_space!r}: expected 'joint' or 'per_task'")
-  scalings = ('none', 'linear', 'sqrt')
-  if config.optim.lr_scaling not in scalings:
-    expected = ' or '.join(map(repr, scalings))
-    raise ValueError(f'config.optim.lr_scaling={config.optim.lr_scaling!r}: expected {expected}')
   if len(config.moe.blocks) != len(config.backbone.depths):
     raise ValueError(
       f'config.moe.blocks has {len(config.moe.blocks)} stages, '

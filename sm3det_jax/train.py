@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from data_pipelines import mixture
 from sm3det_jax import checkpoint, coverage, logs, sharding
 from sm3det_jax.detector import build
+from sm3det_jax.interop import convert
 from sm3det_jax.optim import batch_scaling, optimizer
 from sm3det_jax.preprocess import normalise_batch
 
@@ -76,6 +77,8 @@ def _run(config, workdir, detector, mesh, checkpoints, terminated, on_log):
   state, start = _restored(workdir, checkpoints, like, position['fingerprint'])
   if state is None:
     state = create_sharded_state(config, detector, tx, mesh)
+    if config.init_from:
+      state['model'] = convert.start_from(state['model'], config)
   step, steps = sharded_step(config, detector, tx, mesh), config.optim.steps
   logger.info('steps %d to %d on mesh %s', start, steps, dict(mesh.shape))
   window, metrics, saved = logs.Window(config.batch_size), {}, start

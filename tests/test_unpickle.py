@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import io
 import json
 import os
 import pickle

@@ -122,6 +122,22 @@ def load_matching(
     FileNotFoundError: no such file or run.
     ValueError: a damaged or refused file; nothing fits.
   """
+  values, report = _matching(variables, source, config)
+  return _filled(variables, values), report
+
+
+def start_from(model: dict, config: ConfigDict) -> dict:
+  """A training's state `model` with the weights that `config.init_from` names."""
+  values, report = _matching(model['variables'], config.init_from, config)
+  logger.info('%s\n%s', report.summary(), report.table('copied', 'fresh', *PROBLEMS))
+  filled = {'variables': _filled(model['variables'], values)}
+  if 'ema' in model:
+    filled['ema'] = _filled({'params': model['ema']}, values)['params']
+  return model | filled
+
+
+def _matching(variables, source, config):
+  """({our path: array}, report) of all that fits."""
   if isinstance(source, dict):
     values, report = _of_state(config, variables, source, 'state dict')
   elif pathlib.Path(source).is_dir():
@@ -130,16 +146,7 @@ def load_matching(
     values, report = _of_state(config, variables, state_files.read(source), str(source))
   if not values:
     raise ValueError(f'{report.summary()}: nothing of it fits this config')
-  return _filled(variables, values), report
-
-
-def start_from(model: dict, config: ConfigDict) -> dict:
-  """A training's state `model` with the weights that `config.init_from` names."""
-  variables, report = load_matching(model['variables'], config.init_from, config)
-  logger.info('%s\n%s', report.summary(), report.table('fresh', *PROBLEMS))
-  if 'ema' in model:
-    model = model | {'ema': jax.tree.map(jax.numpy.copy, variables['params'])}
-  return model | {'variables': variables}
+  return values, report
 
 
 def _of_state(config, variables, state, source):
