@@ -105,6 +105,8 @@ def default() -> ConfigDict:
   c.mesh = dict(data=-1, expert=1)  # -1: all remaining devices
   c.optim = dict(
     lr=1e-4,
+    lr_scaling='none',  # 'linear', 'sqrt': rate and schedule follow batch_size / reference_batch
+    reference_batch=32,
     betas=(0.9, 0.999),
     weight_decay=0.05,
     clip_norm=35.0,
@@ -165,6 +167,10 @@ def check(config: ConfigDict) -> ConfigDict:
       )
   if config.label_space not in ('joint', 'per_task'):
     raise ValueError(f"config.label_space={config.label_space!r}: expected 'joint' or 'per_task'")
+  scalings = ('none', 'linear', 'sqrt')
+  if config.optim.lr_scaling not in scalings:
+    expected = ' or '.join(map(repr, scalings))
+    raise ValueError(f'config.optim.lr_scaling={config.optim.lr_scaling!r}: expected {expected}')
   if len(config.moe.blocks) != len(config.backbone.depths):
     raise ValueError(
       f'config.moe.blocks has {len(config.moe.blocks)} stages, '
