@@ -13,7 +13,7 @@ FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob('*.py')
 # From left to right; a module imports from its own column and those to its left. Whatever is not
 # named here is a job, such as train and evaluate.
 COLUMNS = [
-  ('config', 'head_configs', 'precision'),
+  ('config', 'backbone_configs', 'head_configs', 'precision'),
   ('geometry', 'losses', 'sharding'),
   ('moe',),
   ('backbones', 'necks'),

@@ -1,0 +1,30 @@
+"""The backbones that a config may name, and how one is made."""
+
+from typing import Any
+
+import flax.linen as nn
+
+from sm3det_jax.backbones.convnext import ConvNeXt
+from sm3det_jax.backbones.lsknet import LSKNet
+from sm3det_jax.backbones.pvt_v2 import PVTv2
+from sm3det_jax.backbones.swin import Swin
+from sm3det_jax.backbones.van import VAN
+
+BACKBONES = {'convnext': ConvNeXt, 'lsknet': LSKNet, 'pvt_v2': PVTv2, 'swin': Swin, 'van': VAN}
+
+
+def build(config: Any, groups: int = 1) -> nn.Module:
+  """The backbone of a config: (images [B, H, W, bands], key, task) -> (stage outputs, usages).
+
+  Batch norm trains while the collection `batch_stats` is mutable; gates are noisy and paths dropped
+  when the call is given a key.
+
+  Args:
+    config: uses `backbone` and `moe`.
+    groups: of images whose balance of experts is judged apart (`moe.aux_stats`).
+  """
+  arguments = dict(config.backbone)
+  kind, same_start = BACKBONES[arguments.pop('type')], arguments.pop('experts_from_one')
+  names = ('num_experts', 'top_k', 'noisy', 'gate', 'softmax', 'level', 'implementation')
+  moe = {k: config.moe[k] for k in names} | {'groups': groups, 'same_start': same_start}
+  return kind(moe_blocks=config.moe.blocks, moe=moe, **arguments)

@@ -2,19 +2,59 @@
 
 import flax.linen as nn
 import jax
-import numpy as np
+import jax.numpy as jnp
 
-from sm3det_jax.backbones.layers import Dense, DepthwiseConv, Norm, Patchify, drop_path
+from sm3det_jax.backbones.layers import (
+  Dense,
+  DepthwiseConv,
+  Norm,
+  Patchify,
+  drop_path,
+  drop_path_rates,
+  stem_name,
+)
 from sm3det_jax.moe.layer import MoE, Usage
+from sm3det_jax.precision import wide
 
 
-class FFN(nn.Module):
-  """Linear to 4C, exact GELU, linear back."""
+class GRN(nn.Module):
+  """Global response normalisation over (H, W) (ConvNeXt V2)."""
+
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x):
+    gamma = self.param('gamma', nn.initializers.zeros, (x.shape[-1],))
+    beta = self.param('beta', nn.initializers.zeros, (x.shape[-1],))
+    y = wide(x)
+    norm = jnp.sqrt(jnp.maximum((y * y).sum((1, 2), keepdims=True), 1e-24))
+    response = norm / (norm.mean(-1, keepdims=True) + self.epsilon)
+    gamma, beta = (v.astype(y.dtype)[None, None, None] for v in (gamma, beta))
+    return (gamma * (y * response) + beta + y).astype(x.dtype)
+
+
+class Adapter(nn.Module):
+  """Squeeze and excitation: channels weighted by what the whole map holds (Hu et al. 2018)."""
+
+  reduction: int = 16
 
   @nn.compact
   def __call__(self, x):
     c = x.shape[-1]
-    return Dense(c, name='fc2')(nn.gelu(Dense(4 * c, name='fc1')(x), approximate=False))
+    y = nn.relu(Dense(max(c // self.reduction, 1), name='fc1')(x.mean((1, 2), keepdims=True)))
+    return x * nn.sigmoid(Dense(c, name='fc2')(y))
+
+
+class FFN(nn.Module):
+  """Linear to 4C, exact GELU, GRN where asked for, linear back."""
+
+  grn: bool
+
+  @nn.compact
+  def __call__(self, x):
+    c = x.shape[-1]
+    y = nn.gelu(Dense(4 * c, name='fc1')(x), approximate=False)
+    return Dense(c, name='fc2')(GRN(name='grn')(y) if self.grn else y)
 
 
 class Block(nn.Module):
@@ -22,25 +62,31 @@ class Block(nn.Module):
 
   Attributes:
     moe: keyword arguments of the MoE layer, None for a dense block.
-    layer_scale: initial gamma.
+    layer_scale: initial gamma; 0: there is none.
+    grn: as `FFN`; experts have none.
+    adapter: name of the adapter behind FFN or MoE, None: there is none.
     drop_path_rate: of this block.
   """
 
   moe: dict | None
   layer_scale: float
+  grn: bool
+  adapter: str | None
   drop_path_rate: float
 
   @nn.compact
   def __call__(self, x, noise_key=None, drop_key=None) -> tuple[jax.Array, Usage | None]:
     y, usage = Norm(name='norm')(DepthwiseConv(name='dwconv')(x)), None
     if self.moe is None:
-      y = FFN(name='ffn')(y)
+      y = FFN(self.grn, name='ffn')(y)
     else:
       y, usage = MoE(hidden=4 * x.shape[-1], name='moe', **self.moe)(y, noise_key)
-    gamma = self.param('gamma', nn.initializers.constant(self.layer_scale), (x.shape[-1],))
-    return x + drop_path(
-      y * gamma.astype(y.dtype)[None, None, None], self.drop_path_rate, drop_key
-    ), usage
+    if self.adapter:
+      y = Adapter(name=self.adapter)(y)
+    if self.layer_scale:
+      gamma = self.param('gamma', nn.initializers.constant(self.layer_scale), (x.shape[-1],))
+      y = y * gamma.astype(y.dtype)[None, None, None]
+    return x + drop_path(y, self.drop_path_rate, drop_key), usage
 
 
 class ConvNeXt(nn.Module):
@@ -51,7 +97,9 @@ class ConvNeXt(nn.Module):
     moe_blocks: for each stage, the blocks whose FFN is an MoE layer.
     moe: keyword arguments of every MoE layer.
     drop_path_rate: of the last block; it grows linearly from 0 at the first.
-    layer_scale: initial gamma of the blocks.
+    layer_scale, grn: as `Block`.
+    stems: 'shared' by all tasks, or 'per_task'.
+    adapters: every block has an adapter of each task (Wang et al. 2019, with known domains).
   """
 
   depths: tuple[int, ...]
@@ -60,25 +108,32 @@ class ConvNeXt(nn.Module):
   moe: dict
   drop_path_rate: float = 0.1
   layer_scale: float = 1e-6
+  grn: bool = False
+  stems: str = 'shared'
+  adapters: bool = False
 
   @nn.compact
-  def __call__(self, x: jax.Array, rng: jax.Array | None = None):
+  def __call__(self, x: jax.Array, rng: jax.Array | None = None, task: str = ''):
     """Images [B, H, W, bands] -> (stage outputs, finest first; Usage of each MoE layer).
 
-    With `rng` the gates are noisy and paths dropped (training), without it neither is.
+    With `rng` the gates are noisy and paths dropped (training), without it neither is. `task` says
+    whose stem and adapters, where tasks have their own.
     """
-    rates = np.linspace(0, self.drop_path_rate, sum(self.depths)).tolist()
+    stem = stem_name('stem', self.stems, task)
+    adapter = f'adapter_{task}' if self.adapters else None
+    rates = drop_path_rates(self.depths, self.drop_path_rate)
     outs, usages, index = [], [], 0
     for stage, (depth, channels) in enumerate(zip(self.depths, self.channels, strict=True)):
       if stage == 0:
-        x = Norm(name='stem_norm')(Patchify(channels, 4, name='stem')(x))
+        x = Norm(name=f'{stem}_norm')(Patchify(channels, 4, name=stem)(x))
       else:
         x = Norm(name=f'downsample{stage}_norm')(x)
         x = Patchify(channels, 2, name=f'downsample{stage}')(x)
       for j in range(depth):
         moe = dict(self.moe) if j in self.moe_blocks[stage] else None
         keys = (None, None) if rng is None else jax.random.split(jax.random.fold_in(rng, index))
-        block = Block(moe, self.layer_scale, rates[index], name=f'stage{stage}_block{j}')
+        name = f'stage{stage}_block{j}'
+        block = Block(moe, self.layer_scale, self.grn, adapter, rates[index], name=name)
         x, usage = block(x, *keys)
         usages += [] if usage is None else [usage]
         index += 1

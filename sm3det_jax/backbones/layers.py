@@ -5,62 +5,77 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from sm3det_jax.precision import wide
 
 
-def _padded(x, a, b):
-  return jnp.pad(x, ((0, 0), (a // 2,) * 2, (b // 2,) * 2, (0, 0)))
+def _padded(x, k, dilation):
+  pads = [(dilation * (n // 2),) * 2 for n in k.shape[:2]]
+  return jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
 
-def _shifted(x, k):
+def _shifted(x, k, dilation):
   """A sum of shifted slices: one fused loop on XLA:CPU, where a grouped one is 20x slower."""
   _, h, w, _ = x.shape
-  a, b, _ = k.shape
-  p = _padded(x, a, b)
-  taps = [(i, j) for i in range(a) for j in range(b)]
-  return sum(p[:, i : i + h, j : j + w] * k[i, j][None, None, None] for i, j in taps)
-
-
-def _grouped(x, k):
-  numbers = ('NHWC', 'HWIO', 'NHWC')
-  return lax.conv_general_dilated(
-    x, k[:, :, None], (1, 1), 'SAME', dimension_numbers=numbers, feature_group_count=x.shape[-1]
+  p, d = _padded(x, k, dilation), dilation
+  taps = [(i, j) for i in range(k.shape[0]) for j in range(k.shape[1])]
+  return sum(
+    p[:, i * d : i * d + h, j * d : j * d + w] * k[i, j][None, None, None] for i, j in taps
   )
 
 
-def _kernel_gradient_by_tap(x, k, g):
+def _grouped(x, k, dilation=1):
+  return lax.conv_general_dilated(
+    x, k[:, :, None], (1, 1), 'SAME', rhs_dilation=(dilation, dilation),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=x.shape[-1],
+  )  # fmt: skip
+
+
+def _kernel_gradient_by_tap(x, k, g, dilation):
   """One reduction a turn: XLA:CPU is slow when it fuses all of them."""
   n, h, w, c = x.shape
   a, b, _ = k.shape
-  p = _padded(x, a, b)
-  tap = lambda t: (lax.dynamic_slice(p, (0, t // b, t % b, 0), (n, h, w, c)) * g).sum((0, 1, 2))
+  p, d = _padded(x, k, dilation), dilation
+
+  def tap(t):
+    start = (0, t // b * d, t % b * d, 0)
+    return (lax.dynamic_slice(p, start, (n, h, w, c)) * g).sum((0, 1, 2))
+
   return lax.map(tap, jnp.arange(a * b)).reshape(a, b, c)
 
 
-def _kernel_gradient_grouped(x, k, g):
-  return jax.linear_transpose(functools.partial(_grouped, x), k)(g)[0]
+def _kernel_gradient_grouped(x, k, g, dilation):
+  return jax.linear_transpose(lambda k: _grouped(x, k, dilation), k)(g)[0]
 
 
-@jax.custom_vjp
-def depthwise(x: jax.Array, k: jax.Array) -> jax.Array:
+def _by_platform(cpu, default, *args, dilation):
+  bind = lambda f: lambda *x: f(*x, dilation)
+  return lax.platform_dependent(*args, cpu=bind(cpu), default=bind(default))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise(x: jax.Array, k: jax.Array, dilation: int = 1) -> jax.Array:
   """Depthwise convolution, stride 1, 'SAME': [B, H, W, C], k [h, w, C] (odd h, w).
 
   The form that is fast on the platform it is compiled for.
   """
-  return lax.platform_dependent(x, k, cpu=_shifted, default=_grouped)
+  return _by_platform(_shifted, _grouped, x, k, dilation=dilation)
 
 
-def _depthwise_backward(saved, g):
+def _depthwise_backward(dilation, saved, g):
   x, k = saved
-  dk = lax.platform_dependent(
-    x, k, g, cpu=_kernel_gradient_by_tap, default=_kernel_gradient_grouped
-  )
-  return depthwise(g, k[::-1, ::-1]), dk
+  dk = _by_platform(_kernel_gradient_by_tap, _kernel_gradient_grouped, x, k, g, dilation=dilation)
+  return depthwise(g, k[::-1, ::-1], dilation), dk
 
 
-depthwise.defvjp(lambda x, k: (depthwise(x, k), (x, k)), _depthwise_backward)
+depthwise.defvjp(lambda x, k, dilation: (depthwise(x, k, dilation), (x, k)), _depthwise_backward)
+
+
+def stem_name(name: str, stems: str, task: str) -> str:
+  """`name` of the stem that all tasks share, or of a task's own ('per_task')."""
+  return f'{name}_{task}' if stems == 'per_task' else name
 
 
 def kernel_init(key, shape, dtype=jnp.float32):
@@ -68,16 +83,28 @@ def kernel_init(key, shape, dtype=jnp.float32):
   return nn.initializers.truncated_normal(0.02)(key, shape, dtype)
 
 
+# Variance 2 over the fan-out, groups counted: convolutions of VAN, LSKNet and PVT-v2.
+fan_out_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+def depthwise_fan_out_init(key, shape, dtype=jnp.float32):
+  """`fan_out_init` of a depthwise kernel [h, w, C], whose fan-out is h w."""
+  return jax.random.normal(key, shape, dtype) * (2.0 / (shape[0] * shape[1])) ** 0.5
+
+
 class DepthwiseConv(nn.Module):
   """Depthwise convolution with bias."""
 
   size: int = 7
+  dilation: int = 1
+  init: nn.initializers.Initializer = kernel_init
 
   @nn.compact
   def __call__(self, x):
-    k = self.param('kernel', kernel_init, (self.size, self.size, x.shape[-1]))
+    k = self.param('kernel', self.init, (self.size, self.size, x.shape[-1]))
     b = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
-    return depthwise(x, k.astype(x.dtype)) + b.astype(x.dtype)[None, None, None]
+    y = depthwise(x, k.astype(x.dtype), self.dilation)
+    return y + b.astype(x.dtype)[None, None, None]
 
 
 class Patchify(nn.Module):
@@ -102,12 +129,15 @@ class Dense(nn.Module):
   features: int
   init: nn.initializers.Initializer = kernel_init
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x):
-    k = self.param('kernel', self.init, (x.shape[-1], self.features)).astype(x.dtype)
+    y = x @ self.param('kernel', self.init, (x.shape[-1], self.features)).astype(x.dtype)
+    if not self.use_bias:
+      return y
     b = self.param('bias', self.bias_init, (self.features,)).astype(x.dtype)
-    return x @ k + b.reshape((1,) * (x.ndim - 1) + (-1,))
+    return y + b.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class Conv(nn.Module):
@@ -168,9 +198,63 @@ class Norm(nn.Module):
     return (y * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
 
 
+class BatchNorm(nn.Module):
+  """Batch norm over (B, H, W) with torch's momentum: new average = 0.9 old + 0.1 batch.
+
+  It normalises by the statistics of the batch, which under jit is the global one, and moves the
+  running averages (variance unbiased) while the collection `batch_stats` is mutable: that is
+  training. Otherwise it normalises by the running averages.
+  """
+
+  momentum: float = 0.1
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x):
+    c = x.shape[-1]
+    scale = self.param('scale', nn.initializers.ones, (c,))
+    bias = self.param('bias', nn.initializers.zeros, (c,))
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (c,))
+    running_var = self.variable('batch_stats', 'var', jnp.ones, (c,))
+    y = wide(x)
+    if self.is_mutable_collection('batch_stats') and not self.is_initializing():
+      mean, var, n = y.mean((0, 1, 2)), y.var((0, 1, 2)), y.size // c
+      for average, value in ((running_mean, mean), (running_var, var * (n / max(n - 1, 1)))):
+        value = lax.stop_gradient(value).astype(average.value.dtype)
+        average.value = average.value + self.momentum * (value - average.value)
+    else:
+      mean, var = running_mean.value.astype(y.dtype), running_var.value.astype(y.dtype)
+    factor = scale.astype(y.dtype) * lax.rsqrt(var + self.epsilon)
+    y = (y - mean[None, None, None]) * factor[None, None, None]
+    return (y + bias.astype(y.dtype)[None, None, None]).astype(x.dtype)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+  """Attention of q [.., N, heads, d] over k, v [.., M, heads, d]; softmax in at least float32.
+
+  Args:
+    bias: added to the logits, broadcastable to [.., heads, N, M].
+  """
+  logits = jnp.einsum('...nhd,...mhd->...hnm', q * q.shape[-1] ** -0.5, k)
+  logits = wide(logits) if bias is None else wide(logits) + bias
+  return jnp.einsum('...hnm,...mhd->...nhd', nn.softmax(logits).astype(v.dtype), v)
+
+
 def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
   """Zeroes whole samples with probability `rate` and scales the rest (stochastic depth)."""
   if key is None or rate == 0:
     return x
   keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
   return jnp.where(keep, x / (1 - rate), 0)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+  """Zeroes single values with probability `rate` and scales the rest."""
+  if key is None or rate == 0:
+    return x
+  return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+def drop_path_rates(depths: tuple[int, ...], last: float) -> list[float]:
+  """Rate of every block of the network: from 0 at the first one up to `last`."""
+  return np.linspace(0, last, sum(depths)).tolist()

@@ -14,16 +14,28 @@ class Entry(NamedTuple):
   collection: str = 'params'
 
 
+def _merging(x):
+  """Last axis: C channels of 2x2 patches -> 2x2 patches of C channels."""
+  return x.reshape(*x.shape[:-1], -1, 4).swapaxes(-1, -2).reshape(x.shape).T
+
+
+def _from_merging(x):
+  return x.T.reshape(*x.T.shape[:-1], 4, -1).swapaxes(-1, -2).reshape(x.T.shape)
+
+
 # Ours from theirs, theirs from ours.
 LAYOUTS = {
   'same': (lambda x: x, lambda x: x),
   'linear': (lambda x: x.T, lambda x: x.T),
+  'pointwise': (lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
+  'as_conv': (lambda x: x.T[None, None], lambda x: x[0, 0].T),
   'conv': (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
   # (filters, C, 1, 3, 3) of an oriented convolution
   'oriented': (
     lambda x: x[:, :, 0].transpose(2, 3, 1, 0),
     lambda x: x.transpose(3, 2, 0, 1)[:, :, None],
   ),
+  'merging': (_merging, _from_merging),  # Swin: linear layer or norm over merged patches
   'depthwise': (lambda x: x[:, 0].transpose(1, 2, 0), lambda x: x.transpose(2, 0, 1)[:, None]),
 }
 

@@ -4,20 +4,26 @@ A state dict is {official name: array} in PyTorch layouts (convolutions OIHW, li
 table made from the config pairs every official name with ours, so both directions agree.
 """
 
+import re
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from sm3det_jax import config as configs
-from sm3det_jax.interop import backbones, hbb_heads, layouts, obb_heads
+from sm3det_jax.backbones import build as build_backbone
+from sm3det_jax.interop import backbones, hbb_heads, layouts, obb_heads, sources
 from sm3det_jax.interop.layouts import Entry, affine, expect, get, put
 from sm3det_jax.interop.two_stage import first
 
 TASKS = {'sar': 'hbb', 'rgb': 'obb', 'ifr': 'obb'}
 # constants of the official modules
-IGNORED = ('.ffn.mean', '.ffn.std', '.integral.project', '.or_conv.indices')
+IGNORED = ('.mean', '.std', '.integral.project', '.or_conv.indices',
+           '.num_batches_tracked', '.relative_position_index')  # fmt: skip
 DETECTORS = tuple(f'TriSource{kind}Detector' for kind in ('', 'OneOne', 'TwoOne', 'TwoTwo'))
-BACKBONES = {'ConvNeXt_moe_MultiInput': backbones.convnext_config}
 HEADS = {  # our config of an official model's head for a task, by the type of its (first) module
   'GFLHead': hbb_heads.gfl,
   'RetinaHead': hbb_heads.retinanet,
@@ -48,7 +54,7 @@ def config_from_official(model: dict) -> ml_collections.ConfigDict:
   """
   c = configs.default()
   expect(model, *DETECTORS)
-  c.backbone, c.moe = BACKBONES[expect(model['backbone'], *BACKBONES)](model['backbone'])
+  c.backbone, c.moe = backbones.config(model['backbone'])
   c.neck.channels = model['neck']['out_channels']
   c.neck.extra_convs = bool(model['neck'].get('add_extra_convs', False))
   head = model.get('sar_bbox_head') or first(model['sar_roi_head']['bbox_head'])
@@ -70,8 +76,12 @@ def from_state_dict(state_dict: dict, config: ml_collections.ConfigDict) -> dict
   Raises:
     ValueError: names every array that is missing or that nothing here takes.
   """
+  return _variables(entries(config), state_dict)
+
+
+def _variables(table, state_dict):
   variables, taken, missing = {}, set(), []
-  for entry in entries(config):
+  for entry in table:
     missing += [n for n in entry.names if n not in state_dict]
     if missing:
       continue
@@ -93,11 +103,41 @@ def to_state_dict(variables: dict, config: ml_collections.ConfigDict) -> dict:
   return out
 
 
+class Backbone(NamedTuple):
+  """A backbone alone, as it evaluates."""
+
+  module: nn.Module
+
+  def apply(self, variables: dict, images: jax.Array) -> list[jax.Array]:
+    """Stage outputs [B, h, w, C], finest first, of images [B, H, W, bands]."""
+    return self.module.apply(variables, images)[0]
+
+
+def backbone(arguments: dict, state_dict: dict) -> tuple[Backbone, dict]:
+  """An official backbone from its constructor's arguments (`type` among them) and its arrays.
+
+  Returns:
+    (backbone, variables) for `backbone.apply(variables, images)`.
+
+  Raises:
+    ValueError: as `interop.backbones.config` and `from_state_dict`.
+  """
+  experts = [int(m[1]) for n in state_dict if (m := re.search(r'\.experts\.(\d+)\.', n))]
+  if experts:  # a constructor's default is 2 or 4, the weights know
+    arguments = {'num_experts': max(experts) + 1} | arguments
+  c = configs.default()
+  c.backbone, c.moe = backbones.config(arguments)
+  table = backbones.entries(c)
+  wanted = {name for entry in table for name in entry.names}
+  state_dict = sources.of_backbone(state_dict, c.backbone.type, wanted)
+  return Backbone(build_backbone(c)), _variables(table, state_dict)
+
+
 def entries(config: ml_collections.ConfigDict) -> list[Entry]:
   """Every array of the model, ours and theirs."""
   table = [
     e._replace(path=('backbone', *e.path), names=tuple(f'backbone.{n}' for n in e.names))
-    for e in backbones.convnext(config)
+    for e in backbones.entries(config)
   ]
   stages = len(config.backbone.depths)
   for i in range(stages):

@@ -1,4 +1,4 @@
-"""The MoE layer of a backbone block: router, expert FFNs, the sums that the balance loss needs."""
+"""The MoE layers of backbone blocks: router, experts, the sums that the balance loss needs."""
 
 from typing import NamedTuple
 
@@ -8,25 +8,34 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from sm3det_jax.moe import dispatch
-from sm3det_jax.moe.router import Router, cv_squared
+from sm3det_jax.moe.router import Router, Routing, cv_squared
+from sm3det_jax.precision import wide
 
 
 class Usage(NamedTuple):
-  """What `G` groups of tokens asked of the experts; adds up over passes of the backbone."""
+  """What `G` groups of tokens asked of the experts; adds up over passes of the backbone.
+
+  The groups of all MoE layers of one block stand side by side, so that their mean is the block's.
+  """
 
   importance: jax.Array  # [G, E] sum of gates
   load: jax.Array  # [G, E] sum of (smooth) choices
 
 
 def balance_loss(usage: list[Usage], weight: float) -> jax.Array:
-  """Mean over layers of weight (CV²(importance) + CV²(load)), mean over groups (released code)."""
+  """Mean over blocks of weight (CV²(importance) + CV²(load)), mean over groups (released code)."""
   terms = [jnp.mean(cv_squared(u.importance) + cv_squared(u.load)) for u in usage]
   return weight * sum(terms) / len(terms)
 
 
 def add_usage(passes: list[list[Usage]]) -> list[Usage]:
-  """Sums the passes' usages, layer by layer."""
-  return [jax.tree.map(lambda *x: sum(x), *layer) for layer in zip(*passes, strict=True)]
+  """Sums the passes' usages, block by block."""
+  return [jax.tree.map(lambda *x: sum(x), *block) for block in zip(*passes, strict=True)]
+
+
+def block_usage(layers: list[Usage]) -> Usage:
+  """Usage of a block with one or several MoE layers."""
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *layers)
 
 
 def token_axes() -> tuple[str, ...]:
@@ -34,10 +43,16 @@ def token_axes() -> tuple[str, ...]:
   return tuple(jax.sharding.get_abstract_mesh().axis_names)
 
 
-def local_expert_ffn(x, indices, weights, params, implementation):
-  """`dispatch.expert_ffn`, every device for its own tokens where a mesh is in use."""
+def on_own_tokens(experts, x, indices, weights, params, implementation):
+  """A function of `dispatch`, every device for its own tokens where a mesh is in use.
+
+  Args:
+    experts: `dispatch.expert_ffn` or `dispatch.expert_linear`.
+    x, indices, weights, implementation: as these take them.
+    params: the experts' arrays, in their order.
+  """
   axes = token_axes()
-  run = lambda x, i, w, p: dispatch.expert_ffn(x, i, w, *p, implementation=implementation)
+  run = lambda x, i, w, p: experts(x, i, w, *p, implementation=implementation)
   if jax.sharding.get_abstract_mesh().size <= 1:
     return run(x, indices, weights, params)
   # check_vma=False: the sums over devices of the weights' gradients come from the in_specs alone
@@ -47,52 +62,94 @@ def local_expert_ffn(x, indices, weights, params, implementation):
   return run(x, indices, weights, params)
 
 
-class MoE(nn.Module):
-  """Sparse mixture of FFN experts over grid cells (SM3Det section 3.3; released code).
+class Sparse(nn.Module, kw_only=True):
+  """A routed layer over grid cells (SM3Det section 3.3; released code); `experts` says of what.
 
   Attributes:
-    num_experts, top_k, noisy, gate: as `Router`.
-    hidden: D, channels between an expert's two layers.
+    num_experts, top_k, noisy, gate, softmax: as `Router`.
+    level: what has experts of its own, every cell of the 'grid' or an 'image' (by its mean).
     implementation: as `dispatch.expert_ffn`.
     groups: of tokens whose balance is judged apart: 1, or the number of devices.
-    same_start: every expert starts as a copy of one random FFN.
+    same_start: every expert starts as a copy of one random one.
+    kernel_init: of an expert's kernels.
   """
 
   num_experts: int
   top_k: int
-  hidden: int
   noisy: bool = True
   gate: str = 'cosine'
+  softmax: str = 'after'
+  level: str = 'grid'
   implementation: str = 'blocked'
   groups: int = 1
   same_start: bool = True
+  kernel_init: nn.initializers.Initializer = nn.initializers.truncated_normal(0.02)
 
   @nn.compact
   def __call__(self, x: jax.Array, noise_key: jax.Array | None = None):
-    """x [B, H, W, C] -> (y [B, H, W, C], Usage)."""
-    c, d, e = x.shape[-1], self.hidden, self.num_experts
-    tokens = x.reshape(-1, c)
-    routing = Router(e, self.top_k, self.noisy, self.gate, name='router')(tokens, noise_key)
-    self.sow('intermediates', 'routing', routing)
-    kernel, zeros = expert_init(self.same_start), nn.initializers.zeros
-    params = (
-      self.param('experts_w1', kernel, (e, c, d)),
-      self.param('experts_b1', zeros, (e, d)),
-      self.param('experts_w2', kernel, (e, d, c)),
-      self.param('experts_b2', zeros, (e, c)),
+    """x [B, H, W, C] -> (y [B, H, W, D], Usage)."""
+    router = Router(
+      self.num_experts, self.top_k, self.noisy, self.gate, self.softmax, name='router'
     )
-    y = local_expert_ffn(tokens, routing.indices, routing.weights, params, self.implementation)
-    by_group = lambda v: v.reshape(self.groups, -1, e).sum(1)
-    return y.reshape(x.shape), Usage(by_group(routing.importance), by_group(routing.load))
+    tokens = x if self.level == 'grid' else wide(x).mean((1, 2))
+    routing = router(tokens.reshape(-1, x.shape[-1]), noise_key)
+    if self.level == 'image':
+      to_cells = lambda v: jnp.repeat(v, x.shape[1] * x.shape[2], axis=0)
+      routing = routing._replace(
+        indices=to_cells(routing.indices), weights=to_cells(routing.weights)
+      )
+    self.sow('intermediates', 'routing', routing)
+    grid = routing.indices.reshape(*x.shape[:-1], -1)
+    self.sow('intermediates', 'experts_of_cells', grid)
+    y = self.experts(x, routing)
+    by_group = lambda v: v.reshape(self.groups, -1, self.num_experts).sum(1)
+    return y, Usage(by_group(routing.importance), by_group(routing.load))
+
+  def experts(self, x: jax.Array, routing: Routing) -> jax.Array:
+    """x [B, H, W, C] -> [B, H, W, D], parameters made on the way."""
+    raise NotImplementedError
+
+  def layer(self, name: str, c: int, d: int) -> tuple[jax.Array, jax.Array]:
+    """Kernels [E, c, d] and biases [E, d] of one layer of every expert."""
+    e, init = self.num_experts, stacked(self.kernel_init, self.same_start)
+    kernel = self.param(f'experts_w{name}', init, (e, c, d))
+    return kernel, self.param(f'experts_b{name}', nn.initializers.zeros, (e, d))
+
+  def dispatch(self, experts, x, routing, params):
+    tokens = x.reshape(-1, x.shape[-1])
+    y = on_own_tokens(
+      experts, tokens, routing.indices, routing.weights, params, self.implementation
+    )
+    return y.reshape(*x.shape[:-1], -1)
 
 
-def expert_init(same: bool):
-  """Truncated normal 0.02 (ConvNeXt); the same one for every expert if `same`."""
-  normal = nn.initializers.truncated_normal(0.02)
+class MoE(Sparse, kw_only=True):
+  """Experts are FFNs: linear to `hidden`, exact GELU, linear back."""
 
-  def init(key, shape, dtype=jnp.float32):
-    if not same:
-      return normal(key, shape, dtype)
-    return jnp.tile(normal(key, shape[1:], dtype)[None], (shape[0], 1, 1))
+  hidden: int
 
-  return init
+  def experts(self, x, routing):
+    c = x.shape[-1]
+    params = (*self.layer('1', c, self.hidden), *self.layer('2', self.hidden, c))
+    return self.dispatch(dispatch.expert_ffn, x, routing, params)
+
+
+class MoELinear(Sparse, kw_only=True):
+  """Experts are linear layers (1x1 convolutions) to `features`."""
+
+  features: int
+
+  def experts(self, x, routing):
+    params = self.layer('', x.shape[-1], self.features)
+    return self.dispatch(dispatch.expert_linear, x, routing, params)
+
+
+def stacked(init, same: bool):
+  """`init` for every expert; if `same`, one draw for all of them."""
+
+  def stack(key, shape, dtype=jnp.float32):
+    if same:
+      return jnp.tile(init(key, shape[1:], dtype)[None], (shape[0], *(1,) * (len(shape) - 1)))
+    return jax.vmap(lambda k: init(k, shape[1:], dtype))(jax.random.split(key, shape[0]))
+
+  return stack

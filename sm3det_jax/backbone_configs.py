@@ -1,0 +1,161 @@
+"""What the configs of the backbones hold, by kind and size, and where the paper puts MoE layers.
+
+Sources: the released configurations of ConvNeXt, VAN and LSKNet (T, S, B). docs/decisions says how
+the rest was chosen: ConvNeXt-L, PVT-v2 and Swin have none.
+"""
+
+from ml_collections import ConfigDict
+
+SIZES = ('T', 'S', 'B', 'L')
+
+
+def _even(depth: int) -> tuple[int, ...]:
+  return tuple(range(0, depth, 2))
+
+
+def _even_blocks(depths) -> dict:
+  """Even blocks of all stages but the first."""
+  return dict(blocks=((), *map(_even, depths[1:])), num_experts=8, top_k=2)
+
+
+def _of(size: str, kind: str, values: dict):
+  if size not in values:
+    raise ValueError(f'{kind} has no size {size!r}, only {", ".join(values)}')
+  return values[size]
+
+
+def convnext(size: str = 'T') -> tuple[ConfigDict, dict]:
+  """ConvNeXt."""
+  depths, channels = _of(size, 'convnext', {
+    'T': ((3, 3, 9, 3), (96, 192, 384, 768)),
+    'S': ((3, 3, 27, 3), (96, 192, 384, 768)),
+    'B': ((3, 3, 27, 3), (128, 256, 512, 1024)),
+    'L': ((3, 3, 27, 3), (192, 384, 768, 1536)),
+  })  # fmt: skip
+  backbone = dict(
+    type='convnext',
+    depths=depths,
+    channels=channels,
+    drop_path_rate=0.1,
+    layer_scale=1e-6,  # 0: none
+    grn=False,  # global response normalisation in the dense FFNs (ConvNeXt V2)
+    adapters=False,  # squeeze and excitation in every block, a task its own (domain attention)
+    experts_from_one=True,  # every expert starts as a copy of one FFN, as from a checkpoint
+  )
+  return ConfigDict(backbone), _even_blocks(depths)
+
+
+def van(size: str = 'T') -> tuple[ConfigDict, dict]:
+  """VAN-B0, B1, B2, which the paper calls T, S, B; `moe.blocks` are those of fc1."""
+  depths, channels, drop_path_rate, blocks, num_experts = _of(size, 'van', {
+    'T': ((3, 3, 5, 2), (32, 64, 160, 256), 0.1, ((), (0, 2), (0, 2, 4), (0,)), 8),
+    'S': ((2, 2, 4, 2), (64, 128, 320, 512), 0.0, ((), (0,), (0, 2), (0,)), 4),
+    'B': ((3, 3, 12, 3), (64, 128, 320, 512), 0.2, ((), (0, 2), _even(12), (0, 2)), 4),
+  })  # fmt: skip
+  backbone = dict(
+    type='van',
+    depths=depths,
+    channels=channels,
+    mlp_ratios=(8.0, 8.0, 4.0, 4.0),
+    fc2_blocks=(),  # MoE blocks of the FFN's second layer; () = as moe.blocks
+    drop_rate=0.1,
+    drop_path_rate=drop_path_rate,
+    layer_scale=1e-2,
+    experts_from_one=True,
+  )
+  return ConfigDict(backbone), dict(blocks=blocks, num_experts=num_experts, top_k=2)
+
+
+def lsknet(size: str = 'T') -> tuple[ConfigDict, dict]:
+  """LSKNet: as VAN but for its gate and the experts of T."""
+  backbone, moe = van(size)
+  backbone.type = 'lsknet'
+  return backbone, moe | {'num_experts': 4}
+
+
+def pvt_v2(size: str = 'T') -> tuple[ConfigDict, dict]:
+  """PVT-v2 b0, b1, b2, taken for the paper's T, S, B."""
+  depths, channels, drop_path_rate = _of(size, 'pvt_v2', {
+    'T': ((2, 2, 2, 2), (32, 64, 160, 256), 0.1),
+    'S': ((2, 2, 2, 2), (64, 128, 320, 512), 0.1),
+    'B': ((3, 4, 6, 3), (64, 128, 320, 512), 0.1),
+  })  # fmt: skip
+  backbone = dict(
+    type='pvt_v2',
+    depths=depths,
+    channels=channels,
+    heads=(1, 2, 5, 8),
+    mlp_ratios=(8.0, 8.0, 4.0, 4.0),
+    reductions=(8, 4, 2, 1),  # side of the patches that keys and values are taken from
+    qkv_bias=True,
+    fc2_blocks=(),  # MoE blocks of the FFN's second layer; () = as moe.blocks
+    drop_rate=0.0,
+    drop_path_rate=drop_path_rate,
+    experts_from_one=True,
+  )
+  return ConfigDict(backbone), _even_blocks(depths) | {'num_experts': 4}
+
+
+def swin(size: str = 'T') -> tuple[ConfigDict, dict]:
+  """Swin, version 1."""
+  depths, width, heads, drop_path_rate = _of(size, 'swin', {
+    'T': ((2, 2, 6, 2), 96, (3, 6, 12, 24), 0.1),
+    'S': ((2, 2, 18, 2), 96, (3, 6, 12, 24), 0.2),
+    'B': ((2, 2, 18, 2), 128, (4, 8, 16, 32), 0.2),
+    'L': ((2, 2, 18, 2), 192, (6, 12, 24, 48), 0.2),
+  })  # fmt: skip
+  backbone = dict(
+    type='swin',
+    depths=depths,
+    channels=tuple(width * 2**i for i in range(4)),
+    heads=heads,
+    window=7,
+    mlp_ratio=4.0,
+    qkv_bias=True,
+    patch_norm=True,
+    squad=(),  # kinds of experts, repeated: 'ffn', 'conv3x3', 'conv5x5'; () = FFNs
+    drop_path_rate=drop_path_rate,
+    experts_from_one=True,
+  )
+  return ConfigDict(backbone), _even_blocks(depths)
+
+
+BACKBONES = {  # kind: function of the size -> (config.backbone, changes of config.moe)
+  'convnext': convnext,
+  'lsknet': lsknet,
+  'pvt_v2': pvt_v2,
+  'swin': swin,
+  'van': van,
+}
+PER_STAGE = ('channels', 'mlp_ratios', 'heads', 'reductions')
+
+
+def check(backbone: ConfigDict, moe: ConfigDict) -> None:
+  """Raises a ValueError if stages, MoE positions or experts of a backbone contradict each other."""
+  stages = len(backbone.depths)
+  routed = {'config.moe.blocks': moe.blocks}
+  if backbone.get('fc2_blocks'):
+    routed['config.backbone.fc2_blocks'] = backbone.fc2_blocks
+  per_stage = {f'config.backbone.{k}': backbone[k] for k in PER_STAGE if k in backbone}
+  for key, value in (routed | per_stage).items():
+    if len(value) != stages:
+      raise ValueError(f'{key} has {len(value)} stages, config.backbone.depths has {stages}')
+  for key, blocks in routed.items():
+    for stage, depth in enumerate(backbone.depths):
+      if any(not 0 <= j < depth for j in blocks[stage]):
+        raise ValueError(
+          f'{key}: stage {stage} has blocks 0 to {depth - 1}, not all of {tuple(blocks[stage])}'
+        )
+  for channels, heads in zip(backbone.channels, backbone.get('heads', ()), strict=False):
+    if channels % heads:
+      raise ValueError(f'config.backbone: {channels} channels do not divide into {heads} heads')
+  if squad := backbone.get('squad'):
+    if set(squad) - {'ffn', 'conv3x3', 'conv5x5'}:
+      raise ValueError(f"config.backbone.squad={squad}: expected 'ffn', 'conv3x3', 'conv5x5'")
+    if moe.num_experts % len(squad):
+      raise ValueError(
+        f'config.moe.num_experts={moe.num_experts} is no multiple of the {len(squad)} in '
+        'config.backbone.squad'
+      )
+  if backbone.get('grn') and any(moe.blocks):
+    raise ValueError('config.backbone.grn: experts have no GRN, so config.moe.blocks must be empty')

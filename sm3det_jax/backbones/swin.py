@@ -1,0 +1,237 @@
+"""Swin transformer, version 1 (Liu et al. 2021), with mixtures of experts in its FFN slots.
+
+Squads of experts are of the released code: FFNs beside convolutions that read the neighbours.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sm3det_jax.backbones.layers import (
+  Conv,
+  Dense,
+  Norm,
+  Patchify,
+  attend,
+  drop_path,
+  drop_path_rates,
+  kernel_init,
+  stem_name,
+)
+from sm3det_jax.moe.layer import MoE, Sparse, Usage
+from sm3det_jax.precision import wide, wide_dtype
+
+SQUAD = {'ffn': 1, 'conv3x3': 3, 'conv5x5': 5}  # experts of a squad: side of their neighbourhood
+norm = functools.partial(Norm, 1e-5)
+
+
+def pad_to(x: jax.Array, size: int) -> jax.Array:
+  """Zeros below and to the right, until height and width are multiples of `size`."""
+  h, w = x.shape[1:3]
+  return jnp.pad(x, ((0, 0), (0, -h % size), (0, -w % size), (0, 0)))
+
+
+def relative_positions(size: int) -> np.ndarray:
+  """Row of the bias table for each (query, key) of a window: [size^2, size^2]."""
+  y, x = np.divmod(np.arange(size * size), size)
+  row, column = (v[:, None] - v[None] + size - 1 for v in (y, x))
+  return row * (2 * size - 1) + column
+
+
+def shift_mask(h: int, w: int, size: int, shift: int) -> np.ndarray:
+  """[windows, size^2, size^2]: -100 where a shifted window joins what is apart in the map."""
+  region = lambda n: np.digitize(np.arange(n), [n - size, n - shift])
+  regions = region(h)[:, None] * 3 + region(w)[None]
+  windows = regions.reshape(h // size, size, w // size, size).transpose(0, 2, 1, 3)
+  windows = windows.reshape(-1, size * size)
+  return np.where(windows[:, :, None] == windows[:, None], 0.0, -100.0).astype(np.float32)
+
+
+class WindowAttention(nn.Module):
+  """Attention among the locations of a window, with a bias for each relative position.
+
+  Attributes:
+    heads: of the channels.
+    size: side of a window; maps are padded with zeros to a multiple.
+    shift: the windows lie this much lower and further to the right, cyclically.
+    qkv_bias: of the projection.
+  """
+
+  heads: int
+  size: int
+  shift: int
+  qkv_bias: bool
+
+  @nn.compact
+  def __call__(self, x):
+    _, h, w, c = x.shape
+    s, x = self.size, pad_to(x, self.size)
+    b, rows, columns = len(x), x.shape[1] // s, x.shape[2] // s
+    x = jnp.roll(x, (-self.shift, -self.shift), (1, 2))
+    x = x.reshape(b, rows, s, columns, s, c).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(b, rows * columns, s * s, c)
+    qkv = Dense(3 * c, use_bias=self.qkv_bias, name='qkv')(x)
+    q, k, v = (y.reshape(*x.shape[:-1], self.heads, -1) for y in jnp.split(qkv, 3, -1))
+    x = attend(q, k, v, self._bias(rows * s, columns * s)).reshape(x.shape)
+    x = Dense(c, name='proj')(x)
+    x = x.reshape(b, rows, columns, s, s, c).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(b, rows * s, columns * s, c)
+    return jnp.roll(x, (self.shift, self.shift), (1, 2))[:, :h, :w]
+
+  def _bias(self, h, w):
+    """[1, windows or 1, heads, size^2, size^2]."""
+    table = self.param('bias_table', kernel_init, ((2 * self.size - 1) ** 2, self.heads))
+    bias = wide(table)[relative_positions(self.size)].transpose(2, 0, 1)[None, None]
+    if not self.shift:
+      return bias
+    mask = shift_mask(h, w, self.size, self.shift)
+    return bias + jnp.asarray(mask, bias.dtype)[None, :, None]
+
+
+class FFN(nn.Module):
+  """Linear to `hidden`, exact GELU, linear back."""
+
+  hidden: int
+
+  @nn.compact
+  def __call__(self, x):
+    y = nn.gelu(Dense(self.hidden, name='fc1')(x), approximate=False)
+    return Dense(x.shape[-1], name='fc2')(y)
+
+
+class SquadMoE(Sparse, kw_only=True):
+  """Experts of several kinds: 1x1, 3x3 or 5x5 convolution to `hidden`, exact GELU, linear back.
+
+  Attributes:
+    hidden: channels inside.
+    squad: keys of `SQUAD`; the experts are this list again and again.
+
+  Every expert is computed everywhere: at the released sizes of a squad, 2 of 6 experts, gathering
+  25 neighbours of each routed token would read more than it saves.
+  """
+
+  hidden: int
+  squad: tuple[str, ...]
+
+  def experts(self, x, routing):
+    e, total = self.num_experts, 0
+    gates = jnp.einsum(
+      'nk,nke->ne', routing.weights, jax.nn.one_hot(routing.indices, e, dtype=wide_dtype(x.dtype))
+    ).reshape(*x.shape[:-1], e)
+    for i in range(e):
+      size = SQUAD[self.squad[i % len(self.squad)]]
+      y = Conv(self.hidden, size, init=kernel_init, name=f'expert{i}_in')(x)
+      y = Dense(x.shape[-1], name=f'expert{i}_out')(nn.gelu(y, approximate=False))
+      total = total + wide(y) * gates[..., i : i + 1]
+    return total.astype(x.dtype)
+
+
+class Block(nn.Module):
+  """x + Attention(LN(x)), then x + FFN or MoE(LN(x)), with drop path.
+
+  An official expert adds the shortcut itself; the gates sum to 1, so that is the same. The official
+  code drops paths of experts by token, this one by sample.
+  """
+
+  attention: dict
+  hidden: int
+  moe: dict | None
+  squad: tuple[str, ...]
+  drop_path_rate: float
+
+  @nn.compact
+  def __call__(self, x, key=None) -> tuple[jax.Array, Usage | None]:
+    noise, key1, key2 = (None,) * 3 if key is None else jax.random.split(key, 3)
+    y, usage = WindowAttention(**self.attention, name='attention')(norm(name='norm1')(x)), None
+    x = x + drop_path(y, self.drop_path_rate, key1)
+    y = norm(name='norm2')(x)
+    if self.moe is None:
+      y = FFN(self.hidden, name='ffn')(y)
+    elif self.squad:
+      layer = SquadMoE(hidden=self.hidden, squad=self.squad, name='moe', **self.moe)
+      y, usage = layer(y, noise)
+    else:
+      y, usage = MoE(hidden=self.hidden, name='moe', **self.moe)(y, noise)
+    return x + drop_path(y, self.drop_path_rate, key2), usage
+
+
+class PatchMerging(nn.Module):
+  """2x2 patches to one location each: norm, linear without bias."""
+
+  features: int
+  patch_norm: bool
+
+  @nn.compact
+  def __call__(self, x):
+    x = pad_to(x, 2)
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(b, h // 2, w // 2, 4 * c)
+    x = norm(name='norm')(x) if self.patch_norm else x
+    return Dense(self.features, use_bias=False, name='reduction')(x)
+
+
+class Swin(nn.Module):
+  """Four stages at strides 4, 8, 16, 32, each output normalised.
+
+  Attributes:
+    depths, channels, heads: blocks, channels and attention heads of each stage.
+    window, mlp_ratio, qkv_bias: side of a window; hidden channels of an FFN over the block's; bias
+      of the attention's projection.
+    patch_norm: norms in the patch embedding and merging.
+    squad: kinds of experts, () = FFNs.
+    moe_blocks: for each stage, the blocks whose FFN is an MoE layer.
+    moe: keyword arguments of every MoE layer.
+    drop_path_rate: of the last block; it grows linearly from 0 at the first.
+    stems: 'shared' by all tasks, or 'per_task'.
+  """
+
+  depths: tuple[int, ...]
+  channels: tuple[int, ...]
+  heads: tuple[int, ...]
+  moe_blocks: tuple[tuple[int, ...], ...]
+  moe: dict
+  window: int = 7
+  mlp_ratio: float = 4.0
+  qkv_bias: bool = True
+  patch_norm: bool = True
+  squad: tuple[str, ...] = ()
+  drop_path_rate: float = 0.1
+  stems: str = 'shared'
+
+  @nn.compact
+  def __call__(self, x: jax.Array, rng: jax.Array | None = None, task: str = ''):
+    """Images [B, H, W, bands] -> (stage outputs, finest first; Usage of each MoE layer).
+
+    With `rng` the gates are noisy and paths dropped (training), without it neither is. `task` says
+    whose stem, where tasks have their own.
+    """
+    stem = stem_name('stem', self.stems, task)
+    rates = drop_path_rates(self.depths, self.drop_path_rate)
+    outs, usages, index = [], [], 0
+    x = Patchify(self.channels[0], 4, name=stem)(pad_to(x, 4))
+    x = norm(name=f'{stem}_norm')(x) if self.patch_norm else x
+    for stage, (depth, channels) in enumerate(zip(self.depths, self.channels, strict=True)):
+      if stage:
+        x = PatchMerging(channels, self.patch_norm, name=f'downsample{stage}')(x)
+      for j in range(depth):
+        block = Block(
+          self._attention(stage, j),
+          int(channels * self.mlp_ratio),
+          dict(self.moe) if j in self.moe_blocks[stage] else None,
+          self.squad,
+          rates[index],
+          name=f'stage{stage}_block{j}',
+        )
+        x, usage = block(x, None if rng is None else jax.random.fold_in(rng, index))
+        usages += [] if usage is None else [usage]
+        index += 1
+      outs.append(norm(name=f'norm{stage}')(x))
+    return outs, usages
+
+  def _attention(self, stage, j):
+    shift = j % 2 * (self.window // 2)
+    return dict(heads=self.heads[stage], size=self.window, shift=shift, qkv_bias=self.qkv_bias)
