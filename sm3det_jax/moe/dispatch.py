@@ -20,7 +20,8 @@ from sm3det_jax.precision import wide
 class Plan(NamedTuple):
   """Where every choice sits among the rows of the blocks."""
 
-  slot: jax.Array  # [N, K] row of each choice
+  slot: jax.Array  # [N, K] row of each choice; of one elsewhere, the last row, which stays empty
+  choice: jax.Array  # [blocks, rows] choice (n K + k) of each row, N K where the row is empty
   token: jax.Array  # [blocks, rows] token of each row, N where the row is empty
   expert: jax.Array  # [blocks]
   used: jax.Array  # [] blocks in use; the others come last
@@ -37,24 +38,36 @@ class Expert(NamedTuple):
 
 
 def make_plan(indices: jax.Array, num_experts: int, rows: int) -> Plan:
-  """Expert-aligned blocks of `rows` rows for the choices `indices` [N, K]."""
+  """Expert-aligned blocks of `rows` rows for the choices `indices` [N, K].
+
+  A choice `num_experts` is of an expert elsewhere: it takes no row.
+  """
   n, k = indices.shape
   flat = indices.reshape(-1)
-  blocks = -(-n * k // rows) + num_experts
+  blocks = -(-n * min(k, num_experts) // rows) + num_experts  # at least one more than is used
   hot = jax.nn.one_hot(flat, num_experts, dtype=jnp.int32)  # [N K, E]
-  rank = jnp.sum((jnp.cumsum(hot, 0) - 1) * hot, 1)  # of a choice among those of its expert
-  count = -(-hot.sum(0) // rows)  # blocks of each expert
+  count = -(-hot.sum(0, dtype=jnp.int32) // rows)  # blocks of each expert
   end = jnp.cumsum(count)
-  slot = ((end - count) * rows)[flat] + rank
-  token = jnp.full((blocks * rows,), n, jnp.int32)
-  token = token.at[slot].set(jnp.arange(n * k, dtype=jnp.int32) // k, unique_indices=True)
-  expert = jnp.searchsorted(end, jnp.arange(blocks), side='right').astype(jnp.int32)
+  first = (end - count) * rows
+  slot = row_of_choice(hot, first)
+  slot = jnp.where(flat < num_experts, slot, blocks * rows - 1)
+  number = jnp.arange(n * k, dtype=jnp.int32)
+  row = jnp.where(flat < num_experts, slot, blocks * rows + number)  # unique, though out of bounds
+  choice = jnp.full((blocks * rows,), n * k, jnp.int32)
+  choice = choice.at[row].set(number, unique_indices=True, mode='drop').reshape(blocks, rows)
+  block = jnp.arange(blocks, dtype=jnp.int32)
+  expert = jnp.searchsorted(end, block, side='right').astype(jnp.int32)
   return Plan(
-    slot.reshape(n, k),
-    token.reshape(blocks, rows),
-    jnp.minimum(expert, num_experts - 1),
-    end[-1],
+    slot.reshape(n, k), choice, choice // k, jnp.minimum(expert, num_experts - 1), end[-1]
   )
+
+
+def row_of_choice(hot: jax.Array, first: jax.Array) -> jax.Array:
+  """Row [N K] of each choice, counted from the `first` [E] one of its expert.
+
+  `hot` [N K, E] is one-hot, and all zero for a choice that takes no row.
+  """
+  return ((jnp.cumsum(hot, 0) - 1 + first[None]) * hot).sum(1, dtype=jnp.int32)
 
 
 def _rows(choices: int, num_experts: int) -> int:
@@ -111,14 +124,13 @@ def _blocked_backward(kind, residuals, dy):
   k = weights.shape[1]
   wide_dy = wide(dy)
   dweights = jnp.stack([(wide(rows)[plan.slot[:, j]] * wide_dy).sum(1) for j in range(k)], 1)
-  gate = jnp.zeros((plan.token.size,), weights.dtype).at[plan.slot.reshape(-1)]
-  gate = gate.set(weights.reshape(-1), unique_indices=True).reshape(plan.token.shape)
+  gate = _pad(weights.reshape(-1, 1))[plan.choice]  # [blocks, rows, 1]
   padded_x, padded_dy = _pad(x), _pad(dy)
 
   def body(i, carry):
     dparams, dx = carry
     e, token = plan.expert[i], plan.token[i]
-    out = (wide(padded_dy[token]) * gate[i][:, None]).astype(dy.dtype)
+    out = (wide(padded_dy[token]) * gate[i]).astype(dy.dtype)
     own = jax.tree.map(lambda w: w[e], params)
     dp, dxi = kind.backward(own, padded_x[token], jax.tree.map(lambda s: s[i], saved), out)
     add = lambda total, part: total.at[e].add(part.astype(total.dtype))
@@ -178,24 +190,42 @@ LINEAR = Expert(_linear_forward, _linear_backward)
 IMPLEMENTATIONS = ('blocked', 'dense')
 
 
+def run(kind: Expert, x, indices, weights, params, implementation='blocked', share=1):
+  """sum_k weights[n, k] expert_{indices[n, k]}(x[n]), without the choices elsewhere.
+
+  Args:
+    kind: FFN or LINEAR.
+    x, indices, weights, implementation: as `expert_ffn`; an index E means an expert elsewhere.
+    params: the arrays of the E experts.
+    share: one in so many choices is expected to be here.
+
+  Returns:
+    [N, D] in the dtype of x.
+  """
+  if implementation == 'dense':
+    return _dense(kind, x, indices, weights, params)
+  e, choices = params[0].shape[0], indices.size // share
+  plan = make_plan(indices, e, _rows(choices, e))
+  blocks, rows = plan.token.shape
+  # the name tells `account` how many of the loop's rows are real
+  with jax.named_scope(f'experts_{choices}_in_{blocks}x{rows}'):
+    return _blocked(kind, x, plan, weights, params)
+
+
+def load(indices: jax.Array, num_experts: int) -> jax.Array:
+  """Choices of each expert: int32 [E]."""
+  return jnp.zeros((num_experts,), jnp.int32).at[indices.reshape(-1)].add(1, mode='drop')
+
+
 def _dispatch(kind, x, indices, weights, params, implementation, capacity_factor, return_stats):
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f'implementation={implementation!r}: expected one of {IMPLEMENTATIONS}')
   if capacity_factor is not None:
     raise ValueError(f'{implementation=} is dropless and takes no {capacity_factor=}')
-  e = params[0].shape[0]
-  if implementation == 'dense':
-    y = _dense(kind, x, indices, weights, params)
-  else:
-    plan = make_plan(indices, e, _rows(indices.size, e))
-    blocks, rows = plan.token.shape
-    # the name tells `account` how many of the loop's rows are real
-    with jax.named_scope(f'experts_{indices.size}_in_{blocks}x{rows}'):
-      y = _blocked(kind, x, plan, weights, params)
+  y = run(kind, x, indices, weights, params, implementation)
   if not return_stats:
     return y
-  load = jnp.zeros((e,), jnp.int32).at[indices.reshape(-1)].add(1)
-  return y, {'load': load, 'dropped': jnp.zeros((), jnp.float32)}
+  return y, {'load': load(indices, params[0].shape[0]), 'dropped': jnp.zeros((), jnp.float32)}
 
 
 def expert_ffn(

@@ -1,0 +1,229 @@
+"""Experts spread over the mesh axis `expert`: tokens travel to them and their products back.
+
+Every device holds N / devices tokens and E / P experts, P being the size of the axis. What a device
+sends in a forward pass, for t tokens of C values of b bytes (results summed over experts on the way
+take at least 4 bytes a value; a backward pass sends as much again, in the other direction):
+
+    gather   t (P - 1) C (b + max(b, 4))    all-gather of tokens, reduce-scatter of results
+    ragged   t K (P - 1) / P C 2 b          ragged all-to-all, of even routing
+    slots    f t K (P - 1) / P C 2 b        all-to-all of a capacity factor f
+
+The first two drop nothing. A padded all-to-all that drops nothing needs room for all t tokens on
+each peer, so it sends what `gather` does and is none of them. `ragged` is used where it sends less,
+on TPUs: XLA:CPU has no such collective, and on GPUs its gradients were reported wrong (XLA's
+one-shot form, 8 devices). `slots` drops the choices beyond f t K / E of a device and expert.
+
+Groups of experts, such as one of each modality, need nothing else: `indices` count over all groups.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from sm3det_jax.moe import dispatch
+from sm3det_jax.precision import wide
+
+AXIS = 'expert'
+
+
+def expert_ffn(
+  x, indices, weights, w1, b1, w2, b2, mesh=None, capacity_factor=None, return_stats=False,
+  implementation='blocked',
+):  # fmt: skip
+  """`dispatch.expert_ffn` of global arrays on a mesh; call it under jit.
+
+  Args:
+    x, indices, weights, w1, b1, w2, b2: as `dispatch.expert_ffn`; tokens are taken over all axes of
+      the mesh, experts over `expert`.
+    mesh: default the current one.
+    capacity_factor: None drops nothing; a number drops a device's choices of an expert beyond
+      ceil(capacity_factor t K / E), t being the tokens of a device, the last tokens first.
+    return_stats: also return {'load': [E] choices of each expert, 'dropped': share of the choices
+      lost, 'dropped_of_token': [N] of each token's K}.
+    implementation: of the product on a device, as `dispatch.expert_ffn`.
+
+  Returns:
+    [N, C], or a pair with the statistics.
+
+  Raises:
+    ValueError: a number of experts that the axis `expert` does not divide.
+  """
+  params = (w1, b1, w2, b2)
+  return _parallel(
+    dispatch.FFN, x, indices, weights, params, mesh, capacity_factor, return_stats, implementation
+  )
+
+
+def expert_linear(
+  x, indices, weights, w, b, mesh=None, capacity_factor=None, return_stats=False,
+  implementation='blocked',
+):  # fmt: skip
+  """`dispatch.expert_linear` of global arrays on a mesh; all else as `expert_ffn`."""
+  return _parallel(
+    dispatch.LINEAR, x, indices, weights, (w, b), mesh, capacity_factor, return_stats,
+    implementation,
+  )  # fmt: skip
+
+
+def transport(peers: int, k: int, itemsize: int, platform: str, capacity_factor=None) -> str:
+  """How tokens travel, by the bytes above: 'none', 'gather', 'ragged' or 'slots'."""
+  if capacity_factor is not None:
+    return 'slots'
+  if peers == 1:
+    return 'none'
+  gather, ragged = peers * (itemsize + max(itemsize, 4)), 2 * k * itemsize
+  return 'ragged' if platform == 'tpu' and ragged < gather else 'gather'
+
+
+def _parallel(
+  kind, x, indices, weights, params, mesh, capacity_factor, return_stats, implementation
+):
+  if implementation not in dispatch.IMPLEMENTATIONS:
+    raise ValueError(f'{implementation=}: expected one of {dispatch.IMPLEMENTATIONS}')
+  mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+  n, (num_experts, *_) = len(x), params[0].shape
+  peers = mesh.shape.get(AXIS, 1)
+  if num_experts % peers:
+    raise ValueError(f'{num_experts} experts do not divide over mesh axis {AXIS!r} of {peers}')
+  how = transport(peers, indices.shape[1], x.dtype.itemsize, _platform(mesh), capacity_factor)
+  body = functools.partial(
+    TRANSPORTS[how], kind, peers=peers, num_experts=num_experts, implementation=implementation,
+    capacity_factor=capacity_factor,
+  )  # fmt: skip
+  x, weights = (_padded(a, mesh.size, 0) for a in (x, weights))
+  padded = _padded(indices, mesh.size, num_experts)
+  if mesh.size > 1:
+    tokens, experts = P(mesh.axis_names), P(AXIS if AXIS in mesh.axis_names else None)
+    # check_vma=False: the sums over devices of the weights' gradients come from the in_specs alone
+    body = jax.shard_map(
+      body, mesh=mesh, in_specs=(tokens, tokens, tokens, experts), out_specs=(tokens, tokens),
+      check_vma=False,
+    )  # fmt: skip
+  y, dropped = body(x, padded, weights, params)
+  y, dropped = y[:n], dropped[:n]
+  if not return_stats:
+    return y
+  share = dropped.astype(jnp.float32) / indices.shape[1]
+  load = dispatch.load(indices, num_experts)
+  return y, {'load': load, 'dropped': share.mean(), 'dropped_of_token': share}
+
+
+def _platform(mesh):
+  device = mesh.abstract_mesh.abstract_device
+  return device.platform if device else jax.default_backend()
+
+
+def _padded(a, multiple, value):
+  rest = -len(a) % multiple
+  return jnp.pad(a, ((0, rest), (0, 0)), constant_values=value) if rest else a
+
+
+def _none(kind, x, indices, weights, params, implementation, **_):
+  y = dispatch.run(kind, x, indices, weights, params, implementation)
+  return y, jnp.zeros(len(x), jnp.int32)
+
+
+def _gather(kind, x, indices, weights, params, peers, num_experts, implementation, **_):
+  """All tokens of the peers here, this device's experts on them, results summed where they belong.
+
+  Bodies have the tokens of one device, [t, C], and its experts; they return [t, D] and how many of
+  each token's choices were dropped.
+  """
+  own = num_experts // peers
+  everyone = lambda a: lax.all_gather(a, AXIS, tiled=True)
+  local = everyone(indices) - lax.axis_index(AXIS) * own
+  local = jnp.where((local >= 0) & (local < own), local, own)
+  y = dispatch.run(kind, everyone(x), local, everyone(weights), params, implementation, peers)
+  y = lax.psum_scatter(wide(y), AXIS, tiled=True).astype(x.dtype)
+  return y, jnp.zeros(len(x), jnp.int32)
+
+
+def _ragged(kind, x, indices, weights, params, peers, num_experts, implementation, **_):
+  """Choices in the order of their experts, each peer's part sent to it and back."""
+  own, (t, k) = num_experts // peers, indices.shape
+  position, choice, count = _by_expert(indices, num_experts)
+  sent = count.reshape(peers, own).sum(1)  # [P]
+  counts = lax.all_gather(count, AXIS).reshape(peers, peers, own)  # [from, to, expert]
+  rows, me = counts.sum(2), lax.axis_index(AXIS)
+  before = lambda a: jnp.cumsum(a, 0) - a
+  here = rows[:, me]  # [P] rows from each peer
+  there = before(rows)[me]  # [P] where my rows begin at each peer
+  home = before(rows.T)[me]  # [P] where the rows of each peer began with it
+  room = peers * t * min(k, own)
+  exchange = lambda a, size, at, give, to, take: lax.ragged_all_to_all(
+    a, jnp.zeros((size, a.shape[1]), a.dtype), at, give, to, take, axis_name=AXIS
+  )
+  x = _permute(jnp.repeat(x, k, 0), choice, position.reshape(-1))
+  got = exchange(x, room, before(sent), sent, there, here)
+  lengths = jnp.append(counts[:, me].reshape(-1), room - here.sum())
+  expert = jnp.append(jnp.tile(jnp.arange(own), peers), own)  # no expert for the empty rows
+  expert = jnp.repeat(expert, lengths, total_repeat_length=room)
+  share = max(1, room // (t * k))
+  y = _of_rows(kind, got, expert, params, implementation, share)
+  y = exchange(y, t * k, before(here), here, home, sent)
+  y = _permute(y, position.reshape(-1), choice).reshape(t, k, -1)
+  return _combine(y, weights).astype(x.dtype), jnp.zeros(t, jnp.int32)
+
+
+def _slots(kind, x, indices, weights, params, peers, num_experts, implementation, capacity_factor):
+  """As many slots for each expert on each device; what does not fit is dropped."""
+  t, k = indices.shape
+  slots = min(-int(-capacity_factor * t * k // num_experts), t)
+  flat, number = indices.reshape(-1), jnp.arange(t * k, dtype=jnp.int32)
+  hot = jax.nn.one_hot(flat, num_experts, dtype=jnp.int32)
+  rank = dispatch.row_of_choice(hot, jnp.zeros(num_experts, jnp.int32))
+  real = flat < num_experts
+  kept = real & (rank < slots)
+  nowhere = num_experts * slots
+  slot = jnp.where(kept, flat * slots + rank, nowhere)
+  choice = jnp.full((nowhere,), t * k, jnp.int32).at[slot].set(number, mode='drop')
+  exchange = lambda a: lax.all_to_all(a, AXIS, 0, 0, tiled=True) if peers > 1 else a
+  got = exchange(_permute(jnp.repeat(x, k, 0), choice, slot))  # [P (E / P) slots, C], sender first
+  used = exchange(jnp.minimum(hot.sum(0, dtype=jnp.int32), slots))  # [P (E / P)]
+  own = num_experts // peers
+  expert = jnp.where(
+    jnp.arange(slots)[None] < used[:, None], jnp.tile(jnp.arange(own), peers)[:, None], own
+  ).reshape(-1)  # no expert for the empty rows
+  y = exchange(_of_rows(kind, got, expert, params, implementation))
+  y = _permute(y, slot, choice).reshape(t, k, -1)
+  dropped = (real & ~kept).reshape(t, k).sum(1, dtype=jnp.int32)
+  return _combine(y, weights).astype(x.dtype), dropped
+
+
+TRANSPORTS = {'none': _none, 'gather': _gather, 'ragged': _ragged, 'slots': _slots}
+
+
+def _by_expert(indices, num_experts):
+  """Choices [t, K] sorted by expert, by counting: position of each, choice at each, counts [E]."""
+  flat = indices.reshape(-1)
+  hot = jax.nn.one_hot(flat, num_experts + 1, dtype=jnp.int32)  # choices of no expert come last
+  count = hot.sum(0, dtype=jnp.int32)
+  position = dispatch.row_of_choice(hot, jnp.cumsum(count) - count)
+  number = jnp.arange(len(flat), dtype=jnp.int32)
+  choice = jnp.zeros_like(number).at[position].set(number, unique_indices=True)
+  return position.reshape(indices.shape), choice, count[:-1]
+
+
+def _of_rows(kind, x, expert, params, implementation, share=1):
+  """Rows [R, C] through the expert [R] of each."""
+  gates = jnp.ones((len(x), 1), wide(x).dtype)
+  return dispatch.run(kind, x, expert[:, None], gates, params, implementation, share)
+
+
+def _combine(y, weights):
+  return sum(wide(y[:, j]) * weights[:, j, None] for j in range(weights.shape[1]))
+
+
+@jax.custom_vjp
+def _permute(x, order, inverse):
+  """x[order] and 0 where `order` is out of bounds, whose gradient is a gather as well."""
+  return x.at[order].get(mode='fill', fill_value=0)
+
+
+_permute.defvjp(
+  lambda x, order, inverse: (_permute(x, order, inverse), inverse),
+  lambda inverse, g: (_permute(g, inverse, None), None, None),
+)
