@@ -107,7 +107,7 @@ def _scope_part(scope, parts):
   path = [p.partition('.')[0] for p in scope.split('/')]
   roots = {part.partition('/')[0] for part in parts}
   starts = [i for i, p in enumerate(path) if p in roots]
-  part = _part(path[starts[0] :]) if starts else None
+  part = _part(path[starts[-1] :]) if starts else None
   return part if part in parts else None
 
 
