@@ -76,7 +76,7 @@ def to_workdir(config: ConfigDict, file: str | os.PathLike, out: str | os.PathLi
   shapes = jax.eval_shape(build(config).init, jax.random.key(0))
   values, report = _of_state(config, shapes, state, str(file))
   if report.problems:
-    logger.error('%s', report.table(*PROBLEMS))
+    logger.error('%s\n%s', report.summary(), report.table(*PROBLEMS))
     raise ValueError(_refusal(config, report))
   variables = _filled(shapes, values)
   if any(r.status == 'fresh' for r in report.rows):

@@ -1,0 +1,310 @@
+"""Official weights into workdirs and back: whole detectors, those of one task, ImageNet's."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pth
+import pytest
+from tiny import tiny_config
+
+from sm3det_jax import checkpoint, cli
+from sm3det_jax import config as configs
+from sm3det_jax.detector import build
+from sm3det_jax.interop import convert, layouts, official, state_files
+
+STATUSES = ('loaded', 'copied', 'fresh', 'dropped', 'missing', 'unexpected', 'shape')
+
+
+def run(*arguments):
+  return cli.main(list(map(str, arguments)))
+
+
+def shapes_of(config):
+  return jax.eval_shape(build(config).init, jax.random.key(0))
+
+
+def random_state(config, shapes):
+  """A state dict of the whole official detector."""
+  rng, state = np.random.default_rng(0), {}
+  for entry in official.entries(config):
+    shape = layouts.get(shapes, (entry.collection, *entry.path)).shape
+    state |= layouts.theirs(entry, rng.normal(size=shape).astype(np.float32))
+  return state
+
+
+def config_file(path, config):
+  """A config file, as `--config` takes it."""
+  content = json.dumps(config.to_dict())
+  path.write_text(
+    'import json\nfrom sm3det_jax import checkpoint\n'
+    f'def get_config():\n  return checkpoint._unjson(json.loads({content!r}))\n'
+  )
+  return path
+
+
+def counted(report):
+  return {s: n for s in STATUSES if (n := sum(r.status == s for r in report.rows))}
+
+
+@pytest.fixture(scope='module')
+def config():
+  return tiny_config(groups=1)
+
+
+@pytest.fixture(scope='module')
+def shapes(config):
+  return shapes_of(config)
+
+
+@pytest.fixture(scope='module')
+def state(config, shapes):
+  return random_state(config, shapes)
+
+
+def test_a_checkpoint_of_mmcv_comes_in_and_goes_out(config, state, tmp_path, capsys):
+  tensors = {name: pth.tensor(array) for name, array in state.items()}
+  for name in ('ema_backbone_norm0_weight', 'backbone.stages.2.0.ffn.mean'):
+    tensors[name] = pth.tensor(np.zeros(1, np.float32))
+  file = pth.save(tmp_path / 'a.pth', {'meta': {'epoch': 12}, 'state_dict': tensors})
+  source = config_file(tmp_path / 'config.py', config)
+  out = tmp_path / 'run'
+  assert run('convert', '--from', 'official', '--config', source, file, '--out', out) == 0
+  assert f'{len(state)} loaded' in capsys.readouterr().out
+  table = (out / 'conversion.txt').read_text()
+  assert re.search(r'dropped +ema_backbone_norm0_weight', table)
+  assert all(re.search(rf'^loaded +{re.escape(n)}$', table, re.M) for n in state)
+
+  found_config, variables = checkpoint.restore_for_inference(out)
+  assert found_config.to_dict() == config.to_dict()
+  want = official.from_state_dict(state, config)
+  jax.tree.map(np.testing.assert_array_equal, variables, want)
+
+  assert run('convert', '--to', 'official', '--workdir', out, tmp_path / 'b.pth') == 0
+  back = state_files.read(tmp_path / 'b.pth')
+  assert {n: a.shape for n, a in back.items() if n in state} == {
+    n: a.shape for n, a in state.items()
+  }
+  for name, array in state.items():
+    np.testing.assert_array_equal(back[name], array)
+  constants = set(back) - set(state)
+  assert 'sar_bbox_head.integral.project' in constants
+  np.testing.assert_array_equal(back['sar_bbox_head.integral.project'], np.arange(17))
+  assert all(n.endswith(official.IGNORED) for n in constants)
+
+  assert run('convert', '--from', 'official', '--config', source, file, '--out', out) == 2
+  assert 'holds checkpoints already' in capsys.readouterr().err
+
+
+def test_a_half_loaded_model_is_refused(config, state, tmp_path, caplog):
+  names = sorted(n for n in state if n.endswith('.weight') and state[n].ndim == 4)
+  gone, other = names[0], names[1]
+  changed = {n: a for n, a in state.items() if n != gone}
+  changed |= {other: state[other][:-1], 'neck.what': np.zeros(3, np.float32)}
+  np.savez(tmp_path / 'a.npz', **changed)
+  with pytest.raises(ValueError, match='a half-loaded model is refused') as error:
+    convert.to_workdir(config, tmp_path / 'a.npz', tmp_path / 'run')
+  assert '1 missing' in str(error.value) and '\n' not in str(error.value)
+  for status, name in (('missing', gone), ('shape', other), ('unexpected', 'neck.what')):
+    assert re.search(rf'^{status} +{re.escape(name)} .*\d', caplog.text, re.M)
+  assert not (tmp_path / 'run').exists()
+
+
+def facebook(config, rng):
+  """ConvNeXt's arrays by the names of its own repository."""
+  c, array = config.backbone.channels, lambda *shape: rng.normal(size=shape).astype(np.float32)
+  state = {'downsample_layers.0.0.weight': array(c[0], 3, 4, 4)}
+  state |= {'downsample_layers.0.0.bias': array(c[0])}
+  for i, (width, depth) in enumerate(zip(c, config.backbone.depths, strict=True)):
+    before = c[i - 1] if i else width
+    norm = 'downsample_layers.0.1' if not i else f'downsample_layers.{i}.0'
+    state |= {f'{norm}.weight': array(before), f'{norm}.bias': array(before)}
+    if i:
+      state[f'downsample_layers.{i}.1.weight'] = array(width, before, 2, 2)
+      state[f'downsample_layers.{i}.1.bias'] = array(width)
+    for j in range(depth):
+      block = f'stages.{i}.{j}'
+      state |= {f'{block}.gamma': array(width), f'{block}.dwconv.weight': array(width, 1, 7, 7)}
+      state |= {f'{block}.norm.weight': array(width), f'{block}.norm.bias': array(width)}
+      state |= {f'{block}.dwconv.bias': array(width)}
+      state |= {f'{block}.pwconv1.weight': array(4 * width, width)}
+      state |= {f'{block}.pwconv1.bias': array(4 * width), f'{block}.pwconv2.bias': array(width)}
+      state |= {f'{block}.pwconv2.weight': array(width, 4 * width)}
+  state |= {'norm.weight': array(c[-1]), 'norm.bias': array(c[-1])}
+  return state | {'head.weight': array(10, c[-1]), 'head.bias': array(10)}
+
+
+def mmpretrain(state):
+  """The same by mmpretrain's names."""
+  rules = (('dwconv', 'depthwise_conv'), ('pwconv', 'pointwise_conv'), ('^norm', 'norm3'))
+  renamed = {}
+  for name, array in state.items():
+    for old, new in rules:
+      name = re.sub(old, new, name)
+    head = name.startswith('head')
+    renamed[name.replace('head', 'head.fc') if head else f'backbone.{name}'] = array
+  return renamed
+
+
+def test_imagenet_weights_fill_the_backbone_and_every_expert(config, shapes, tmp_path):
+  theirs = facebook(config, np.random.default_rng(1))
+  np.savez(tmp_path / 'a.npz', **theirs)
+  report = convert.to_workdir(config, tmp_path / 'a.npz', tmp_path / 'run')
+  assert {r.name for r in report.rows if r.status == 'dropped'} == {'head.weight', 'head.bias'}
+  fresh = {r.name for r in report.rows if r.status == 'fresh'}
+  router = r'backbone.*\.(w_gate\..*|w_noise)'
+  assert all(re.match(rf'neck|\w+_head|backbone.norm[012]|{router}', n) for n in fresh)
+  assert {'neck.lateral_convs.0.conv.weight', 'backbone.norm0.weight'} <= fresh
+  params = checkpoint.restore_for_inference(tmp_path / 'run')[1]['params']
+  assert np.any(params['neck']['lateral_0']['kernel'])  # as a training begins, not zero
+  for path, array in convert._of_state(config, shapes, mmpretrain(theirs), 'mm')[0].items():
+    np.testing.assert_array_equal(layouts.get(params, path[1:]), array)
+  backbone = params['backbone']
+  np.testing.assert_array_equal(
+    backbone['stem']['kernel'], theirs['downsample_layers.0.0.weight'].transpose(2, 3, 1, 0)
+  )
+  np.testing.assert_array_equal(
+    backbone['stem_norm']['scale'], theirs['downsample_layers.0.1.weight']
+  )
+  np.testing.assert_array_equal(backbone['norm3']['bias'], theirs['norm.bias'])
+  np.testing.assert_array_equal(
+    backbone['stage0_block0']['ffn']['fc1']['kernel'], theirs['stages.0.0.pwconv1.weight'].T
+  )
+  experts = backbone['stage3_block0']['moe']
+  assert len(experts['experts_w2']) == 8
+  for weight, bias in zip(experts['experts_w2'], experts['experts_b1'], strict=True):
+    np.testing.assert_array_equal(weight, theirs['stages.3.0.pwconv2.weight'].T)
+    np.testing.assert_array_equal(bias, theirs['stages.3.0.pwconv1.bias'])
+
+  del theirs['stages.1.0.gamma']
+  _, report = convert._of_state(config, shapes, theirs, 'less')
+  assert report.problems == [convert.Row('missing', 'backbone.stages.1.0.gamma', '(16,)')]
+
+
+def alone(config, task):
+  """The same model without experts and with one task."""
+  c = configs.default()
+  c.update(config.copy_and_resolve_references())
+  for other in set(c.tasks) - {task}:
+    del c.tasks[other]
+  c.batch_size, c.moe.blocks = c.tasks[task].ratio, ((), (), (), ())
+  return configs.check(c)
+
+
+def of_one_task(state, task, start):
+  """The whole official detector's arrays as a file of one data set has them."""
+  renamed = {}
+  for name, array in state.items():
+    level = re.match(r'neck\.(lateral|fpn)_convs\.(\d+)\.(.*)', name)
+    if level and int(level[2]) >= start:
+      renamed[f'neck.{level[1]}_convs.{int(level[2]) - start}.{level[3]}'] = array
+    elif not level:
+      name = name.removeprefix(f'{task}_').replace('.ffn.pointwise', '.pointwise')
+      stem = {'downsample_layers.0.0': 'downsample_layers.0.1'}
+      stem |= {'dataset_stems.single': 'downsample_layers.0.0'}
+      for old, new in stem.items():
+        if old in name:
+          name = name.replace(old, new)
+          break
+      renamed[name] = array
+  return renamed
+
+
+def test_a_checkpoint_of_one_task(config, shapes, tmp_path):
+  sar = alone(config, 'sar')
+  sar_shapes = shapes_of(sar)
+  state = random_state(sar, sar_shapes)
+  theirs = of_one_task(state, 'sar', start=1)
+  assert {'bbox_head.gfl_cls.weight', 'neck.fpn_convs.4.conv.bias'} <= set(theirs)
+  values, report = convert._of_state(sar, sar_shapes, theirs, 'file')
+  unread = {f'neck.{k}_convs.0.conv.{p}' for k in ('lateral', 'fpn') for p in ('weight', 'bias')}
+  assert {r.name for r in report.rows if r.status != 'loaded'} == unread and not report.problems
+  want = official.from_state_dict(state, sar)
+  assert len(values) == len(jax.tree.leaves(want)) - len(unread)
+  for path, array in values.items():
+    np.testing.assert_array_equal(array, layouts.get(want, path))
+
+  with pytest.raises(ValueError, match='config has sar, rgb, ifr. Give one with that task alone'):
+    convert._of_state(config, shapes, theirs, 'file')
+  sar.tasks.sar.classes = ('ship', 'car')
+  np.savez(tmp_path / 'sar.npz', **theirs)
+  with pytest.raises(ValueError, match=r'gfl_cls.*\(shape\).*heads score: sar 2'):
+    convert.to_workdir(sar, tmp_path / 'sar.npz', tmp_path / 'x')
+
+
+def test_the_pooled_level_of_one_task_becomes_a_convolution(config, tmp_path):
+  rgb = alone(config, 'rgb')
+  shapes = shapes_of(rgb)
+  theirs = of_one_task(random_state(rgb, shapes), 'rgb', start=0)
+  theirs = {n: a for n, a in theirs.items() if not re.match(r'neck\.fpn_convs\.[45]', n)}
+  assert {'rpn_head.rpn_cls.weight', 'roi_head.bbox_head.fc_cls.weight'} <= set(theirs)
+  values, report = convert._of_state(rgb, shapes, theirs, 'file')
+  assert not report.problems
+  kernel = values['params', 'neck', 'extra_0', 'kernel']
+  x = np.random.default_rng(0).normal(size=(1, 7, 6, len(kernel[1, 1]))).astype(np.float32)
+  y = jax.lax.conv_general_dilated(
+    x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+  np.testing.assert_array_equal(y, x[:, ::2, ::2])
+  with pytest.raises(ValueError, match='reads 4 stages of the backbone, task sar reads 3'):
+    convert._of_state(alone(config, 'sar'), shapes, theirs, 'file')
+
+
+def test_a_model_with_other_classes_takes_what_fits(config, shapes, state):
+  new = tiny_config(groups=1)
+  new.tasks.sar.classes = ('oil', 'wake')
+  new.label_space = 'per_task'
+  zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes_of(new))
+  variables, report = convert.load_matching(zeros, state, new)
+  assert {r.name.split('.')[0] for r in report.rows if r.status == 'shape'} == {
+    'sar_bbox_head', 'rgb_roi_head', 'ifr_roi_head',
+  }  # fmt: skip
+  params = variables['params']
+  assert not np.any(params['heads_sar']['bbox_head']['cls']['kernel'])
+  want = official.from_state_dict(state, config)['params']
+  jax.tree.map(np.testing.assert_array_equal, params['backbone'], want['backbone'])
+  np.testing.assert_array_equal(
+    params['heads_rgb']['rpn_head']['conv']['kernel'],
+    want['heads_rgb']['rpn_head']['conv']['kernel'],
+  )
+  with pytest.raises(ValueError, match='nothing of it fits'):
+    convert.load_matching(zeros, {'neck.x': np.zeros(3)}, new)
+
+
+def test_training_starts_from_another_run(tiny_run, tmp_path, caplog):
+  config, trained = checkpoint.restore_for_inference(tiny_run)
+  config.init_from = str(tiny_run)
+  config.tasks.sar.classes = ('ship', 'tank', 'aircraft', 'new')
+  fresh = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes_of(config))
+  caplog.set_level('INFO')
+  model = convert.start_from({'variables': fresh, 'ema': fresh['params']}, config)
+  assert re.search(r'^shape +params/heads_sar/bbox_head/cls/bias ', caplog.text, re.M)
+  for params in (model['variables']['params'], model['ema']):
+    jax.tree.map(np.testing.assert_array_equal, params['backbone'], trained['params']['backbone'])
+    assert not np.any(params['heads_sar']['bbox_head']['cls']['bias'])
+    assert np.any(params['heads_sar']['bbox_head']['reg']['bias'])
+
+
+def test_a_converted_model_evaluates_as_the_one_it_came_from(tiny_run, tmp_path):
+  file = tmp_path / 'weights.safetensors'
+  assert run('convert', '--to=official', '--workdir', tiny_run, file) == 0
+  config = config_file(tmp_path / 'config.py', checkpoint.load_config(tiny_run))
+  out = tmp_path / 'run'
+  assert run('convert', '--from=official', f'--config={config}', file, '--out', out) == 0
+  assert run('evaluate', '--workdir', out) == 0
+  first, again = (json.loads((p / 'metrics.json').read_text()) for p in (tiny_run, out))
+  assert first == again
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (('--from=official', 'a.pth', '--out=x'), '--config missing'),
+    (('--to=official', 'a.pth'), '--workdir missing'),
+    (('--from=official', '--config=quickstart', 'none.pth', '--out=x'), 'none.pth'),
+  ],
+)
+def test_what_is_missing_is_said(arguments, message, capsys):
+  assert run('convert', *arguments) == 2
+  assert message in capsys.readouterr().err
