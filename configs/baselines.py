@@ -58,7 +58,7 @@ def _simple_joint(text):
 
 def _domain_attention(text):
   c = _dense(text)
-  c.backbone.adapters = 'per_task'
+  c.backbone.adapters = True
   sm3det.mix(c, 1, 1, 1)
   return c
 

@@ -1,11 +1,11 @@
-"""Batches of any number of tasks in a fixed ratio, the same ones on any number of hosts.
+"""Batches of any number of tasks in a ratio, the same ones on any number of hosts.
 
-Global batch `i` is a pure function of `i`, the seed and the data: task `t` brings
-`n_t = batch_size * ratio_t / sum(ratios)` images, the positions `i * n_t ... (i + 1) * n_t - 1` of
-its endless sequence of reshuffled epochs, and host `h` of `H` loads the `h`-th part of each task's
-images. So every host and every device has the ratio, and a run that starts again at step `i`, on
-whatever hosts and workers, needs to know nothing but `i`. Grain gives random access by batch, the
-prefetching threads and the worker processes, which never touch a JAX backend.
+Global batch `i` is a pure function of `i`, the seed and the data: task `t` brings the next `n_t`
+images of its endless sequence of reshuffled epochs, and host `h` of `H` loads the `h`-th part of
+each task's images. `n_t` is `batch_size * ratio_t / sum(ratios)`, or random (see `Mix`). So every
+host and every device has the same mix, and a run that starts again at step `i`, on whatever hosts
+and workers, needs to know nothing but `i`. Grain gives random access by batch, the prefetching
+threads and the worker processes, which never touch a JAX backend.
 """
 
 import collections
@@ -27,6 +27,7 @@ from sm3det_jax.config import ConfigDict, label_space
 
 ATTEMPTS = 10  # draws for a place in a batch, at most: an augmentation may leave no object
 ENDLESS = 2**48  # batches
+BLOCK = 2**16  # batches whose mix is drawn at once
 
 logger = logging.getLogger(__name__)
 
@@ -156,35 +157,81 @@ def train_batches(config: ConfigDict, step: int = 0, host: int = 0, hosts: int =
     hosts: their number; it must divide every task's images of a batch.
 
   Yields:
-    {task: {'images', 'boxes', 'labels', 'valid', 'shapes'}} (see `Task.stack`), `n_t / hosts`
-    images a task. What was drawn anew, stayed empty or did not fit is logged as it adds up, and at
+    {task: {'images', 'boxes', 'labels', 'valid', 'shapes'}} (see `Task.stack`), of the tasks that
+    `Mix` gives it. What was drawn anew, stayed empty or did not fit is logged as it adds up, and at
     the end.
 
   Raises:
     ValueError: a task without images, of other classes or boxes than its data set, or a batch that
       does not divide (at the call); an image that does not fit (at the batch that holds it).
   """
-  local = {name: n // hosts for name, n in _images_of_each_task(config, hosts).items()}
-  tasks = {name: Task(config, name, 'train') for name in local}
-  load = functools.partial(_load_train, tasks, local, host, hosts)
+  groups = _groups(config, hosts)
+  tasks = {name: Task(config, name, 'train') for name in config.tasks}
+  mix = Mix(config, groups, {name: len(task.pool) for name, task in tasks.items()})
+  load = functools.partial(_load_train, tasks, mix, host, hosts)
   batches = _prefetched(grain.MapDataset.range(step, ENDLESS).map(load), config.workers)
-  return _reported(batches, tasks, local, step, hosts)
+  return _reported(batches, tasks, mix, step)
 
 
-def _load_train(tasks, local, host, hosts, step):
+class Mix:
+  """How many images of each task a global batch has, and how many came before it.
+
+  With `config.sampling` 'ratio' these are the task's ratio times the groups. With 'random' each of
+  the sum(ratio) parts of a batch, a part being as many images as there are groups, is of a task
+  drawn by the sizes of the data sets, so that a batch may lack a task; the few mixes there are, 15
+  for four parts of three tasks, are as many programs of static shapes.
+
+  Args:
+    config: uses seed, sampling and the tasks' ratios.
+    groups: of a batch.
+    sizes: {task: images of its data set}.
+  """
+
+  def __init__(self, config: ConfigDict, groups: int, sizes: dict[str, int]):
+    ratios = [task.ratio for task in config.tasks.values()]
+    self.names, self.groups, self.parts = tuple(config.tasks), groups, np.array(ratios)
+    self.random = config.sampling == 'random'
+    total = sum(sizes.values())
+    self.draw = (config.seed, sum(ratios), tuple(sizes[name] / total for name in self.names))
+
+  def of(self, step: int) -> dict[str, tuple[int, int]]:
+    """{task: (images before batch `step`, images of it)}."""
+    before, parts = step * self.parts, self.parts
+    if self.random:
+      counts, before = _random_parts(*self.draw, step // BLOCK)
+      before, parts = before + counts[: step % BLOCK].sum(0), counts[step % BLOCK]
+    pairs = zip(before * self.groups, parts * self.groups, strict=True)
+    return {name: (int(a), int(b)) for name, (a, b) in zip(self.names, pairs, strict=True)}
+
+
+@functools.cache
+def _random_parts(seed, parts, shares, block):
+  """Parts of each task in the batches of a block [BLOCK, tasks], and in all blocks before it."""
+  rng = np.random.default_rng([seed, zlib.crc32(b'mix'), block])
+  counts = rng.multinomial(parts, shares, BLOCK)
+  if not block:
+    return counts, np.zeros(len(shares), int)
+  last, before = _random_parts(seed, parts, shares, block - 1)
+  return counts, before + last.sum(0)
+
+
+def _load_train(tasks, mix, host, hosts, step):
   """One host's part of global batch `step`, with what befell its samples."""
   batch, counts = {}, collections.Counter()
-  for name, task in tasks.items():
-    first = (step * hosts + host) * local[name]
-    drawn = [task.draw(position) for position in range(first, first + local[name])]
-    batch[name], overflow = task.stack([sample for sample, _ in drawn], local[name])
+  for name, (first, count) in mix.of(step).items():
+    task, local = tasks[name], count // hosts
+    if not count:
+      continue
+    first += host * local
+    drawn = [task.draw(position) for position in range(first, first + local)]
+    batch[name], overflow = task.stack([sample for sample, _ in drawn], local)
     counts[name, 'drawn anew'] = sum(attempts for _, attempts in drawn)
     counts[name, 'left empty'] = sum(not len(sample['boxes']) for sample, _ in drawn)
     counts[name, 'objects over max_objects'] = overflow
   return batch, counts
 
 
-def _reported(batches, tasks, local, step, hosts):
+def _reported(batches, tasks, mix, step):
   """Hands the batches on; logs a task's counts after its epochs 1, 2, 4, 8, ... and at the end."""
   totals = collections.Counter()
 
@@ -195,7 +242,7 @@ def _reported(batches, tasks, local, step, hosts):
       logger.warning('task %s, epoch %d, counted on this host: %s', name, epochs(name, step), text)
 
   def epochs(name, step):
-    return step * hosts * local[name] // len(tasks[name].pool)
+    return mix.of(step)[name][0] // len(tasks[name].pool)
 
   try:
     for batch, counts in batches:
@@ -273,21 +320,22 @@ def fingerprint(config: ConfigDict) -> str:
   for name, c in config.tasks.items():
     source = Source(config.data_root, c.dataset, c.train.split, tile=c.train.tile)
     tasks[name] = (source.fingerprint, c.ratio, c.train.keep_empty)
-  text = json.dumps((config.seed, config.batch_size, tasks), sort_keys=True)
+  key = config.seed, config.batch_size, tasks, *(['random'] * (config.sampling == 'random'))
+  text = json.dumps(key, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _images_of_each_task(config, hosts):
-  """{task: images of a global batch}, which `hosts` must divide."""
-  ratios = {name: c.ratio for name, c in config.tasks.items()}
-  groups, rest = divmod(config.batch_size, sum(ratios.values()))
+def _groups(config, hosts):
+  """Groups of sum(ratio) images of a global batch, which `hosts` must divide."""
+  ratios = [c.ratio for c in config.tasks.values()]
+  groups, rest = divmod(config.batch_size, sum(ratios))
   if rest or groups % hosts or not groups:
     raise ValueError(
       f'config.batch_size={config.batch_size} does not divide into whole groups of '
-      f'{" + ".join(map(str, ratios.values()))} images on each of {hosts} hosts; the nearest that '
-      f'does is {max(1, groups // hosts) * hosts * sum(ratios.values())}'
+      f'{" + ".join(map(str, ratios))} images on each of {hosts} hosts; the nearest that '
+      f'does is {max(1, groups // hosts) * hosts * sum(ratios)}'
     )
-  return {name: groups * ratio for name, ratio in ratios.items()}
+  return groups
 
 
 def _prefetched(batches: grain.MapDataset, workers) -> grain.DatasetIterator:

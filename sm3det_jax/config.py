@@ -13,9 +13,20 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 import configs
+from sm3det_jax import backbone_configs
 from sm3det_jax.head_configs import DEFAULT, HEADS
 
 ConfigDict = ml_collections.ConfigDict
+
+CHOICES = {
+  'label_space': ('joint', 'per_task'),
+  'balance': ('none', 'dla', 'uncertainty', 'dwa', 'gradnorm'),
+  'sampling': ('ratio', 'random'),
+  'moe.softmax': ('after', 'before'),
+  'moe.level': ('grid', 'image'),
+  'backbone.stems': ('shared', 'per_task'),
+  'optim.lr_scaling': ('none', 'linear', 'sqrt'),
+}
 
 SAR_CLASSES = ('ship', 'aircraft', 'car', 'tank', 'bridge', 'harbor')
 # SOI-Det renames three DOTA classes, so that the joint label space has no name twice.
@@ -44,7 +55,7 @@ def task(box: str, dataset: str, classes: tuple, ratio: int = 1, **changes) -> C
       dataset=dataset,
       classes=tuple(classes),
       ratio=ratio,
-      head=HEADS[DEFAULT[box]][1](),
+      head=head(DEFAULT[box]),
       bands=3,  # a one-band file is repeated to three, as upstream reads it
       mean=IMAGENET_MEAN,
       std=IMAGENET_STD,
@@ -80,28 +91,24 @@ def default() -> ConfigDict:
   c.tasks.sar = task('hbb', 'soi_det_sar', SAR_CLASSES, ratio=2)
   c.tasks.rgb = task('obb', 'soi_det_rgb', DOTA_CLASSES, train=dict(right_angles=round_classes))
   c.tasks.ifr = task('obb', 'soi_det_ifr', DRONEVEHICLE_CLASSES)
-  c.backbone = dict(
-    type='convnext',
-    depths=(3, 3, 9, 3),
-    channels=(96, 192, 384, 768),
-    drop_path_rate=0.1,
-    layer_scale=1e-6,
-    experts_from_one=True,  # every expert starts as a copy of one FFN, as from a checkpoint
-  )
   c.moe = dict(
-    blocks=((), (0, 2), (0, 2, 4, 6, 8), (0, 2)),  # MoE blocks of each stage
+    blocks=(),  # MoE blocks of each stage
     num_experts=8,
     top_k=2,
     noisy=True,
     gate='cosine',
+    softmax='after',  # the top-k, as released; 'before' it, as the paper's equation 2
+    level='grid',  # every grid cell has its experts; 'image': one set for all cells of an image
     balance_weight=0.01,
     implementation='blocked',
     aux_stats='global',  # or 'per_device', as the reference
   )
+  use_backbone(c, 'convnext', 'T')
   # without convolutions of their own the coarsest levels repeat every second cell
   c.neck = dict(type='fpn', channels=256, extra_convs=True)
   c.dtype = 'auto'  # of the compute: bfloat16 on accelerators, float32 on CPU
   c.batch_size = 32  # images a step, over all tasks and devices
+  c.sampling = 'ratio'  # of the tasks; 'random': each part of a batch is of a random task
   c.mesh = dict(data=-1, expert=1)  # -1: all remaining devices
   c.optim = dict(
     lr=1e-4,
@@ -117,6 +124,7 @@ def default() -> ConfigDict:
     warmup_ratio=1 / 3,
     ema=0.0,  # decay of the parameters' running average; 0 = off
   )
+  c.balance = 'dla'  # of the tasks: 'none', 'dla', 'uncertainty', 'dwa' or 'gradnorm'
   c.dla = dict(
     variant='released',
     temperature=3.0,
@@ -127,11 +135,43 @@ def default() -> ConfigDict:
     shared_policy='sigmoid_kl',
     max_ratio=10.0,
   )
+  c.dwa = dict(temperature=2.0, period=2_789)  # steps that a loss is averaged over
+  c.gradnorm = dict(alpha=1.5, lr=0.025)
   c.workers = config_dict.FieldReference('auto', field_type=object)  # or a number of processes
   c.log_every = 50
   c.checkpoint_every = 2_789
   c.keep_checkpoints = 2
   return c
+
+
+def head(kind: str) -> ConfigDict:
+  """The released settings of a head; ValueError for an unknown kind."""
+  if kind not in HEADS:
+    raise ValueError(f'head {kind!r}: expected {", ".join(HEADS)}')
+  return HEADS[kind][1]()
+
+
+def use_backbone(config: ConfigDict, kind: str, size: str = 'T') -> None:
+  """Puts in a backbone as the paper uses it: `config.backbone`, and where MoE layers are.
+
+  Args:
+    config: changed in place.
+    kind: 'convnext', 'van', 'lsknet', 'pvt_v2' or 'swin'.
+    size: 'T', 'S' or 'B'; 'L' for ConvNeXt and Swin.
+
+  Raises:
+    ValueError: another kind or size.
+  """
+  if kind not in backbone_configs.BACKBONES:
+    raise ValueError(f'backbone {kind!r}: expected {sorted(backbone_configs.BACKBONES)}')
+  config.backbone, moe = _backbone(kind, size)
+  config.moe.update(moe)
+
+
+def _backbone(kind, size='T'):
+  backbone, moe = backbone_configs.BACKBONES[kind](size)
+  backbone.stems = 'shared'  # 'per_task': a stem a task, as tasks of different bands need it
+  return backbone, moe
 
 
 def check(config: ConfigDict) -> ConfigDict:
@@ -142,7 +182,8 @@ def check(config: ConfigDict) -> ConfigDict:
       values that contradict each other.
   """
   reference = default()
-  _unknown_keys(config, reference, 'config', skip=('tasks',))
+  _unknown_keys(config, reference, 'config', skip=('tasks', 'backbone'))
+  _check_backbone(config)
   if not len(config.tasks):
     raise ValueError('config.tasks is empty: a model needs at least one task')
   for name, c in config.tasks.items():
@@ -165,17 +206,11 @@ def check(config: ConfigDict) -> ConfigDict:
       raise ValueError(
         f'config.tasks.{name}: bands={c.bands} but {len(c.mean)} means and {len(c.std)} stds'
       )
-  if config.label_space not in ('joint', 'per_task'):
-    raise ValueError(f"config.label_space={config.label_space!r}: expected 'joint' or 'per_task'")
-  scalings = ('none', 'linear', 'sqrt')
-  if config.optim.lr_scaling not in scalings:
-    expected = ' or '.join(map(repr, scalings))
-    raise ValueError(f'config.optim.lr_scaling={config.optim.lr_scaling!r}: expected {expected}')
-  if len(config.moe.blocks) != len(config.backbone.depths):
-    raise ValueError(
-      f'config.moe.blocks has {len(config.moe.blocks)} stages, '
-      f'config.backbone.depths has {len(config.backbone.depths)}'
-    )
+  for key, values in CHOICES.items():
+    section, _, name = key.rpartition('.')
+    value = (config[section] if section else config)[name]
+    if value not in values:
+      raise ValueError(f'config.{key}={value!r}: expected {" or ".join(map(repr, values))}')
   if not 1 <= config.moe.top_k <= config.moe.num_experts:
     raise ValueError(f'config.moe: top_k={config.moe.top_k}, num_experts={config.moe.num_experts}')
   group = sum(c.ratio for c in config.tasks.values())
@@ -185,6 +220,14 @@ def check(config: ConfigDict) -> ConfigDict:
       f'{" + ".join(str(c.ratio) for c in config.tasks.values())} = {group}, one group of images'
     )
   return config
+
+
+def _check_backbone(config):
+  kinds, kind = backbone_configs.BACKBONES, config.backbone.get('type')
+  if kind not in kinds:
+    raise ValueError(f'config.backbone.type={kind!r}: expected {sorted(kinds)}')
+  _unknown_keys(config.backbone, _backbone(kind)[0], f'config.backbone ({kind})')
+  backbone_configs.check(config.backbone, config.moe)
 
 
 def _unknown_keys(config, reference, where, skip=()):
@@ -206,6 +249,29 @@ def label_space(config: ConfigDict, name: str) -> tuple[str, ...]:
   return (
     joint_classes(config) if config.label_space == 'joint' else tuple(config.tasks[name].classes)
   )
+
+
+def arguments(text: str, **defaults) -> ConfigDict:
+  """The arguments of a config file, 'key=value,key=value', as `FILE:key=value,...` hands them over.
+
+  Args:
+    text: each value is read as the type of its default.
+    **defaults: all keys.
+
+  Raises:
+    ValueError: an unknown key, or a value of another type.
+  """
+  values = ConfigDict(defaults)
+  for pair in filter(None, text.split(',')):
+    key, _, value = pair.partition('=')
+    if key not in defaults:
+      raise ValueError(f'argument {pair!r}: expected KEY=VALUE with a key of {sorted(defaults)}')
+    try:
+      values[key] = type(defaults[key])(value)
+    except ValueError:
+      kind = type(defaults[key]).__name__
+      raise ValueError(f'argument {pair!r}: {value!r} is no {kind}') from None
+  return values
 
 
 def load(arguments: list[str]) -> ConfigDict:
@@ -241,7 +307,9 @@ def _parsed(define, arguments):
     values(arguments)
     config = values.config
   except (AttributeError, KeyError, TypeError, flags.Error) as error:
-    raise ValueError(str(error).strip('"\'')) from error
+    # what a config file raised is the last line of a traceback
+    text = str(error).strip('"\'\n').splitlines()[-1].removeprefix('ValueError: ')
+    raise ValueError(text) from error
   config.unlock()
   return config
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from sm3det_jax.backbones.convnext import ConvNeXt
+from sm3det_jax import backbones, weighting
 from sm3det_jax.config import check, label_space
 from sm3det_jax.heads import HEADS
 from sm3det_jax.heads.common import Detections
@@ -25,27 +25,22 @@ class Network(nn.Module):
 
   def setup(self):
     c = self.config
-    moe = {k: c.moe[k] for k in ('num_experts', 'top_k', 'noisy', 'gate', 'implementation')}
-    moe['same_start'] = c.backbone.experts_from_one
-    moe['groups'] = _devices() if c.moe.aux_stats == 'per_device' else 1
-    self.backbone = ConvNeXt(
-      c.backbone.depths, c.backbone.channels, c.moe.blocks, moe, c.backbone.drop_path_rate,
-      c.backbone.layer_scale,
-    )  # fmt: skip
+    self.backbone = backbones.build(c, _devices() if c.moe.aux_stats == 'per_device' else 1)
     self.neck = FPN(c.neck.channels, c.neck.extra_convs, len(c.backbone.depths))
     self.heads = {
       name: HEADS[task.head.type](task.head, self.classes[name]) for name, task in c.tasks.items()
     }
+    self.balance = weighting.make(c.balance, tuple(c.tasks), tuple(term_groups(c)))
 
   def features(self, images, task):
-    stages, _ = self.backbone(images)
+    stages, _ = self.backbone(images, None, task)
     return self.neck(stages, self.heads[task].start)
 
   def detect(self, images, task, shapes):
     return self.heads[task].detect(self.features(images, task), shapes)
 
   def losses(self, batch, rng, sampling):
-    """Loss terms by 'task/term', and the usage of every MoE layer over all passes."""
+    """The loss and its terms by 'task/term', in training of batches of some tasks."""
     keys = {
       name: None if rng is None else jax.random.fold_in(rng, i) for i, name in enumerate(batch)
     }
@@ -53,18 +48,30 @@ class Network(nn.Module):
     terms = {}
     for name, targets in batch.items():
       head = self.heads[name]
-      levels = self.neck(stages[name], head.start)
+      levels = self._levels(stages[name], name)
       new = head.loss(levels, targets, keys[name], sampling)
       terms |= {f'{name}/{term}': value for term, value in new.items()}
-    return terms, add_usage(passes)
+    if usage := add_usage(passes):
+      terms['moe/balance'] = balance_loss(usage, self.config.moe.balance_weight)
+    return self.balance(terms), terms
+
+  def _levels(self, stages, name):
+    """FPN levels of a task in training; GradNorm measures the gradients of the neck's layers."""
+    start = self.heads[name].start
+    if self.config.balance != 'gradnorm':
+      return self.neck(stages, start)
+    neck, variables = self.neck.unbind()
+    return neck.apply(self.balance.probed(variables, name), stages, start)
 
   def _stages(self, images, rng):
-    """Stage outputs by task; tasks of equal shape share one pass of the backbone."""
+    """Stage outputs by task; tasks of equal shape and one stem share a pass of the backbone."""
     stages, passes = {}, []
-    for i, shape in enumerate(dict.fromkeys(x.shape[1:] for x in images.values())):
-      names = [name for name, x in images.items() if x.shape[1:] == shape]
+    groups = {}
+    for name, x in images.items():
+      groups.setdefault((x.shape[1:], self._own(name)), []).append(name)
+    for i, names in enumerate(groups.values()):
       key = None if rng is None else jax.random.fold_in(rng, len(images) + i)
-      outs, usage = self.backbone(_interleave([images[n] for n in names]), key)
+      outs, usage = self.backbone(_interleave([images[n] for n in names]), key, names[0])
       passes.append(usage)
       counts = [len(images[n]) for n in names]
       for out in outs:
@@ -72,21 +79,38 @@ class Network(nn.Module):
           stages.setdefault(name, []).append(part)
     return stages, passes
 
-  def routing(self, images):
-    self.backbone(images)
+  def _own(self, name):
+    """The task where the backbone has layers of its own for it, else ''."""
+    c = self.config.backbone
+    return name if c.stems == 'per_task' or c.get('adapters') else ''
+
+  def routing(self, images, task):
+    self.backbone(images, None, task)
 
   def touch(self, images):
-    """Runs every layer once, so that `init` makes all parameters."""
-    stages, _ = self.backbone(images)
+    """Runs every layer once, so that `init` makes all parameters; `images` by task."""
+    for name in {self._own(name): name for name in images}.values():
+      stages, _ = self.backbone(images[name], None, name)
     self.neck.touch(stages)
     for head in self.heads.values():
       head.touch(self.neck(stages, head.start))
+    self.balance({term: jnp.ones(()) for term in term_groups(self.config)})
 
 
-def _grid(images, block):
-  """Height and width of the map of 'stage<i>_block<j>'."""
-  size = 4 << int(block.removeprefix('stage').split('_')[0])
-  return tuple(n // size for n in images.shape[1:3])
+def term_groups(config) -> dict[str, str]:
+  """Parameter group ('task/module') of every loss term ('task/term') of a config."""
+  kinds = {name: HEADS[task.head.type] for name, task in config.tasks.items()}
+  return {f'{n}/{t}': f'{n}/{g}' for n, k in kinds.items() for t, g in k.GROUPS.items()}
+
+
+def _cells(intermediates):
+  """{'stage0_block1' or 'stage0_block1/fc2': experts [B, h, w, K]} of the backbone's layers."""
+  found = {}
+  for path, grid in jax.tree.leaves_with_path(intermediates['backbone']):
+    keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+    if keys[-1] == 'experts_of_cells':
+      found['/'.join(k for k in keys[:-1] if k not in ('moe', 'mlp'))] = grid
+  return found
 
 
 def _devices():
@@ -127,13 +151,12 @@ class M2Det:
   @property
   def term_groups(self) -> dict[str, str]:
     """Parameter group ('task/module') of every loss term ('task/term')."""
-    kinds = {name: HEADS[task.head.type] for name, task in self.config.tasks.items()}
-    return {f'{n}/{t}': f'{n}/{g}' for n, k in kinds.items() for t, g in k.GROUPS.items()}
+    return term_groups(self.config)
 
   def init(self, rng: jax.Array) -> dict:
-    """Fresh variables, {'params': ...}."""
-    bands = next(iter(self.config.tasks.values())).bands
-    images = jnp.zeros((1, 2 * PYRAMID_STRIDE, 2 * PYRAMID_STRIDE, bands))
+    """Fresh variables, {'params': ...} and the other Flax collections of the model."""
+    side = 2 * PYRAMID_STRIDE
+    images = {n: jnp.zeros((1, side, side, task.bands)) for n, task in self.config.tasks.items()}
     return self.network.init(rng, images, method='touch')
 
   def features(self, variables, images, task: str) -> list[jax.Array]:
@@ -148,18 +171,19 @@ class M2Det:
     images = self._compute(images)
     return self.network.apply(variables, images, self._known(task), shapes, method='detect')
 
-  def routing(self, variables, images) -> dict[str, jax.Array]:
+  def routing(self, variables, images, task: str) -> dict[str, jax.Array]:
     """Experts [B, h, w, K] of every grid cell, the best first, by MoE layer (evaluation mode)."""
     _, extra = self.network.apply(
-      variables, self._compute(images), method='routing', mutable='intermediates'
-    )
-    return {
-      name: block['moe']['routing'][0].indices.reshape(len(images), *_grid(images, name), -1)
-      for name, block in extra['intermediates']['backbone'].items()
-    }
+      variables, self._compute(images), self._known(task), method='routing',
+      mutable='intermediates',
+    )  # fmt: skip
+    return _cells(extra['intermediates'])
 
   def loss(self, variables, batch: dict, rng=None, sampling: str = 'random'):
     """Training loss of a batch of all or some tasks.
+
+    Batch norm uses the statistics of the batch and moves its running averages, with a key or
+    without; all else uses the averages.
 
     Args:
       variables: as `init`.
@@ -169,8 +193,9 @@ class M2Det:
       sampling: 'random', 'all' (every positive and negative) or 'firstk' (ascending indices).
 
     Returns:
-      (total, (terms, updates)): the sum of all terms, {'task/term': scalar} with 'moe/balance', and
-      the Flax collections to replace ({} where there are none).
+      (total, (terms, updates)): the sum of all terms, unless `config.balance` weighs them,
+      {'task/term': scalar} with 'moe/balance', and the Flax collections to replace ({} where there
+      are none).
 
     Raises:
       ValueError: random sampling without a key, an unknown task or sampling mode.
@@ -184,10 +209,10 @@ class M2Det:
       b = dict(batch[name])
       b.setdefault('shapes', self._shapes(b['images']))
       ordered[name] = b | {'images': self._compute(b['images'])}
-    terms, usage = self.network.apply(variables, ordered, rng, sampling, method='losses')
-    if usage:
-      terms['moe/balance'] = balance_loss(usage, self.config.moe.balance_weight)
-    return sum(terms.values()), (terms, {})
+    (total, terms), updates = self.network.apply(
+      variables, ordered, rng, sampling, method='losses', mutable=['batch_stats']
+    )
+    return total, (terms, updates)
 
   def _known(self, task):
     if task not in self.tasks:

@@ -40,8 +40,8 @@ def measure(config: ConfigDict, variables: dict, split: str | None = None) -> di
     counts = collections.defaultdict(list)
 
     @jax.jit
-    def step(variables, images, shapes, c=c):
-      return detector.routing(variables, normalise(images, c.mean, c.std, shapes))
+    def step(variables, images, shapes, c=c, task=task):
+      return detector.routing(variables, normalise(images, c.mean, c.std, shapes), task)
 
     for batch in mixture.eval_batches(config, task, split, BATCH):
       for name, indices in step(variables, batch['images'], batch['shapes']).items():

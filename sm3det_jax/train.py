@@ -180,7 +180,7 @@ def train_step(config: ConfigDict, detector: Any, tx: Any) -> Callable:
     model, training = state['model'], state['training']
     variables, params = model['variables'], model['variables']['params']
     (total, (terms, changed)), grads = gradient(params, variables, batch, training['step'])
-    grad_norm = optax.tree.norm(grads)
+    grad_norm = optimizer.gradient_norm(grads)
     finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
     updates, opt = tx.update(grads, training['opt'], params, losses=terms)
     params = optax.apply_updates(params, updates)

@@ -1,5 +1,6 @@
 """Mixing tasks: ratio, order, hosts, workers, resumption, bad data."""
 
+import itertools
 import json
 import logging
 import multiprocessing
@@ -441,3 +442,36 @@ def test_windows_of_prepared_images(ships, monkeypatch):
   for own, theirs in zip(take(4, config), take(4, ship_config(ships, '1')), strict=True):
     assert own['sar']['valid'].any(1).all()
     assert_equal(own, theirs)
+
+
+def test_random_mixing_follows_the_sizes_of_the_data_sets():
+  config, sizes = make_config(sampling='random'), {'sar': 7, 'rgb': 5, 'ifr': 11}
+  mix = mixture.Mix(config, groups=4, sizes=sizes)
+  counts = np.array([[n for _, n in mix.of(i).values()] for i in range(4000)])
+  assert (counts.sum(1) == 16).all() and (counts % 4 == 0).all()
+  np.testing.assert_allclose(counts.mean(0) / 16, np.array([7, 5, 11]) / 23, atol=0.01)
+  assert len({*map(tuple, counts)}) == 15  # every way to share four parts among three tasks
+  before = np.array([[first for first, _ in mix.of(i).values()] for i in range(4000)])
+  np.testing.assert_array_equal(before[1:], counts.cumsum(0)[:-1])  # no image left out or twice
+
+
+def test_random_mixing_across_the_blocks_it_is_drawn_in(monkeypatch):
+  monkeypatch.setattr(mixture, 'BLOCK', 3)
+  mixture._random_parts.cache_clear()
+  mix = mixture.Mix(make_config(sampling='random', seed=5), 1, {'sar': 1, 'rgb': 1, 'ifr': 1})
+  where = [mix.of(i) for i in range(11)]
+  for now, after in itertools.pairwise(where):
+    assert all(after[name][0] == sum(now[name]) for name in now)
+  mixture._random_parts.cache_clear()
+
+
+def test_random_batches_are_the_same_on_any_hosts_and_after_a_restart():
+  config = make_config(sampling='random', batch_size=8)
+  whole = take(6, config)
+  assert [sorted(b) for b in take(2, config, step=4)] == [sorted(b) for b in whole[4:]]
+  halves = [take(6, config, host=h, hosts=2) for h in (0, 1)]
+  for i, batch in enumerate(whole):
+    for name in batch:
+      parts = [h[i][name]['images'] for h in halves]
+      np.testing.assert_array_equal(batch[name]['images'], np.concatenate(parts))
+  assert any(len(b) < 3 for b in whole)  # some batch lacks a task

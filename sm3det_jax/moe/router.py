@@ -1,8 +1,8 @@
 """The router: gate logits, noise, top-k, and the statistics that the balance loss is made of.
 
-Sources: SM3Det equation 2 and its released code, whose softmax comes after the top-k (gates of a
-token sum to 1) and whose logits are noisy in training; the statistics are those of Shazeer et al.,
-"Outrageously large neural networks" (2017), appendix A.
+Sources: SM3Det equation 2, whose softmax comes before the top-k, and its released code, where it
+comes after (gates of a token sum to 1) and logits are noisy in training; the statistics are those
+of Shazeer et al., "Outrageously large neural networks" (2017), appendix A.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class Routing(NamedTuple):
   """Where `N` tokens go and what the balance loss needs of it."""
 
   indices: jax.Array  # [N, K] experts, the best first
-  weights: jax.Array  # [N, K] gates, summing to 1 over K
+  weights: jax.Array  # [N, K] gates; they sum to 1 over K, or to less with the softmax before
   importance: jax.Array  # [N, E] gate of every expert, 0 outside of the top k
   load: jax.Array  # [N, E] (smooth) membership of the top k
 
@@ -34,9 +34,12 @@ def draw_noise(key: jax.Array, shape: tuple, dtype) -> jax.Array:
 
 
 def route(
-  logits: jax.Array, k: int, noise: jax.Array | None = None, noise_std: jax.Array | None = None
-) -> Routing:
+  logits: jax.Array, k: int, noise: jax.Array | None = None, noise_std: jax.Array | None = None,
+  softmax: str = 'after',
+) -> Routing:  # fmt: skip
   """Top-k routing of [N, E] clean logits, noisy when `noise` and its [N, E] deviation are given.
+
+  The softmax is over the chosen logits, 'after' the top-k, or over all of them, 'before' it.
 
   Load is the probability that an expert stays in the top k under a new draw of its own noise; it is
   a hard 0 or 1 without noise, or where every expert is chosen.
@@ -44,7 +47,10 @@ def route(
   n, e = logits.shape
   noisy = logits if noise is None else logits + noise_std * noise
   top, indices = jax.lax.top_k(noisy, min(k + 1, e))
-  weights = jax.nn.softmax(top[:, :k], -1)
+  if softmax == 'after':
+    weights = jax.nn.softmax(top[:, :k], -1)
+  else:
+    weights = jnp.exp(top[:, :k] - jax.nn.logsumexp(noisy, -1, keepdims=True))
   chosen = jax.nn.one_hot(indices[:, :k], e, dtype=weights.dtype)  # [N, K, E]
   importance = jnp.einsum('nk,nke->ne', weights, chosen)
   load = chosen.sum(1)
@@ -70,12 +76,14 @@ class Router(nn.Module):
     noisy: learnable Gaussian noise on the logits in training.
     gate: 'cosine' (a projection to min(C // 2, 256), cosine to expert embeddings, a learnable
       temperature) or 'linear' (no bias).
+    softmax: as `route`.
   """
 
   num_experts: int
   top_k: int
   noisy: bool = True
   gate: str = 'cosine'
+  softmax: str = 'after'
 
   @nn.compact
   def __call__(self, x: jax.Array, noise_key: jax.Array | None = None) -> Routing:
@@ -88,7 +96,7 @@ class Router(nn.Module):
     if self.noisy and noise_key is not None:
       std = jax.nn.softplus(x @ w_noise.astype(x.dtype)) + 0.01
       noise = draw_noise(noise_key, std.shape, std.dtype)
-    return route(self._logits(x), self.top_k, noise, std)
+    return route(self._logits(x), self.top_k, noise, std, self.softmax)
 
   def _logits(self, x):
     c, e = x.shape[-1], self.num_experts

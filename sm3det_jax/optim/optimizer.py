@@ -1,4 +1,4 @@
-"""The optimizer: clipped AdamW with warm-up, step decay, and DLA last.
+"""The optimizer: clipped AdamW with warm-up, step decay, and the balance of the tasks last.
 
 Source: the released configuration (AdamW 1e-4, betas 0.9 and 0.999, decay 0.05 on all parameters,
 gradient norm 35, rate / 10 after epochs 8 and 11 of 12, 500 warm-up steps from 1/3). The released
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sm3det_jax.optim import dla
+from sm3det_jax.optim import balance, dla
 from sm3det_jax.sharding import match
 
 logger = logging.getLogger(__name__)
@@ -59,17 +59,23 @@ def build(config: Any, term_groups: Mapping[str, str]) -> optax.GradientTransfor
   """The whole optimizer; its `update` needs `losses={term: scalar}` beside gradients and params.
 
   Args:
-    config: uses `optim` and `dla`.
+    config: uses `optim`, `balance` and what that names, `tasks`.
     term_groups: {loss term: group}, as `detector.term_groups`.
   """
-  c = config.optim
-  tx = optax.chain(
+  c, kind = config.optim, config.balance
+  steps = [
     optax.clip_by_global_norm(c.clip_norm),
     optax.scale_by_adam(*c.betas),
     optax.add_decayed_weights(c.weight_decay),
     optax.scale_by_learning_rate(schedule(c)),
-    dla.scale_by_dla(term_groups, lambda p: parameter_groups(p, term_groups), **config.dla),
-  )
+  ]
+  if kind == 'dla':
+    groups = lambda p: parameter_groups(p, term_groups)
+    steps.append(dla.scale_by_dla(term_groups, groups, **config.dla))
+  tx = optax.chain(*steps)
+  if kind in balance.TRANSFORMS:
+    weights = balance.TRANSFORMS[kind](tuple(config.tasks), **config[kind])
+    tx = balance.beside(tx, weights)
 
   def update(updates, state, params=None, **extra_args):
     with jax.numpy_dtype_promotion('standard'):  # Adam raises a float to its integer count
@@ -79,8 +85,13 @@ def build(config: Any, term_groups: Mapping[str, str]) -> optax.GradientTransfor
 
 
 def multipliers(opt_state: Any) -> dict[str, jax.Array]:
-  """{group: multiplier} of the last update, out of the state of `build`'s optimizer."""
-  return opt_state[-1].multipliers
+  """{group or task: multiplier} of the last update, out of the state of `build`'s optimizer."""
+  return optax.tree.get(opt_state, 'multipliers', default={})
+
+
+def gradient_norm(grads: Any) -> jax.Array:
+  """L2 norm over the model; the "gradients" of task weights are measurements."""
+  return optax.tree.norm({k: v for k, v in grads.items() if k != 'balance'})
 
 
 def log_parameters(params: Any, term_groups: Mapping[str, str]) -> None:
