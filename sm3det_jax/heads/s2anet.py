@@ -58,6 +58,11 @@ class OrientedConv(nn.Module):
     return y + bias.astype(x.dtype)[None, None, None]
 
 
+def over_orientations(x):
+  """The strongest response of every filter: [B, H, W, D * 8] -> [B, H, W, D]."""
+  return x.reshape(*x.shape[:3], -1, ORIENTATIONS).max(-1)
+
+
 class AlignConv(nn.Module):
   """A 3x3 convolution of every level whose taps span a box (S2ANet, section III-C)."""
 
@@ -85,8 +90,7 @@ class ODMHead(dense.DenseHead):
 
   def __call__(self, features):
     features = [self.or_conv(x) for x in features]
-    pooled = [x.reshape(*x.shape[:3], -1, ORIENTATIONS).max(-1) for x in features]
-    return super().__call__(features, pooled)
+    return super().__call__(features, [over_orientations(x) for x in features])
 
 
 class S2ANet(nn.Module):
@@ -138,6 +142,8 @@ class S2ANet(nn.Module):
   def loss(self, features, targets, rng=None, sampling='random'):
     """Terms cls and bbox of both heads; `targets` as a task's batch. Every location counts."""
     del rng, sampling
+    # no coder here exchanges the sides: w has to be the long one
+    targets = targets | {'boxes': obb.normalise(targets['boxes'])}
     fam, refined, odm = self._run(features)
     refined = jnp.concatenate(refined, 1)
     anchors = jnp.broadcast_to(jnp.concatenate(self._anchors(features))[None], refined.shape)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from sm3det_jax import losses
 from sm3det_jax.backbones.layers import Dense
-from sm3det_jax.geometry import assign, coders, iou, nms, roi_align
+from sm3det_jax.geometry import assign, coders, iou, nms, obb, roi_align
 from sm3det_jax.heads import rpn
 from sm3det_jax.heads.common import Detections, start_stage
 from sm3det_jax.precision import wide
@@ -197,7 +197,7 @@ def roi_features(c, stage, features, rois):
 def sample(c, stage, num_classes, sampling, rois, roi_valid, boxes, labels, valid, key) -> Samples:
   """Chooses RoIs of one image; its objects (their envelopes if RoIs are HBB) are RoIs too."""
   horizontal = rois.shape[-1] == 4
-  objects = rpn.envelopes(boxes) if horizontal else boxes
+  objects = rpn.envelopes(boxes) if horizontal else obb.normalise(boxes)
   overlaps = (iou.hbb_iou if horizontal else iou.rotated_iou)(rois, objects)
   assigned = assign.max_iou(
     overlaps, valid, stage.pos_iou, stage.pos_iou, low_quality=False, box_valid=roi_valid
