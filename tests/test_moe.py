@@ -153,7 +153,7 @@ def test_statistics_and_refusals():
 @pytest.mark.parametrize('shape', [(1, 8), (2, 4), (4, 2), (8, 1)])
 def test_layer_on_a_mesh_equals_one_device(shape):
   mesh = jax.make_mesh(shape, ('data', 'expert'), axis_types=(AxisType.Auto,) * 2)
-  module = layer.MoE(num_experts=4, top_k=2, hidden=16, same_start=False)
+  module = layer.MoE(num_experts=8, top_k=2, hidden=16, same_start=False)
   x = jax.random.normal(jax.random.key(1), (8, 4, 4, 8))
   params = module.init(jax.random.key(0), x)
   key = jax.random.key(3)

@@ -85,7 +85,7 @@ def _parallel(
     raise ValueError(f'{implementation=}: expected one of {dispatch.IMPLEMENTATIONS}')
   mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
   n, (num_experts, *_) = len(x), params[0].shape
-  peers = mesh.shape.get(AXIS, 1)
+  peers, devices = mesh.shape.get(AXIS, 1), max(mesh.size, 1)  # 0 outside of a mesh
   if num_experts % peers:
     raise ValueError(f'{num_experts} experts do not divide over mesh axis {AXIS!r} of {peers}')
   how = transport(peers, indices.shape[1], x.dtype.itemsize, _platform(mesh), capacity_factor)
@@ -93,9 +93,9 @@ def _parallel(
     TRANSPORTS[how], kind, peers=peers, num_experts=num_experts, implementation=implementation,
     capacity_factor=capacity_factor,
   )  # fmt: skip
-  x, weights = (_padded(a, mesh.size, 0) for a in (x, weights))
-  padded = _padded(indices, mesh.size, num_experts)
-  if mesh.size > 1:
+  x, weights = (_padded(a, devices, 0) for a in (x, weights))
+  padded = _padded(indices, devices, num_experts)
+  if devices > 1:
     tokens, experts = P(mesh.axis_names), P(AXIS if AXIS in mesh.axis_names else None)
     # check_vma=False: the sums over devices of the weights' gradients come from the in_specs alone
     body = jax.shard_map(
@@ -112,7 +112,7 @@ def _parallel(
 
 
 def _platform(mesh):
-  device = mesh.abstract_mesh.abstract_device
+  device = getattr(mesh, 'abstract_mesh', mesh).abstract_device
   return device.platform if device else jax.default_backend()
 
 

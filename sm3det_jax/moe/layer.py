@@ -5,9 +5,8 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
-from sm3det_jax.moe import dispatch
+from sm3det_jax.moe import expert_parallel
 from sm3det_jax.moe.router import Router, Routing, cv_squared
 from sm3det_jax.precision import wide
 
@@ -38,37 +37,14 @@ def block_usage(layers: list[Usage]) -> Usage:
   return jax.tree.map(lambda *x: jnp.concatenate(x), *layers)
 
 
-def token_axes() -> tuple[str, ...]:
-  """Mesh axes that tokens are sharded over: all those of the current mesh."""
-  return tuple(jax.sharding.get_abstract_mesh().axis_names)
-
-
-def on_own_tokens(experts, x, indices, weights, params, implementation):
-  """A function of `dispatch`, every device for its own tokens where a mesh is in use.
-
-  Args:
-    experts: `dispatch.expert_ffn` or `dispatch.expert_linear`.
-    x, indices, weights, implementation: as these take them.
-    params: the experts' arrays, in their order.
-  """
-  axes = token_axes()
-  run = lambda x, i, w, p: experts(x, i, w, *p, implementation=implementation)
-  if jax.sharding.get_abstract_mesh().size <= 1:
-    return run(x, indices, weights, params)
-  # check_vma=False: the sums over devices of the weights' gradients come from the in_specs alone
-  run = jax.shard_map(
-    run, in_specs=(P(axes), P(axes), P(axes), P()), out_specs=P(axes), check_vma=False
-  )
-  return run(x, indices, weights, params)
-
-
 class Sparse(nn.Module, kw_only=True):
   """A routed layer over grid cells (SM3Det section 3.3; released code); `experts` says of what.
 
   Attributes:
     num_experts, top_k, noisy, gate, softmax: as `Router`.
     level: what has experts of its own, every cell of the 'grid' or an 'image' (by its mean).
-    implementation: as `dispatch.expert_ffn`.
+    implementation, capacity_factor: as `expert_parallel.expert_ffn`; with the latter, collection
+      'metrics' gets the share of its choices that each image lost.
     groups: of tokens whose balance is judged apart: 1, or the number of devices.
     same_start: every expert starts as a copy of one random one.
     kernel_init: of an expert's kernels.
@@ -81,6 +57,7 @@ class Sparse(nn.Module, kw_only=True):
   softmax: str = 'after'
   level: str = 'grid'
   implementation: str = 'blocked'
+  capacity_factor: float | None = None
   groups: int = 1
   same_start: bool = True
   kernel_init: nn.initializers.Initializer = nn.initializers.truncated_normal(0.02)
@@ -116,10 +93,13 @@ class Sparse(nn.Module, kw_only=True):
     return kernel, self.param(f'experts_b{name}', nn.initializers.zeros, (e, d))
 
   def dispatch(self, experts, x, routing, params):
-    tokens = x.reshape(-1, x.shape[-1])
-    y = on_own_tokens(
-      experts, tokens, routing.indices, routing.weights, params, self.implementation
-    )
+    """`experts`: one of expert_parallel's functions; `params` in its order."""
+    y, stats = experts(
+      x.reshape(-1, x.shape[-1]), routing.indices, routing.weights, *params, return_stats=True,
+      capacity_factor=self.capacity_factor, implementation=self.implementation,
+    )  # fmt: skip
+    if self.capacity_factor is not None:
+      self.sow('metrics', 'dropped', stats['dropped_of_token'].reshape(len(x), -1).mean(1))
     return y.reshape(*x.shape[:-1], -1)
 
 
@@ -131,7 +111,7 @@ class MoE(Sparse, kw_only=True):
   def experts(self, x, routing):
     c = x.shape[-1]
     params = (*self.layer('1', c, self.hidden), *self.layer('2', self.hidden, c))
-    return self.dispatch(dispatch.expert_ffn, x, routing, params)
+    return self.dispatch(expert_parallel.expert_ffn, x, routing, params)
 
 
 class MoELinear(Sparse, kw_only=True):
@@ -141,7 +121,7 @@ class MoELinear(Sparse, kw_only=True):
 
   def experts(self, x, routing):
     params = self.layer('', x.shape[-1], self.features)
-    return self.dispatch(dispatch.expert_linear, x, routing, params)
+    return self.dispatch(expert_parallel.expert_linear, x, routing, params)
 
 
 def stacked(init, same: bool):
