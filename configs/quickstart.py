@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
   c.moe.update(blocks=((), (0,), (0,), (0,)), num_experts=4, top_k=2)
   c.neck.channels = 64
   c.batch_size = 6
-  c.optim.update(lr=1e-3, steps=1200, milestones=(850, 1100), warmup_steps=50, ema=0.0)
+  c.optim.update(lr=5e-4, steps=1200, milestones=(850, 1100), warmup_steps=50, ema=0.0)
   c.dla.update(warmup_steps=50, decay=0.02)
   c.log_every, c.checkpoint_every = 10, 400
   return c
