@@ -95,6 +95,8 @@ def test_a_checkpoint_of_mmcv_comes_in_and_goes_out(config, state, tmp_path, cap
 
   assert run('convert', '--from', 'official', '--config', source, file, '--out', out) == 2
   assert 'holds checkpoints already' in capsys.readouterr().err
+  with checkpoint.manager(out) as checkpoints, pytest.raises(ValueError, match='weights alone'):
+    checkpoint.restore(checkpoints, {})
 
 
 def test_a_half_loaded_model_is_refused(config, state, tmp_path, caplog):

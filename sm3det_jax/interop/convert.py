@@ -78,10 +78,8 @@ def to_workdir(config: ConfigDict, file: str | os.PathLike, out: str | os.PathLi
   if report.problems:
     logger.error('%s\n%s', report.summary(), report.table(*PROBLEMS))
     raise ValueError(_refusal(config, report))
-  variables = _filled(shapes, values)
-  if any(r.status == 'fresh' for r in report.rows):
-    variables = _filled(_fresh(config), values)
-  checkpoint.save_weights(out, config, variables)
+  whole = all(r.status != 'fresh' for r in report.rows)
+  checkpoint.save_weights(out, config, _filled(shapes if whole else _fresh(config), values))
   (pathlib.Path(out) / 'conversion.txt').write_text(f'{report.summary()}\n\n{report.table()}\n')
   return report
 
