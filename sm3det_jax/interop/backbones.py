@@ -10,7 +10,6 @@ from typing import Any
 
 import ml_collections
 
-from sm3det_jax import backbone_configs
 from sm3det_jax import config as configs
 from sm3det_jax.interop.layouts import Entry, affine
 
@@ -88,7 +87,9 @@ def config(arguments: dict) -> tuple[ml_collections.ConfigDict, ml_collections.C
   a = defaults | {k: v for k, v in arguments.items() if k in defaults}
   for key, value in arguments.items():
     _check_argument(kind, key, value, defaults)
-  backbone, moe = backbone_configs.BACKBONES[kind]()[0], configs.default().moe
+  c = configs.default()
+  configs.use_backbone(c, kind)
+  backbone, moe = c.backbone, c.moe
   moe.blocks = _blocks(a, 'MoE_Block_inds')
   if 'num_experts' in a:
     moe.num_experts, moe.top_k, moe.noisy = a['num_experts'], a['top_k'], a['noisy_gating']
