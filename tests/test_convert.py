@@ -1,5 +1,6 @@
 """Official weights into workdirs and back: whole detectors, those of one task, ImageNet's."""
 
+import copy
 import json
 import re
 
@@ -12,7 +13,7 @@ from tiny import tiny_config
 from sm3det_jax import checkpoint, cli
 from sm3det_jax import config as configs
 from sm3det_jax.detector import build
-from sm3det_jax.interop import convert, layouts, official, state_files
+from sm3det_jax.interop import constants, convert, layouts, official, sources, state_files
 
 STATUSES = ('loaded', 'copied', 'fresh', 'dropped', 'missing', 'unexpected', 'shape')
 
@@ -184,10 +185,82 @@ def test_imagenet_weights_fill_the_backbone_and_every_expert(config, shapes, tmp
   assert report.problems == [convert.Row('missing', 'backbone.stages.1.0.gamma', '(16,)')]
 
 
+def with_backbone(config, kind, **changes):
+  """The same model with another backbone of the same width, routed in its last two stages."""
+  c = copy.deepcopy(config)
+  configs.use_backbone(c, kind)
+  c.backbone.update(depths=(1, 1, 1, 1), channels=(8, 16, 32, 64), **changes)
+  c.moe.blocks = ((), (), (0,), (0,))
+  return configs.check(c)
+
+
+def dense(config, shapes):
+  """A random state dict of the backbone without experts, by the official names less `backbone.`."""
+  c = copy.deepcopy(config)
+  c.moe.blocks = ((), (), (), ())
+  state = random_state(c, shapes_of(c))
+  return {n.removeprefix('backbone.'): a for n, a in state.items() if n.startswith('backbone.')}
+
+
+def swapped(state, rules):
+  """`state` with its names changed by (pattern, replacement) pairs."""
+  renamed = {}
+  for name, array in state.items():
+    for pattern, replacement in rules:
+      name = re.sub(pattern, replacement, name)
+    renamed[name] = array
+  return renamed
+
+
+OWN_NAMES = {  # official name -> that of the backbone's own repository, where they differ
+  'van': ((r'^patch_embed1', 'patch_embed1.norm'), ('dataset_stems.single', 'patch_embed1.proj')),
+  'pvt_v2': (),
+  'swin': (
+    ('^stages', 'layers'), ('projection', 'proj'), (r'w_msa\.', ''),
+    (r'ffn\.layers\.0\.0', 'mlp.fc1'), (r'ffn\.layers\.1', 'mlp.fc2'), ('^norm3', 'norm'),
+  ),
+}  # fmt: skip
+OWN_NAMES['lsknet'] = OWN_NAMES['van']
+
+
+@pytest.mark.parametrize('kind', OWN_NAMES)
+def test_other_backbones_of_imagenet(kind, config):
+  changes = {'swin': dict(heads=(1, 2, 4, 8)), 'pvt_v2': dict(heads=(1, 2, 4, 8))}
+  new = with_backbone(config, kind, **changes.get(kind, {}))
+  ours = dense(new, None)
+  theirs = swapped(ours, OWN_NAMES[kind])
+  if kind == 'swin':
+    theirs = {n: a for n, a in theirs.items() if not re.match(r'norm\d', n)}  # outputs'
+  theirs |= {'head.weight': np.zeros((9, 4)), 'head.bias': np.zeros(9)}
+  values, report = convert._of_state(new, shapes_of(new), theirs, 'file')
+  assert not report.problems
+  fresh = {r.name for r in report.rows if r.status == 'fresh' and r.name.startswith('backbone.')}
+  assert all(re.search(r'w_gate|w_noise|backbone\.norm[012]', n) for n in fresh)
+  assert {r.name for r in report.rows if r.status == 'dropped'} == {'head.weight', 'head.bias'}
+  entries = {n: e for e in official.entries(new) for n in e.names}
+  copies = 0
+  for name, entry in entries.items():
+    path = (entry.collection, *entry.path)
+    if name.startswith('backbone.') and path in values and 'downsample' not in name:
+      got = layouts.theirs(entry, values[path])[name]
+      source = re.sub(r'\.experts\.\d+\.', '.', name.removeprefix('backbone.'))
+      np.testing.assert_array_equal(got, ours[source])
+      copies += '.experts.' in name
+  assert copies == 2 * 2 * 2 * new.moe.num_experts  # layers, weight and bias, two linear layers
+
+
+def test_microsofts_patch_merging_in_mmdetections_order():
+  rng = np.random.default_rng(0)
+  x, weight = rng.normal(size=(4, 6, 5)), rng.normal(size=(7, 20))
+  corners = [x[i::2, j::2] for j in (0, 1) for i in (0, 1)]  # as Swin's own code concatenates them
+  want = np.concatenate(corners, -1) @ weight.T
+  unfolded = x.reshape(2, 2, 3, 2, 5).transpose(0, 2, 4, 1, 3).reshape(2, 3, 20)
+  np.testing.assert_allclose(unfolded @ sources._merged(weight).T, want)
+
+
 def alone(config, task):
   """The same model without experts and with one task."""
-  c = configs.default()
-  c.update(config.copy_and_resolve_references())
+  c = copy.deepcopy(config)
   for other in set(c.tasks) - {task}:
     del c.tasks[other]
   c.batch_size, c.moe.blocks = c.tasks[task].ratio, ((), (), (), ())
@@ -251,6 +324,33 @@ def test_the_pooled_level_of_one_task_becomes_a_convolution(config, tmp_path):
   np.testing.assert_array_equal(y, x[:, ::2, ::2])
   with pytest.raises(ValueError, match='reads 4 stages of the backbone, task sar reads 3'):
     convert._of_state(alone(config, 'sar'), shapes, theirs, 'file')
+
+
+@pytest.mark.parametrize(
+  'case',
+  ['case_A', 'heads/s2anet_frcnn_A', 'heads/roitrans_cascade_A', 'heads/roitrans_retina_A'],
+)
+def test_official_detectors_go_out_with_every_array(case, golden):
+  want = dict(np.load(golden / case / 'weights.npz'))
+  config = official.config_from_official(
+    json.loads((golden / case / 'config.json').read_text())['model']
+  )
+  got = official.to_state_dict(official.from_state_dict(want, config), config)
+  got |= constants.of(got)
+  assert set(got) == set(want)
+  for name, array in want.items():
+    np.testing.assert_array_equal(got[name], array)
+
+
+@pytest.mark.parametrize('name', ['swin_A', 'swin_squad_A', 'van_A', 'lsk_A'])
+def test_constants_of_backbones(name, golden):
+  want = {n[2:]: a for n, a in np.load(golden / f'backbones/{name}.npz').items() if n[:2] == 'w.'}
+  is_constant = lambda n: n.endswith(official.IGNORED)
+  got = constants.of({n: a for n, a in want.items() if not is_constant(n)})
+  assert set(got) == set(filter(is_constant, want))
+  for name in got:
+    if not name.endswith('num_batches_tracked'):
+      np.testing.assert_array_equal(got[name], want[name])
 
 
 def test_a_model_with_other_classes_takes_what_fits(config, shapes, state):

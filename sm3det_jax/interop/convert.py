@@ -18,7 +18,7 @@ from sm3det_jax import checkpoint
 from sm3det_jax.config import joint_classes, label_space
 from sm3det_jax.detector import build
 from sm3det_jax.heads.common import start_stage
-from sm3det_jax.interop import layouts, official, sources, state_files
+from sm3det_jax.interop import constants, layouts, official, sources, state_files
 
 PROBLEMS = ('missing', 'unexpected', 'shape')
 SHOWN = 3  # names in a one-line error
@@ -96,7 +96,7 @@ def to_file(workdir: str | os.PathLike, file: str | os.PathLike) -> int:
   """
   config, variables = checkpoint.restore_for_inference(workdir)
   state = official.to_state_dict(variables, config)
-  state |= _constants(state)
+  state |= constants.of(state)
   state_files.write(file, state, joint_classes(config))
   return len(state)
 
@@ -279,21 +279,3 @@ def _fresh(config):
   """The variables that a training would begin with."""
   detector = build(config)
   return jax.jit(detector.init)(jax.random.fold_in(jax.random.key(config.seed), 0))
-
-
-def _constants(state):
-  """What official modules keep beside their parameters, so that a strict loading is content."""
-  constants = {}
-  for name, array in state.items():
-    if name.endswith('.w_noise'):
-      layer = name.removesuffix('w_noise')
-      constants[f'{layer}mean'] = np.zeros(1, np.float32)
-      constants[f'{layer}std'] = np.ones(1, np.float32)
-    elif name.endswith('.gfl_reg.weight'):
-      last = len(array) // 4 - 1
-      project = np.linspace(0, last, last + 1, dtype=np.float32)
-      constants[name.removesuffix('gfl_reg.weight') + 'integral.project'] = project
-    elif name.endswith('.running_mean'):
-      counter = f'{name.removesuffix("running_mean")}num_batches_tracked'
-      constants[counter] = np.zeros((), np.int64)
-  return constants

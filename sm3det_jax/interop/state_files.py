@@ -110,12 +110,8 @@ ORDERED_DICT = _name('collections', 'OrderedDict') + pickle.EMPTY_TUPLE + pickle
 def _tensor(key, array, storage):
   """A call of PyTorch's `_rebuild_tensor_v2` on a storage of its own."""
   strides = [int(np.prod(array.shape[i + 1 :])) for i in range(array.ndim)]
-  return b''.join(
-    (
-      _name('torch._utils', '_rebuild_tensor_v2') + pickle.MARK,
-      pickle.MARK + _text('storage') + _name('torch', f'{storage}Storage') + _text(key) + _text('cpu'),
-      _int(array.size) + pickle.TUPLE + pickle.BINPERSID,
-      _int(0) + _ints(*array.shape) + _ints(*strides) + pickle.NEWFALSE + ORDERED_DICT,
-      pickle.TUPLE + pickle.REDUCE,
-    )
-  )
+  where = pickle.MARK + _text('storage') + _name('torch', f'{storage}Storage')
+  where += _text(key) + _text('cpu') + _int(array.size) + pickle.TUPLE + pickle.BINPERSID
+  form = _int(0) + _ints(*array.shape) + _ints(*strides) + pickle.NEWFALSE + ORDERED_DICT
+  call = _name('torch._utils', '_rebuild_tensor_v2') + pickle.MARK
+  return call + where + form + pickle.TUPLE + pickle.REDUCE
