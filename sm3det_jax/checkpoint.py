@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from sm3det_jax import sharding
+from sm3det_jax.config import complete
 
 # What a run may change when it goes on: it alters neither parameters nor the order of samples.
 # `optim.steps` only says where to stop, for the schedule counts milestones.
@@ -65,7 +66,7 @@ def load_config(workdir: str | os.PathLike) -> ConfigDict:
   path = pathlib.Path(workdir) / 'config.json'
   if not path.exists():
     raise FileNotFoundError(f'{path} does not exist: no run was started in this --workdir')
-  return _unjson(json.loads(path.read_text()))
+  return complete(_unjson(json.loads(path.read_text())))
 
 
 def manager(workdir: str | os.PathLike, keep: int = 2) -> ocp.CheckpointManager:

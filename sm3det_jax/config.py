@@ -206,6 +206,12 @@ def check(config: ConfigDict) -> ConfigDict:
       raise ValueError(
         f'config.tasks.{name}: bands={c.bands} but {len(c.mean)} means and {len(c.std)} stds'
       )
+  bands = {name: c.bands for name, c in config.tasks.items()}
+  if config.backbone.stems == 'shared' and len(set(bands.values())) > 1:
+    raise ValueError(
+      f'config.tasks have different bands, {bands}, which one stem cannot read: set '
+      "config.backbone.stems='per_task'"
+    )
   for key, values in CHOICES.items():
     section, _, name = key.rpartition('.')
     value = (config[section] if section else config)[name]
@@ -228,6 +234,24 @@ def _check_backbone(config):
     raise ValueError(f'config.backbone.type={kind!r}: expected {sorted(kinds)}')
   _unknown_keys(config.backbone, _backbone(kind)[0], f'config.backbone ({kind})')
   backbone_configs.check(config.backbone, config.moe)
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+  """`config`, written before some keys were there, with these keys at their defaults."""
+  _fill(config.backbone, _backbone(config.backbone.type)[0])
+  for c in config.tasks.values():
+    _fill(c.head, head(c.head.type))
+    _fill(c, task(c.box, '', ()))
+  _fill(config, default())
+  return config
+
+
+def _fill(config, reference):
+  for key, value in reference.items():
+    if key not in config:
+      config[key] = value
+    elif isinstance(value, ConfigDict) and key not in ('tasks', 'backbone', 'head'):
+      _fill(config[key], value)
 
 
 def _unknown_keys(config, reference, where, skip=()):
