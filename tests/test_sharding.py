@@ -8,6 +8,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from sm3det_jax import config as configs
 from sm3det_jax import sharding
+from sm3det_jax.heads.common import map_images
 from sm3det_jax.optim import optimizer
 
 GROUPS = {'sar/cls': 'sar/bbox_head'}
@@ -117,3 +118,20 @@ def test_a_step_leaves_every_array_where_it_was():
     after = jax.tree.map(lambda a: (jax.typeof(a), a.sharding), step(state, x))
   assert before == after
   assert x.addressable_shards[0].data.shape == (2, 2)
+
+
+def test_every_device_does_its_own_images():
+  mesh = _mesh(4, 2)
+  scale = np.float32(3)
+
+  def sort_images(x):
+    offset = jnp.sum(x) * 0  # closed over, as anchors are
+    return map_images(lambda x: {'sorted': jnp.sort(x) * scale + offset}, x)['sorted']
+
+  x = jax.random.normal(jax.random.key(0), (16, 5))
+  assert jnp.array_equal(sort_images(x), jnp.sort(x) * scale)
+  with jax.set_mesh(mesh):
+    x = jax.device_put(x, sharding.batch_sharding(mesh))
+    compiled = jax.jit(sort_images).lower(x).compile()
+    np.testing.assert_allclose(compiled(x), np.sort(x) * scale)
+  assert 'all-gather' not in compiled.as_text()

@@ -1,11 +1,13 @@
 """What every head shares."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from sm3det_jax.geometry import anchors
 from sm3det_jax.precision import wide, wide_dtype
@@ -20,6 +22,23 @@ class Detections(NamedTuple):
   scores: jax.Array  # [B, D]
   labels: jax.Array  # [B, D] in the head's label space
   valid: jax.Array  # [B, D]
+
+
+def map_images(image: Callable, batch: Any) -> Any:
+  """`image` of each image of a batch, one after the other; on a mesh each device does its own.
+
+  A bare `lax.map` over a sharded batch would gather it, and every device would do all the images.
+
+  Args:
+    image: function of a tree like `batch` without the axis B.
+    batch: tree of arrays [B, ...], over all axes of the mesh in use, if there is one.
+  """
+  run = lambda batch: jax.lax.map(image, batch)
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.size > 1:
+    images = P(mesh.axis_names)
+    run = jax.shard_map(run, in_specs=(images,), out_specs=images, check_vma=False)
+  return run(batch)
 
 
 def flat(maps: list[jax.Array], channels: int) -> list[jax.Array]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from sm3det_jax import losses
 from sm3det_jax.backbones.layers import Conv
 from sm3det_jax.geometry import assign, hbb, iou, nms
-from sm3det_jax.heads.common import PRIOR, Detections
+from sm3det_jax.heads.common import PRIOR, Detections, map_images
 
 
 class DenseHead(nn.Module):
@@ -108,7 +108,7 @@ def detect_pairs(c, decode, anchors, logits, deltas, shapes) -> Detections:
     index, valid = nms.nms(boxes, scores, c.nms_iou, c.max_detections, labels=labels, valid=good)
     return Detections(boxes[index], scores[index], labels[index], valid)
 
-  return jax.lax.map(image, (logits, deltas, shapes))
+  return map_images(image, (logits, deltas, shapes))
 
 
 def reached(c, anchors, boxes, valid) -> jax.Array:

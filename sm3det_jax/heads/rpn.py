@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from sm3det_jax import losses
 from sm3det_jax.backbones.layers import Conv
 from sm3det_jax.geometry import assign, iou, nms, obb
-from sm3det_jax.heads.common import flat, level_anchors, level_shapes
+from sm3det_jax.heads.common import flat, level_anchors, level_shapes, map_images
 
 
 class RPNHead(nn.Module):
@@ -96,8 +96,7 @@ class RPNHead(nn.Module):
       index, valid = nms.nms(around, scores, c.nms_iou, limit, labels=ids, valid=good)
       return boxes[index], valid
 
-    boxes, valid = jax.lax.map(image, jax.lax.stop_gradient((cls, reg, shapes)))
-    return boxes, valid
+    return map_images(image, jax.lax.stop_gradient((cls, reg, shapes)))
 
 
 def envelopes(boxes):

@@ -16,7 +16,14 @@ import numpy as np
 
 from sm3det_jax.geometry import align_conv, coders, hbb, nms, obb
 from sm3det_jax.heads import dense
-from sm3det_jax.heads.common import Detections, flat, level_anchors, level_shapes, start_stage
+from sm3det_jax.heads.common import (
+  Detections,
+  flat,
+  level_anchors,
+  level_shapes,
+  map_images,
+  start_stage,
+)
 
 CODER = coders.DeltaXYWHA((1.0,) * 5, edge_swap=False, norm_factor=1.0, angle_start=-math.pi / 4)
 ORIENTATIONS = 8
@@ -167,7 +174,7 @@ class S2ANet(nn.Module):
         *nms.multiclass_nms(boxes[:, None], scores, c.score_threshold, c.nms_iou, c.max_detections)
       )
 
-    return jax.lax.map(image, (boxes, flat(cls, self.num_classes), flat(reg, 5), shapes))
+    return map_images(image, (boxes, flat(cls, self.num_classes), flat(reg, 5), shapes))
 
   def _candidates(self, anchors, logits, deltas, shape):
     """Boxes and scores of the cells of a level that are best for any class."""

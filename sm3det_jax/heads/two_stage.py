@@ -15,7 +15,7 @@ from sm3det_jax import losses
 from sm3det_jax.backbones.layers import Dense
 from sm3det_jax.geometry import assign, coders, iou, nms, obb, roi_align
 from sm3det_jax.heads import rpn
-from sm3det_jax.heads.common import Detections, start_stage
+from sm3det_jax.heads.common import Detections, map_images, start_stage
 from sm3det_jax.precision import wide
 
 uniform, normal = nn.initializers.xavier_uniform(), nn.initializers.xavier_normal()
@@ -180,7 +180,7 @@ class TwoStage(nn.Module):
     best = lambda x: Detections(
       *nms.multiclass_nms(*x, c.score_threshold, c.nms_iou, c.max_detections, c.pre_nms)
     )
-    return jax.lax.map(best, (boxes, scores))
+    return map_images(best, (boxes, scores))
 
 
 def roi_features(c, stage, features, rois):
