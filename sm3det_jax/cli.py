@@ -76,6 +76,13 @@ def _parser():
   p.add_argument('--out', help='the new workdir, with --from')
   p.add_argument('file', metavar='FILE', help='weights: .pth, .safetensors or .npz')
 
+  p = verb(
+    'compile', _compile, 'compile training for a TPU slice, on any machine', True, workdir=False
+  )
+  p.add_argument('--topology', required=True, help='kind and shape, such as v5e:16x16 or v5p:8x8x8')
+  p.add_argument('--mesh', default='', help='such as data:64,expert:4; by default config.mesh')
+  p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
+
   p = verb('bench', _bench, 'measure a speed, or whether a model learns', True, workdir=False)
   p.add_argument('name', choices=['train_step', 'overfit'], help='what to measure')
   p.add_argument('--steps', type=int, help='to time, or to train for')
@@ -171,6 +178,19 @@ def _convert(args):
   report = convert.to_workdir(c, args.file, args.out)
   print(report.table('copied', 'fresh', 'dropped'))
   print(f'{report.summary()}; all of them in {args.out}/conversion.txt')
+
+
+def _compile(args):
+  from sm3det_jax import compile_step, config
+
+  c = config.load(args.overrides)
+  for axis in filter(None, args.mesh.split(',')):
+    name, _, size = axis.partition(':')
+    if name not in c.mesh or not size.isdigit():
+      raise ValueError(f'--mesh={args.mesh}: expected sizes of {", ".join(c.mesh)}, as data:64')
+    c.mesh[name] = int(size)
+  report = compile_step.compile_step(c, args.topology)
+  print(json.dumps(report) if args.json else compile_step.table(report))
 
 
 def _bench(args):

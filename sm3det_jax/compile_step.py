@@ -1,0 +1,268 @@
+"""`sm3det compile`: the whole training step, compiled for a TPU slice that need not be there.
+
+The TPU compiler is in libtpu, which any machine can install; nothing is allocated or executed. What
+a step needs at least follows from the compiled program and the chips' data sheets.
+"""
+
+import importlib.util
+import math
+import os
+import re
+import resource
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from sm3det_jax import account, sharding, train
+from sm3det_jax.config import ConfigDict
+from sm3det_jax.detector import build
+from sm3det_jax.optim import batch_scaling, optimizer
+
+
+class Chip(NamedTuple):
+  """A TPU as its data sheet has it."""
+
+  flops: float  # a second, bfloat16
+  hbm: float  # bytes
+  bandwidth: float  # of HBM, bytes a second
+  links: float  # bytes a second into all directions of the torus together, one way
+
+
+CHIPS = {  # by JAX's name of the device
+  'TPU v5 lite': Chip(197e12, 16 * 2**30, 819e9, 4 * 45e9),
+  'TPU v6 lite': Chip(918e12, 32 * 2**30, 1640e9, 4 * 90e9),
+  'TPU v5': Chip(459e12, 95 * 2**30, 2765e9, 6 * 90e9),
+}
+SENT = {  # bytes that a device sends; v = bytes of the result on it, p = devices that take part
+  'all-reduce': lambda v, p: 2 * v * (p - 1) / p,
+  'all-gather': lambda v, p: v * (p - 1) / p,
+  'reduce-scatter': lambda v, p: v * (p - 1),
+  'all-to-all': lambda v, p: v * (p - 1) / p,
+  'ragged-all-to-all': lambda v, p: v * (p - 1) / p,  # at most: v is the buffer
+  'collective-permute': lambda v, p: v,
+}
+BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2, 'f64': 8, 's64': 8}
+OPERATION = re.compile(rf' = (.*?) ({"|".join(sorted(SENT, key=len, reverse=True))})(-start)?\(')
+HOST = re.compile(
+  r' (?:infeed|outfeed)\(|is_host_transfer=true|custom_call_target="\w*callback\w*"'
+)
+FULL = re.compile(r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm')
+GIB = 2**30
+
+
+def compile_step(
+  config: ConfigDict, topology: str, compiler_options: dict[str, Any] | None = None
+) -> dict:
+  """Compiles the training step of a checked config and says what it needs.
+
+  Args:
+    config: as `sm3det_jax.config.load` returns it; its mesh has to fit the slice.
+    topology: kind and shape of the slice, such as 'v5e:16x16', 'v6e:4x4' or 'v5p:8x8x8'.
+    compiler_options: of XLA.
+
+  Returns:
+    'topology', 'devices', 'mesh', 'batch_size';
+    'hbm_gib' of a device: 'parameters', 'optimizer', 'batch' (what the step is given), 'used' and
+    'capacity' of the whole program, and 'shortfall', 0 where it fits;
+    'flops' of a device: those of the matrix products of forward and backward pass;
+    and, where it fits, 'bytes' that a device moves to and from HBM (bodies of loops once),
+    'collectives' [{'op', 'devices', 'count', 'bytes', 'sent'}] of a device, and 'roofline' with
+    'compute_ms', 'memory_ms', 'links_ms' and 'images_per_second', at most;
+    'compile_s' and 'host_gib', the time and the host's memory that it took.
+
+  Raises:
+    ValueError: libtpu is not installed, a topology that it does not know, a mesh that does not fit,
+      or a step that calls the host.
+  """
+  config = batch_scaling.scaled(config)
+  if config.dtype == 'auto':
+    config.dtype = 'bfloat16'
+  devices = slice_devices(topology)
+  chip = CHIPS[devices[0].device_kind]
+  mesh = sharding.make_mesh(config.mesh, devices)
+  sharding.check_mesh(config, mesh)
+  start = time.perf_counter()
+  lowered, state, batch = _lowered(config, mesh)
+  macs = account.account(config)['gmacs_by_task']
+  groups = config.batch_size // sum(task.ratio for task in config.tasks.values())
+  flops = 6e9 * sum(macs[n] * t.ratio for n, t in config.tasks.items()) * groups / mesh.size
+  report = {
+    'topology': topology,
+    'devices': mesh.size,
+    'mesh': dict(mesh.shape),
+    'batch_size': config.batch_size,
+    'hbm_gib': {
+      'parameters': _held(state['model']) / GIB,
+      'optimizer': _held(state['training']) / GIB,
+      'batch': _held(batch) / GIB,
+    },
+    'flops': flops,
+  }
+  try:
+    compiled = lowered.compile(compiler_options=compiler_options)
+  except jax.errors.JaxRuntimeError as error:
+    full = FULL.search(str(error))
+    if not full:
+      raise
+    used, unit, capacity, capacity_unit = full.groups()
+    scale = {'K': 2**-20, 'M': 2**-10, 'G': 1}
+    used, capacity = float(used) * scale[unit], float(capacity) * scale[capacity_unit]
+    report['hbm_gib'] |= {'used': used, 'capacity': capacity, 'shortfall': used - capacity}
+  else:
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    if found := HOST.findall(text):
+      raise ValueError(f'the compiled step calls the host: {sorted(set(found))}')
+    used = (
+      memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+      + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    )  # fmt: skip
+    report['hbm_gib'] |= {'used': used / GIB, 'capacity': chip.hbm / GIB, 'shortfall': 0.0}
+    report['bytes'] = compiled.cost_analysis()['bytes accessed']
+    report['collectives'] = collectives(text)
+    report['roofline'] = roofline(report, chip)
+  report['compile_s'] = time.perf_counter() - start
+  report['host_gib'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  return report
+
+
+def slice_devices(topology: str) -> list[jax.Device]:
+  """The devices of a slice, as the TPU compiler knows them; errors as `compile_step`."""
+  found = importlib.util.find_spec('libtpu')
+  if found is None:
+    raise ValueError("the TPU compiler is missing: pip install 'sm3det-jax[tpu]'")
+  library = os.path.join(found.submodule_search_locations[0], 'libtpu.so')
+  # ask no metadata server what this machine is, and share the library: no TPU is used
+  os.environ.update(
+    TPU_LIBRARY_PATH=library,
+    TPU_SKIP_MDS_QUERY='1',
+    TPU_WORKER_HOSTNAMES='localhost',
+    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+  )
+  jax.config.update('jax_platforms', 'cpu')
+  try:
+    devices = topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
+  except jax.errors.JaxRuntimeError as error:
+    raise ValueError(
+      f'--topology={topology}: expected a kind and a shape such as v5e:2x4, v6e:16x16 or '
+      f'v5p:8x8x8 ({error})'
+    ) from error
+  if (kind := devices[0].device_kind) not in CHIPS:
+    raise ValueError(f'--topology={topology}: {kind}; known chips: {", ".join(CHIPS)}')
+  return devices
+
+
+def _lowered(config, mesh):
+  """The step of a mesh, not yet compiled, with the state and the batch that it takes."""
+  detector = build(config)
+  tx = optimizer.build(config, detector.term_groups)
+  state, batch = train.abstract_state(config, detector, tx, mesh), abstract_batch(config, mesh)
+  step = train.sharded_step(config, detector, tx, mesh)
+  with jax.set_mesh(mesh):
+    return step.lower(state, batch), state, batch
+
+
+def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict:
+  """Shapes, types and shardings of a global batch of 8-bit images."""
+  where, batch = sharding.batch_sharding(mesh), {}
+  array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+  groups = config.batch_size // sum(task.ratio for task in config.tasks.values())
+  for name, task in config.tasks.items():
+    n, m = groups * task.ratio, task.max_objects
+    batch[name] = {
+      'images': array(jnp.uint8, n, *task.size, task.bands),
+      'boxes': array(jnp.float32, n, m, 4 if task.box == 'hbb' else 5),
+      'labels': array(jnp.int32, n, m),
+      'valid': array(jnp.bool, n, m),
+      'shapes': array(jnp.int32, n, 2),
+    }
+  return batch
+
+
+def _held(tree):
+  """Bytes of a tree of abstract arrays on one device."""
+  return sum(
+    math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)
+  )
+
+
+def collectives(hlo: str) -> list[dict]:
+  """Collectives of a compiled program's text, those alike added up; in loops they count once.
+
+  Returns:
+    [{'op', 'devices' that take part, 'count', 'bytes' of the results, 'sent' bytes}] of a device.
+  """
+  total = {}
+  for line in hlo.splitlines():
+    if not (found := OPERATION.search(line)):
+      continue
+    shapes, op, start = found.groups()
+    sizes = [_bytes(*shape) for shape in re.findall(r'(\w+)\[([\d,]*)\]', shapes)]
+    if start and op != 'all-reduce':  # its value is (operands, results)
+      sizes = sizes[len(sizes) // 2 :]
+    devices, size = _group_size(line, hlo), sum(sizes)
+    entry = total.setdefault((op, devices), {'count': 0, 'bytes': 0, 'sent': 0})
+    entry['count'] += 1
+    entry['bytes'] += size
+    entry['sent'] += SENT[op](size, devices)
+  return [{'op': op, 'devices': devices, **entry} for (op, devices), entry in total.items()]
+
+
+def _bytes(dtype, shape):
+  return BYTES.get(dtype, 4) * math.prod(int(n) for n in shape.split(',') if n)
+
+
+def _group_size(line, hlo):
+  """Devices that exchange with one another; XLA writes its groups in one of four forms."""
+  if found := re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', line):
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+    axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])  # a part of an axis has its size
+    return math.prod(int(part or sizes[name]) for name, part in axes)
+  if found := re.search(r'replica_groups=\[(?:\d+,)*(\d+)\]<=', line):
+    return int(found[1])
+  if found := re.search(r'(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}', line):
+    return found[1].count(',') + 1
+  return int(re.search(r'num_partitions=(\d+)', hlo)[1])
+
+
+def roofline(report: dict, chip: Chip) -> dict:
+  """The least time of a step, if products, HBM and links all ran at their best at once."""
+  seconds = {
+    'compute_ms': report['flops'] / chip.flops,
+    'memory_ms': report['bytes'] / chip.bandwidth,
+    'links_ms': sum(c['sent'] for c in report['collectives']) / chip.links,
+  }
+  milliseconds = {name: 1e3 * s for name, s in seconds.items()}
+  return milliseconds | {'images_per_second': report['batch_size'] / max(seconds.values())}
+
+
+def table(report: dict) -> str:
+  """A report of `compile_step` as text."""
+  hbm = report['hbm_gib']
+  mesh = ' x '.join(f'{axis} {size}' for axis, size in report['mesh'].items())
+  rows = [
+    f'{report["topology"]}: {report["devices"]} devices, mesh {mesh}, batch {report["batch_size"]}',
+    f'HBM of a device   {hbm["used"]:8.2f} GiB of {hbm["capacity"]:.2f} GiB'
+    + (f', {hbm["shortfall"]:.2f} GiB TOO MUCH' if hbm['shortfall'] else ''),
+    *(f'  {part:15} {hbm[part]:8.3f} GiB' for part in ('parameters', 'optimizer', 'batch')),
+    f'products          {report["flops"] / 1e12:8.3f} TFLOP a device',
+  ]
+  if 'roofline' in report:
+    rows.append(f'HBM traffic       {report["bytes"] / 1e9:8.3f} GB a device, loop bodies once')
+    rows += [
+      f'{c["op"]:17} {c["bytes"] / 1e6:8.2f} MB in {c["count"]} among {c["devices"]} devices, '
+      f'{c["sent"] / 1e6:.2f} MB sent by each'
+      for c in report['collectives']
+    ]
+    line = report['roofline']
+    rows.append(
+      f'a step takes at least {line["compute_ms"]:.2f} ms for products, {line["memory_ms"]:.2f} ms '
+      f'for HBM, {line["links_ms"]:.2f} ms for links: at most '
+      f'{line["images_per_second"]:,.0f} images/s'
+    )
+  rows.append(
+    f'compiled in {report["compile_s"]:.0f} s, {report["host_gib"]:.1f} GiB on this machine'
+  )
+  return '\n'.join(rows)

@@ -1,0 +1,180 @@
+"""What `sm3det compile` reads from compiled programs; the TPU compiler too where it is there."""
+
+import functools
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from tiny import batch_of, tiny_config
+
+from sm3det_jax import cli, compile_step, sharding
+
+NEEDS_LIBTPU = pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason='libtpu, the TPU compiler, is not installed'
+)
+
+
+def test_the_collectives_of_a_real_program():
+  mesh = sharding.make_mesh({'data': 2, 'expert': 4})
+
+  def body(x):  # [64, 3], each device its [8, 3]
+    x = jax.lax.psum(x, ('data', 'expert'))
+    x = jax.lax.all_gather(x, 'expert', tiled=True)  # [32, 3]
+    x = jax.lax.psum_scatter(x, 'expert', tiled=True)  # [8, 3]
+    x = jax.lax.ppermute(x, 'data', [(0, 1), (1, 0)])
+    return jax.lax.all_to_all(x, 'expert', 0, 0, tiled=True)
+
+  both = P(('data', 'expert'))
+  step = jax.shard_map(body, mesh=mesh, in_specs=both, out_specs=both)
+  hlo = jax.jit(step).lower(jnp.zeros((64, 3))).compile().as_text()
+  found = {
+    c['op']: (c['devices'], c['count'], c['bytes'], c['sent'])
+    for c in compile_step.collectives(hlo)
+  }
+  assert found == {
+    'all-reduce': (8, 1, 96, 2 * 96 * 7 / 8),
+    'all-gather': (4, 1, 384, 384 * 3 / 4),
+    'reduce-scatter': (4, 1, 96, 96 * 3),
+    'collective-permute': (2, 1, 96, 96),
+    'all-to-all': (4, 1, 96, 96 * 3 / 4),
+  }
+
+
+@pytest.mark.parametrize(
+  'groups, devices',
+  [
+    ("mesh['a'=8,'b'=4] {'a'}", 8),
+    ("mesh['a'=8,'b'=4] {'a','b'}", 32),
+    ("mesh['a'=8,'b'=4] {'a':(2)4,'b'}", 16),
+    ('[2,16]<=[32]', 16),
+    ('[2,16]<=[16,2]T(1,0)', 16),
+    ('{{0,1,2},{3,4,5}}', 3),
+    ('{}', 64),
+  ],
+)
+def test_every_way_to_write_groups(groups, devices):
+  line = (
+    f'  %x = (bf16[4,2]{{1,0}}, f32[]) all-reduce(%a, %b), replica_groups={groups}, to_apply=%s'
+  )
+  (found,) = compile_step.collectives(f'HloModule m, num_partitions=64\n{line}')
+  assert (found['devices'], found['bytes']) == (devices, 20)
+
+
+def test_an_asynchronous_gather_counts_its_result_alone():
+  line = (
+    '%g = (f32[2,3], f32[8,3]) all-gather-start(%x), replica_groups={{0,1,2,3}}, dimensions={0}'
+  )
+  done = '%d = f32[8,3] all-gather-done(%g)'
+  (found,) = compile_step.collectives(f'{line}\n{done}')
+  assert (found['count'], found['bytes'], found['sent']) == (1, 96, 72)
+
+
+@pytest.mark.parametrize(
+  'line',
+  [
+    '%o = token[] outfeed(%x, %t), outfeed_shape=f32[]',
+    '%r = (f32[], u32[], token[]) recv(%t), channel_id=2, is_host_transfer=true',
+    '%c = () custom-call(%x), custom_call_target="xla_ffi_python_cpu_callback"',
+  ],
+)
+def test_a_call_to_the_host_is_seen(line):
+  assert compile_step.HOST.search(line)
+  assert not compile_step.HOST.search('%c = custom-call(%x), custom_call_target="AllocateBuffer"')
+
+
+def test_the_roofline_is_the_slowest_of_three():
+  chip = compile_step.Chip(flops=100.0, hbm=1.0, bandwidth=10.0, links=5.0)
+  report = {'flops': 200.0, 'bytes': 30.0, 'batch_size': 8, 'collectives': [{'sent': 10.0}] * 2}
+  assert compile_step.roofline(report, chip) == {
+    'compute_ms': 2000.0,
+    'memory_ms': 3000.0,
+    'links_ms': 4000.0,
+    'images_per_second': 2.0,
+  }
+
+
+def test_the_batch_is_that_of_training():
+  config = tiny_config()
+  mesh = sharding.make_mesh(config.mesh)
+  shapes = functools.partial(jax.tree.map, lambda a: (a.shape, a.dtype))
+  assert shapes(compile_step.abstract_batch(config, mesh)) == shapes(batch_of(config, 0))
+
+
+class TooLarge:
+  def compile(self, compiler_options):
+    raise jax.errors.JaxRuntimeError(
+      'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.97G of 15.75G hbm.'
+    )
+
+
+def test_what_does_not_fit_is_reported_with_the_shortfall(monkeypatch, capsys):
+  shape = jax.ShapeDtypeStruct(
+    (2**20,), np.float32, sharding=sharding.replicated(sharding.make_mesh({'data': 8, 'expert': 1}))
+  )
+  state = {'model': shape, 'training': {'mu': shape, 'nu': shape}}
+  monkeypatch.setattr(compile_step, '_lowered', lambda *_: (TooLarge(), state, ()))
+  macs = {'sar': 1.0, 'rgb': 2.0, 'ifr': 3.0}
+  monkeypatch.setattr(compile_step.account, 'account', lambda _: {'gmacs_by_task': macs})
+  monkeypatch.setattr(compile_step, 'slice_devices', lambda _: jax.devices())
+  monkeypatch.setitem(compile_step.CHIPS, 'cpu', compile_step.CHIPS['TPU v5 lite'])
+  arguments = ['compile', '--config=quickstart', '--topology=v5e:2x4', '--config.batch_size=24']
+  assert cli.main([*arguments, '--mesh=data:4,expert:2', '--json']) == 0
+  report = json.loads(capsys.readouterr().out)
+  assert report['mesh'] == {'data': 4, 'expert': 2}
+  assert report['hbm_gib']['shortfall'] == pytest.approx(3.22)
+  assert report['flops'] == 6e9 * (1 + 2 + 3) * 8 / 8  # one group a device
+  assert report['hbm_gib']['optimizer'] == 2 * report['hbm_gib']['parameters'] == 2**-7
+  assert cli.main([*arguments]) == 0
+  assert '3.22 GiB TOO MUCH' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (['--mesh=data:4,experts:2'], 'expected sizes of data, expert'),
+    (['--mesh=data:4,expert:2', '--config.batch_size=12'], 'a multiple of 8 x 3 = 24'),
+    (['--mesh=data:2,expert:3', '--config.batch_size=18'], 'sizes that do: 1, 2, 4'),
+  ],
+)
+def test_mistakes_are_one_line(arguments, message, monkeypatch, capsys):
+  monkeypatch.setattr(compile_step, 'slice_devices', lambda _: jax.devices())
+  monkeypatch.setitem(compile_step.CHIPS, 'cpu', compile_step.CHIPS['TPU v5 lite'])
+  arguments = ['compile', '--config=quickstart', '--topology=v5e:2x4', *arguments]
+  assert cli.main(arguments) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_without_the_compiler_the_error_says_how_to_get_it(monkeypatch, capsys):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  assert cli.main(['compile', '--config=quickstart', '--topology=v5e:2x4']) == 2
+  assert "pip install 'sm3det-jax[tpu]'" in capsys.readouterr().err
+
+
+@NEEDS_LIBTPU
+def test_an_unknown_slice_is_an_error():
+  with pytest.raises(ValueError, match='--topology=v5e:3x3: expected a kind and a shape'):
+    compile_step.slice_devices('v5e:3x3')
+  assert len(compile_step.slice_devices('v5p:8x8x8')) == 512
+
+
+@NEEDS_LIBTPU
+@pytest.mark.slow
+def test_the_tpu_compiler_takes_the_whole_step():
+  """Router, experts, rotated RoIAlign and NMS on a slice, without a call to the host."""
+  config = tiny_config(8)
+  del config.tasks.ifr
+  config.batch_size = 3 * 8
+  config.moe.blocks = ((), (), (), (0,))
+  config.mesh.expert = 2
+  quick = {'exec_time_optimization_effort': -1.0, 'memory_fitting_effort': -1.0}
+  report = compile_step.compile_step(config, 'v5e:2x4', quick)
+  assert report['mesh'] == {'data': 4, 'expert': 2}
+  assert 0 < report['hbm_gib']['used'] < 1 and report['hbm_gib']['shortfall'] == 0
+  # no device does the images of another
+  gathered = sum(c['bytes'] for c in report['collectives'] if c['op'] == 'all-gather')
+  assert gathered < 2**20
+  assert report['roofline']['images_per_second'] > 0
