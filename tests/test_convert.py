@@ -212,6 +212,21 @@ def swapped(state, rules):
   return renamed
 
 
+def test_tasks_with_stems_and_adapters_of_their_own(config):
+  new = copy.deepcopy(config)
+  new.backbone.update(stems='per_task', adapters=True)
+  new.tasks.sar.update(bands=1, mean=(0.0,), std=(1.0,))
+  theirs = facebook(config, np.random.default_rng(1))
+  values, report = convert._of_state(configs.check(new), shapes_of(new), theirs, 'file')
+  assert not report.problems
+  stem = theirs['downsample_layers.0.0.weight'].transpose(2, 3, 1, 0)
+  for task in ('rgb', 'ifr'):
+    np.testing.assert_array_equal(values['params', 'backbone', f'stem_{task}', 'kernel'], stem)
+  fresh = {r.name for r in report.rows if r.status == 'fresh'}
+  assert 'backbone.dataset_stems.sar.weight' in fresh
+  assert any(re.match('params/backbone/stage0_block0/adapter_sar/', n) for n in fresh)
+
+
 OWN_NAMES = {  # official name -> that of the backbone's own repository, where they differ
   'van': ((r'^patch_embed1', 'patch_embed1.norm'), ('dataset_stems.single', 'patch_embed1.proj')),
   'pvt_v2': (),

@@ -5,6 +5,7 @@ Names of arrays are those of the official multi-modal classes (`*_MultiInput`), 
 """
 
 import difflib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -185,8 +186,24 @@ CONSTRUCTORS: dict[str, tuple[str, dict[str, Any], Callable]] = {
 
 
 def entries(config) -> list[Entry]:
-  """Every array of the backbone of a config, ours (paths inside of it) and theirs."""
-  return ENTRIES[config.backbone.type](config.backbone, config.moe)
+  """Every array of the backbone of a config, ours (paths inside of it) and theirs.
+
+  A task's own stem is to the shared one as `dataset_stems.<task>` is to `dataset_stems.single`.
+  """
+  table = ENTRIES[config.backbone.type](config.backbone, config.moe)
+  if config.backbone.get('stems') != 'per_task':
+    return table
+  shared = [e for e in table if re.fullmatch('(stem|embed0)(_norm)?', e.path[0])]
+  own = [_own_stem(entry, task) for task in config.tasks for entry in shared]
+  return own + [e for e in table if e not in shared]
+
+
+def _own_stem(entry, task):
+  (module, *rest), (name,) = entry.path, entry.names
+  own = f'{module.removesuffix("_norm")}_{task}' + '_norm' * module.endswith('_norm')
+  stem, _, part = name.rpartition('.')
+  name = f'{stem.removesuffix(".single")}.{task}.{part}'
+  return entry._replace(path=(own, *rest), names=(name,))
 
 
 def _blocks_of(backbone):

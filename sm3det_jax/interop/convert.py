@@ -160,16 +160,31 @@ def _of_state(config, variables, state, source):
     path = (entry.collection, *entry.path)
     like = layouts.get(variables, path)
     wanted = layouts.theirs(entry, np.broadcast_to(np.float32(0), like.shape))
-    names = {n: n if n in state else re.sub(r'\.experts\.\d+\.', '.', n) for n in wanted}
+    names = {n: _source(n, a.shape, state, config.tasks) for n, a in wanted.items()}
     new = [_row(n, names[n], wanted[n].shape, state) for n in wanted]
     taken |= {n for n in names.values() if n in state}
     if all(row.status in ('loaded', 'copied') for row in new):
       values[path] = layouts.ours(entry, {n: state[names[n]] for n in wanted})
-    elif all(row.status == 'missing' for row in new) and _may_be_fresh(entry, config, whole):
+    elif all(row.status == 'missing' for row in new) and _may_be_fresh(entry.path, config, whole):
       new = [row._replace(status='fresh') for row in new]
     rows += new
   rows += [Row('unexpected', n, str(state[n].shape)) for n in state if n not in taken]
+  for path in _flat(variables).keys() - {(e.collection, *e.path) for e in entries}:
+    status = 'fresh' if _may_be_fresh(path[1:], config, whole) else 'missing'
+    rows.append(Row(status, '/'.join(path), 'has no official name'))
   return values, Report(source, rows)
+
+
+def _source(name, shape, state, tasks):
+  """The array of a file that `name` is made of: itself, an FFN for an expert, the shared stem."""
+  if name in state:
+    return name
+  for task in tasks:
+    for shared in ('.single.', '.'):
+      candidate = name.replace(f'.{task}.', shared)
+      if candidate in state and state[candidate].shape == shape:
+        return candidate
+  return re.sub(r'\.experts\.\d+\.', '.', name)
 
 
 def _is_dropped(name):
@@ -206,12 +221,17 @@ def _row(name, found, shape, state):
   return Row('loaded', name) if found == name else Row('copied', name, f'from {found}')
 
 
-def _may_be_fresh(entry, config, whole):
-  """Whether a file of this kind cannot have the array, or the model never reads it."""
-  room, module = entry.path[:2]
+def _may_be_fresh(path, config, whole):
+  """Whether a file of this kind cannot have the array, or nothing that detects reads it."""
+  room, module = path[:2]
+  if whole and room == 'neck':
+    return module not in _read_of_neck(config)
   if whole:
-    return room == 'neck' and module not in _read_of_neck(config)
-  if room != 'backbone' or 'router' in entry.path:
+    return room not in ('backbone', *(f'heads_{task}' for task in config.tasks))
+  own = '|'.join(config.tasks)
+  if room != 'backbone' or 'router' in path:
+    return True
+  if any(re.fullmatch(rf'(stem|embed0|adapter)_({own})(_norm)?', p) for p in path):
     return True
   # norms of the outputs, of which a classifier has the last alone
   return config.backbone.type in ('convnext', 'swin') and module in ('norm0', 'norm1', 'norm2')
