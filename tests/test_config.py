@@ -82,3 +82,83 @@ def test_a_missing_file_lists_the_shipped_ones():
     load('--config=nowhere')
   with pytest.raises(ValueError, match='which config'):
     load('--config.seed=3')
+
+
+@pytest.mark.parametrize(
+  'argument, batch, steps, balance',
+  [
+    ('sm3det', 32, 33_468, 'dla'),
+    ('sm3det:backbone=van,size=B,sar=cascade_rcnn,rgb=roi_transformer', 32, 33_468, 'dla'),
+    ('ablations:moe=last2,experts=8,top_k=3,dla=none', 32, 33_468, 'none'),
+    ('ablations:ratio=1:1:1,T=4,b=0.3,softmax=before,noise=0,aux=0', 24, 44_628, 'dla'),
+    ('baselines:simple_joint', 32, 33_468, 'none'),
+    ('baselines:domain_attention', 24, 44_628, 'none'),
+    ('baselines:unidet', 24, 44_628, 'none'),
+    ('baselines:uncertainty', 24, 44_628, 'uncertainty'),
+    ('baselines:dwa', 24, 44_628, 'dwa'),
+    ('baselines:gradnorm', 24, 44_628, 'gradnorm'),
+    ('baselines:dla,backbone=lsknet', 32, 33_468, 'dla'),
+  ],
+)
+def test_families_have_the_published_schedules(argument, batch, steps, balance):
+  c = load(f'--config={argument}')
+  assert (c.batch_size, c.optim.steps, c.balance) == (batch, steps, balance)
+  assert any(c.moe.blocks) == (not argument.startswith('baselines'))
+
+
+def test_separate_models_have_one_task_and_its_images():
+  steps = {'sar': 17_340, 'rgb': 9_384, 'ifr': 6_744}  # 33,468 in all
+  for task, want in steps.items():
+    c = load(f'--config=baselines:separate,task={task}')
+    assert (list(c.tasks), c.optim.steps, c.label_space) == ([task], want, 'per_task')
+  c = load('--config=baselines:separate,task=rgb,backbone=van,size=S,head=s2anet')
+  assert (c.backbone.type, c.tasks.rgb.head.type) == ('van', 's2anet')
+
+
+def test_ablations_without_arguments_are_the_main_run():
+  same = ('sm3det', 'ablations', 'ablations:', 'ablations:moe=last3,dla=full,ratio=2:1:1')
+  want = load('--config=sm3det_convnext_t').to_json()
+  assert all(load(f'--config={name}').to_json() == want for name in same)
+
+
+def test_ablations_change_what_they_name():
+  c = load('--config=ablations:moe=all,level=image,experts=3,top_k=1,dla=head,T=2,b=0.6')
+  assert c.moe.blocks == ((0, 1, 2), (0, 1, 2), tuple(range(9)), (0, 1, 2))
+  assert (c.moe.level, c.moe.num_experts, c.moe.top_k) == ('image', 3, 1)
+  assert (c.dla.head_policy, c.dla.shared_policy) == ('normal', 'none')
+  assert (c.dla.temperature, c.dla.bias) == (2.0, 0.6)
+  blocks = {where: load(f'--config=ablations:moe={where}').moe.blocks for where in
+            ('none', 'last1', 'even')}  # fmt: skip
+  assert blocks['none'] == ((),) * 4 and blocks['last1'] == ((), (), (), (0, 2))
+  assert blocks['even'] == ((0, 2), (0, 2), (0, 2, 4, 6, 8), (0, 2))
+  c = load('--config=ablations:noise=0,aux=0,softmax=before,dla=backbone,ratio=3:1:2')
+  assert (c.moe.noisy, c.moe.balance_weight, c.moe.softmax) == (False, 0.0, 'before')
+  assert (c.dla.head_policy, c.dla.shared_policy) == ('none', 'sigmoid_kl')
+  assert ([t.ratio for t in c.tasks.values()], c.batch_size) == ([3, 1, 2], 48)
+
+
+@pytest.mark.parametrize(
+  'argument, message',
+  [
+    ('baselines:joint', '^baselines:joint: expected one of separate, simple_joint'),
+    ('baselines:unidet,task=sar', "argument 'task=sar': expected KEY=VALUE with a key of"),
+    ('sm3det:size=X', "convnext has no size 'X'"),
+    ('sm3det:rgb=yolo', "head 'yolo': expected gfl"),
+    ('sm3det:rgb=gfl', "config.tasks.rgb: head 'gfl' gives hbb, the task is obb"),
+    ('ablations:experts=many', "argument 'experts=many': 'many' is no int"),
+    ('ablations:moe=first', 'argument moe=first: expected none, last1'),
+    ('ablations:level=cell', "config.moe.level='cell': expected 'grid' or 'image'"),
+  ],
+)
+def test_arguments_that_do_not_hold_are_named_in_one_line(argument, message):
+  with pytest.raises(ValueError, match=message) as error:
+    load(f'--config={argument}')
+  assert '\n' not in str(error.value)
+
+
+def test_a_config_of_before_some_keys_gets_them():
+  c, want = load('--config=quickstart'), load('--config=quickstart')
+  for section, key in ((c, 'balance'), (c, 'dwa'), (c.moe, 'level'), (c.backbone, 'stems')):
+    del section[key]
+  del c.tasks.rgb.head.nms_iou, c.tasks.sar.bands
+  assert configs.complete(c).to_dict() == want.to_dict()
