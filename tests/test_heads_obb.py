@@ -93,3 +93,11 @@ def test_a_tiny_head_learns_two_objects(kind):
   for i in (0, 1):
     hit = found.valid & (found.labels == TARGETS['labels'][0, i]) & (overlaps[:, i] > 0.6)
     assert hit.any(), (i, found)
+
+
+def test_channels_have_to_hold_eight_orientations():
+  c = tiny('s2anet')
+  c.channels = 20
+  head = HEADS['s2anet'](FrozenConfigDict(c), 3)
+  with pytest.raises(ValueError, match='channels=20 is no multiple of 8'):
+    jax.eval_shape(lambda: head.init(jax.random.key(0), [jnp.zeros((1, 8, 8, 16))], method='touch'))

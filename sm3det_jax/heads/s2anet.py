@@ -117,6 +117,8 @@ class S2ANet(nn.Module):
 
   def setup(self):
     c = self.config
+    if c.channels % ORIENTATIONS:
+      raise ValueError(f'head s2anet: channels={c.channels} is no multiple of {ORIENTATIONS}')
     self.fam_head = dense.DenseHead(self.num_classes, 5, c.channels, c.convs)
     self.align_conv = AlignConv(c.strides)
     self.odm_head = ODMHead(self.num_classes, 5, c.channels, c.convs)
