@@ -26,7 +26,8 @@ from sm3det_jax.config import complete
 # What a run may change when it goes on: it alters neither parameters nor the order of samples.
 # `optim.steps` only says where to stop, for the schedule counts milestones.
 CHANGEABLE = (
-  r'data_root|workers|log_every|checkpoint_every|keep_checkpoints|mesh\.\w+|optim\.steps|'
+  r'data_root|workers|log_every|checkpoint_every|keep_checkpoints|mesh\.\w+|remat|'
+  r'optim\.(steps|zero1)|'
   r'tasks\.[^.]+\.test\..*'
 )
 SHOWN = 8  # differing keys in an error

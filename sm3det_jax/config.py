@@ -101,6 +101,7 @@ def default() -> ConfigDict:
     level='grid',  # every grid cell has its experts; 'image': one set for all cells of an image
     balance_weight=0.01,
     implementation='blocked',
+    capacity_factor=0.0,  # choices of an expert beyond this times the mean are lost; 0: none are
     aux_stats='global',  # or 'per_device', as the reference
   )
   use_backbone(c, 'convnext', 'T')
@@ -110,6 +111,7 @@ def default() -> ConfigDict:
   c.batch_size = 32  # images a step, over all tasks and devices
   c.sampling = 'ratio'  # of the tasks; 'random': each part of a batch is of a random task
   c.mesh = dict(data=-1, expert=1)  # -1: all remaining devices
+  c.remat = ()  # 'backbone', 'heads': what is computed anew in the backward pass to save memory
   c.optim = dict(
     lr=1e-4,
     lr_scaling='none',  # 'linear', 'sqrt': rate and schedule follow batch_size / reference_batch
@@ -122,6 +124,8 @@ def default() -> ConfigDict:
     gamma=0.1,
     warmup_steps=500,
     warmup_ratio=1 / 3,
+    accumulate=1,  # batch_size / accumulate images at once; their mean gradient makes a step
+    zero1=False,  # each device keeps its share of the optimizer's moments
     ema=0.0,  # decay of the parameters' running average; 0 = off
   )
   c.balance = 'dla'  # of the tasks: 'none', 'dla', 'uncertainty', 'dwa' or 'gradnorm'
@@ -212,6 +216,11 @@ def check(config: ConfigDict) -> ConfigDict:
       f'config.tasks have different bands, {bands}, which one stem cannot read: set '
       "config.backbone.stems='per_task'"
     )
+  unknown = set(config.remat) - {'backbone', 'heads'}
+  if unknown:
+    raise ValueError(f"config.remat={config.remat}: expected some of ('backbone', 'heads')")
+  if config.optim.accumulate < 1:
+    raise ValueError(f'config.optim.accumulate={config.optim.accumulate}: at least 1')
   for key, values in CHOICES.items():
     section, _, name = key.rpartition('.')
     value = (config[section] if section else config)[name]
@@ -220,9 +229,11 @@ def check(config: ConfigDict) -> ConfigDict:
   if not 1 <= config.moe.top_k <= config.moe.num_experts:
     raise ValueError(f'config.moe: top_k={config.moe.top_k}, num_experts={config.moe.num_experts}')
   group = sum(c.ratio for c in config.tasks.values())
-  if config.batch_size % group:
+  micro = config.optim.accumulate
+  if config.batch_size % (micro * group):
     raise ValueError(
       f'config.batch_size={config.batch_size} is not a multiple of '
+      f'{f"{micro} micro-batches x " if micro > 1 else ""}'
       f'{" + ".join(str(c.ratio) for c in config.tasks.values())} = {group}, one group of images'
     )
   return config

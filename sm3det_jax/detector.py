@@ -49,7 +49,10 @@ class Network(nn.Module):
     for name, targets in batch.items():
       head = self.heads[name]
       levels = self._levels(stages[name], name)
-      new = head.loss(levels, targets, keys[name], sampling)
+      loss = lambda head, *args: head.loss(*args, sampling)
+      if 'heads' in self.config.remat:
+        loss = nn.remat(loss)
+      new = loss(head, levels, targets, keys[name])
       terms |= {f'{name}/{term}': value for term, value in new.items()}
     if usage := add_usage(passes):
       terms['moe/balance'] = balance_loss(usage, self.config.moe.balance_weight)
@@ -64,12 +67,9 @@ class Network(nn.Module):
     return neck.apply(self.balance.probed(variables, name), stages, start)
 
   def _stages(self, images, rng):
-    """Stage outputs by task; tasks of equal shape and one stem share a pass of the backbone."""
+    """Stage outputs by task, and the usages of the experts in each pass."""
     stages, passes = {}, []
-    groups = {}
-    for name, x in images.items():
-      groups.setdefault((x.shape[1:], self._own(name)), []).append(name)
-    for i, names in enumerate(groups.values()):
+    for i, names in enumerate(passes_of(self.config, images)):
       key = None if rng is None else jax.random.fold_in(rng, len(images) + i)
       outs, usage = self.backbone(_interleave([images[n] for n in names]), key, names[0])
       passes.append(usage)
@@ -79,17 +79,12 @@ class Network(nn.Module):
           stages.setdefault(name, []).append(part)
     return stages, passes
 
-  def _own(self, name):
-    """The task where the backbone has layers of its own for it, else ''."""
-    c = self.config.backbone
-    return name if c.stems == 'per_task' or c.get('adapters') else ''
-
   def routing(self, images, task):
     self.backbone(images, None, task)
 
   def touch(self, images):
     """Runs every layer once, so that `init` makes all parameters; `images` by task."""
-    for name in {self._own(name): name for name in images}.values():
+    for name in {_own(self.config, name): name for name in images}.values():
       stages, _ = self.backbone(images[name], None, name)
     self.neck.touch(stages)
     for head in self.heads.values():
@@ -101,6 +96,32 @@ def term_groups(config) -> dict[str, str]:
   """Parameter group ('task/module') of every loss term ('task/term') of a config."""
   kinds = {name: HEADS[task.head.type] for name, task in config.tasks.items()}
   return {f'{n}/{t}': f'{n}/{g}' for n, k in kinds.items() for t, g in k.GROUPS.items()}
+
+
+def passes_of(config, images) -> list[list[str]]:
+  """Tasks of each pass of the backbone: those of equal shape that share all its layers."""
+  groups = {}
+  for name, x in images.items():
+    groups.setdefault((x.shape[1:], _own(config, name)), []).append(name)
+  return list(groups.values())
+
+
+def _own(config, name):
+  """The task where the backbone has layers of its own for it, else ''."""
+  c = config.backbone
+  return name if c.stems == 'per_task' or c.get('adapters') else ''
+
+
+def _dropped(config, images, metrics):
+  """{'dropped/<layer>/<task>': share of the choices of experts lost} out of what layers sowed."""
+  found = {}
+  for path, share in jax.tree.leaves_with_path(metrics['backbone']):
+    keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+    layer = '/'.join(k for k in keys[:-1] if k not in ('moe', 'mlp'))
+    names = passes_of(config, images)[path[-1].idx]
+    parts = _deinterleave(share, [len(images[n]) for n in names])
+    found |= {f'dropped/{layer}/{n}': p.mean() for n, p in zip(names, parts, strict=True)}
+  return found
 
 
 def _cells(intermediates):
@@ -157,7 +178,8 @@ class M2Det:
     """Fresh variables, {'params': ...} and the other Flax collections of the model."""
     side = 2 * PYRAMID_STRIDE
     images = {n: jnp.zeros((1, side, side, task.bands)) for n, task in self.config.tasks.items()}
-    return self.network.init(rng, images, method='touch')
+    made = nn.DenyList(('intermediates', 'metrics'))
+    return self.network.init(rng, images, method='touch', mutable=made)
 
   def features(self, variables, images, task: str) -> list[jax.Array]:
     """FPN levels of a task [B, h, w, C], finest first (evaluation mode)."""
@@ -195,7 +217,8 @@ class M2Det:
     Returns:
       (total, (terms, updates)): the sum of all terms, unless `config.balance` weighs them,
       {'task/term': scalar} with 'moe/balance', and the Flax collections to replace ({} where there
-      are none).
+      are none). With `moe.capacity_factor` a collection 'metrics' has, for the log,
+      {'dropped/<layer>/<task>': share of the choices of experts lost}.
 
     Raises:
       ValueError: random sampling without a key, an unknown task or sampling mode.
@@ -210,8 +233,12 @@ class M2Det:
       b.setdefault('shapes', self._shapes(b['images']))
       ordered[name] = b | {'images': self._compute(b['images'])}
     (total, terms), updates = self.network.apply(
-      variables, ordered, rng, sampling, method='losses', mutable=['batch_stats']
-    )
+      variables, ordered, rng, sampling, method='losses',
+      mutable=['batch_stats', 'metrics'],
+    )  # fmt: skip
+    if 'metrics' in updates:
+      images = {name: b['images'] for name, b in ordered.items()}
+      updates = {**updates, 'metrics': _dropped(self.config, images, updates['metrics'])}
     return total, (terms, updates)
 
   def _known(self, task):

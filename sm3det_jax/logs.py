@@ -109,7 +109,7 @@ class Window:
     good = [r for r in rows if np.isfinite(r['total']) and np.isfinite(r['grad_norm'])] or rows
     metrics = {k: float(v) for row in rows for k, v in row.items()}  # a step may lack a task
     for key in metrics:
-      if key in ('total', 'grad_norm') or key.startswith('loss/'):
+      if key in ('total', 'grad_norm') or key.startswith(('loss/', 'dropped/')):
         metrics[key] = float(np.mean([r[key] for r in good if key in r] or [metrics[key]]))
     metrics['bad_in_a_row'] = float(max(row['bad_in_a_row'] for row in rows))
     elapsed = time.perf_counter() - self._clock

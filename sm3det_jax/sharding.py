@@ -101,14 +101,17 @@ def check_mesh(config: Any, mesh: Mesh) -> None:
   """
   data, expert = (mesh.shape[axis] for axis in AXES)
   ratios = [task.ratio for task in config.tasks.values()]
-  groups, group = config.batch_size // sum(ratios), sum(ratios)
+  group, micro = sum(ratios), config.optim.accumulate
+  groups = config.batch_size // micro // group
   if groups % mesh.size:
-    nearest = max(1, round(groups / mesh.size)) * mesh.size * group
+    nearest = max(1, round(groups / mesh.size)) * mesh.size * group * micro
+    each = f', of which each of {micro} micro-batches has' if micro > 1 else ' is'
     raise ValueError(
-      f'config.batch_size={config.batch_size} is {groups} group(s) of '
+      f'config.batch_size={config.batch_size}{each} {groups} group(s) of '
       f'{" + ".join(map(str, ratios))} = {group} images, which {mesh.size} devices (data {data} x '
       f'expert {expert}) cannot share: each needs whole groups, so the batch is a multiple of '
-      f'{mesh.size} x {group} = {mesh.size * group}, such as {nearest}'
+      f'{f"{micro} x " if micro > 1 else ""}{mesh.size} x {group} = {micro * mesh.size * group}, '
+      f'such as {nearest}'
     )
   experts = config.moe.num_experts
   if any(config.moe.blocks) and experts % expert:
@@ -119,14 +122,17 @@ def check_mesh(config: Any, mesh: Mesh) -> None:
     )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Of every array of a batch: axis 0, the images, over all devices."""
-  return NamedSharding(mesh, PartitionSpec(AXES))
+def batch_sharding(mesh: Mesh, micro_batches: int = 1) -> NamedSharding:
+  """Of every array of a batch: its images over all devices.
+
+  They are axis 0, and axis 1 behind that of several micro-batches (`optim.accumulate`).
+  """
+  return NamedSharding(mesh, PartitionSpec(*[None] * (micro_batches > 1), AXES))
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
+def put_batch(batch: Any, mesh: Mesh, micro_batches: int = 1) -> Any:
   """Global arrays of this process's part of a batch, a tree of NumPy arrays."""
-  where = batch_sharding(mesh)
+  where = batch_sharding(mesh, micro_batches)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
 
 
@@ -151,6 +157,30 @@ def tree_sharding(mesh: Mesh, tree: Any, rules: Sequence = RULES) -> Any:
     match(tree, rules),
     is_leaf=lambda x: isinstance(x, PartitionSpec),
   )
+
+
+def spread(mesh: Mesh, shardings: Any, like: Any) -> Any:
+  """`shardings` with every array cut over `data` too, along its longest free axis that divides.
+
+  An array without such an axis stays as it is. This is ZeRO-1 when the arrays are optimizer state
+  (Rajbhandari et al. 2020): each device updates its share, then all gather the parameters.
+
+  Args:
+    mesh: from `make_mesh`.
+    shardings: tree of `NamedSharding`, as `tree_sharding`.
+    like: the arrays or `jax.ShapeDtypeStruct`s.
+  """
+  size = mesh.shape['data']
+
+  def one(where, array):
+    spec = [*where.spec, *[None] * (array.ndim - len(where.spec))]
+    free = [i for i, n in enumerate(array.shape) if spec[i] is None and n % size == 0 and n]
+    if size == 1 or not free:
+      return where
+    spec[max(free, key=lambda i: array.shape[i])] = 'data'
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  return jax.tree.map(one, shardings, like)
 
 
 def match(tree: Any, rules: Sequence[tuple[str, Any]]) -> Any:

@@ -21,7 +21,7 @@ from data_pipelines import mixture
 from sm3det_jax import checkpoint, coverage, logs, sharding
 from sm3det_jax.detector import build
 from sm3det_jax.interop import convert
-from sm3det_jax.optim import batch_scaling, optimizer
+from sm3det_jax.optim import accumulate, batch_scaling, optimizer
 from sm3det_jax.preprocess import normalise_batch
 
 MAX_BAD_STEPS = 10  # in a row
@@ -133,6 +133,9 @@ def abstract_state(config: ConfigDict, detector: Any, tx: Any, mesh: jax.shardin
   """`create_state`'s shapes, types and shardings."""
   like = jax.eval_shape(lambda: create_state(config, detector, tx))
   where = sharding.tree_sharding(mesh, like)
+  if config.optim.zero1:
+    opt = where['training']['opt']
+    where['training']['opt'] = sharding.spread(mesh, opt, like['training']['opt'])
   return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, where)
 
 
@@ -155,7 +158,7 @@ def sharded_step(config: ConfigDict, detector: Any, tx: Any, mesh: jax.sharding.
   return jax.jit(
     train_step(config, detector, tx),
     donate_argnums=0,
-    in_shardings=(where, sharding.batch_sharding(mesh)),
+    in_shardings=(where, sharding.batch_sharding(mesh, config.optim.accumulate)),
     out_shardings=(where, sharding.replicated(mesh)),
   )
 
@@ -174,12 +177,16 @@ def loss_function(config: ConfigDict, detector: Any) -> Callable:
 def train_step(config: ConfigDict, detector: Any, tx: Any) -> Callable:
   """The step: function of (state, raw batch) that returns (state, metrics of this step)."""
   gradient = jax.value_and_grad(loss_function(config, detector), has_aux=True)
+  if config.optim.accumulate > 1:
+    gradient = accumulate.mean_gradient(gradient, config.optim.accumulate)
   lr = optimizer.schedule(config.optim)
 
   def step(state, batch):
     model, training = state['model'], state['training']
     variables, params = model['variables'], model['variables']['params']
     (total, (terms, changed)), grads = gradient(params, variables, batch, training['step'])
+    changed = dict(changed)
+    metrics = changed.pop('metrics', {})
     grad_norm = optimizer.gradient_norm(grads)
     finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
     updates, opt = tx.update(grads, training['opt'], params, losses=terms)
@@ -198,7 +205,7 @@ def train_step(config: ConfigDict, detector: Any, tx: Any) -> Callable:
       'skipped': training['skipped'] + bad,
       'bad_in_a_row': (training['bad_in_a_row'] + bad) * bad,
     }
-    metrics = {'total': total, 'grad_norm': grad_norm, 'lr': rate}
+    metrics |= {'total': total, 'grad_norm': grad_norm, 'lr': rate}
     metrics |= {f'loss/{name}': value for name, value in terms.items()}
     metrics |= {f'multiplier/{k}': v for k, v in optimizer.multipliers(opt).items()}
     metrics |= {name: training[name] for name in ('skipped', 'bad_in_a_row')}
@@ -210,9 +217,8 @@ def train_step(config: ConfigDict, detector: Any, tx: Any) -> Callable:
 def _batches(config, mesh, start):
   """Global batches on the devices, from step `start` on."""
   host, hosts = jax.process_index(), jax.process_count()
-  with contextlib.closing(mixture.train_batches(config, start, host, hosts)) as batches:
-    for batch in batches:
-      yield sharding.put_batch(batch, mesh)
+  for batch in accumulate.micro_batches(config, start, host, hosts):
+    yield sharding.put_batch(batch, mesh, config.optim.accumulate)
 
 
 def _restored(workdir, checkpoints, like, fingerprint):

@@ -20,11 +20,13 @@ def build(config: Any, groups: int = 1) -> nn.Module:
   when the call is given a key.
 
   Args:
-    config: uses `backbone` and `moe`.
+    config: uses `backbone`, `moe` and `remat`.
     groups: of images whose balance of experts is judged apart (`moe.aux_stats`).
   """
   arguments = dict(config.backbone)
   kind, same_start = BACKBONES[arguments.pop('type')], arguments.pop('experts_from_one')
   names = ('num_experts', 'top_k', 'noisy', 'gate', 'softmax', 'level', 'implementation')
   moe = {k: config.moe[k] for k in names} | {'groups': groups, 'same_start': same_start}
-  return kind(moe_blocks=config.moe.blocks, moe=moe, **arguments)
+  moe['capacity_factor'] = config.moe.capacity_factor or None
+  remat = 'backbone' in config.remat
+  return kind(moe_blocks=config.moe.blocks, moe=moe, remat=remat, **arguments)

@@ -11,6 +11,7 @@ from sm3det_jax.backbones.layers import (
   Patchify,
   drop_path,
   drop_path_rates,
+  run_block,
   stem_name,
 )
 from sm3det_jax.moe.layer import MoE, Usage
@@ -100,6 +101,7 @@ class ConvNeXt(nn.Module):
     layer_scale, grn: as `Block`.
     stems: 'shared' by all tasks, or 'per_task'.
     adapters: every block has an adapter of each task (Wang et al. 2019, with known domains).
+    remat: blocks keep their input alone for the backward pass.
   """
 
   depths: tuple[int, ...]
@@ -111,6 +113,7 @@ class ConvNeXt(nn.Module):
   grn: bool = False
   stems: str = 'shared'
   adapters: bool = False
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, rng: jax.Array | None = None, task: str = ''):
@@ -134,7 +137,7 @@ class ConvNeXt(nn.Module):
         keys = (None, None) if rng is None else jax.random.split(jax.random.fold_in(rng, index))
         name = f'stage{stage}_block{j}'
         block = Block(moe, self.layer_scale, self.grn, adapter, rates[index], name=name)
-        x, usage = block(x, *keys)
+        x, usage = run_block(block, self.remat, x, *keys)
         usages += [] if usage is None else [usage]
         index += 1
       outs.append(Norm(name=f'norm{stage}')(x))

@@ -236,8 +236,17 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = No
     bias: added to the logits, broadcastable to [.., heads, N, M].
   """
   logits = jnp.einsum('...nhd,...mhd->...hnm', q * q.shape[-1] ** -0.5, k)
-  logits = wide(logits) if bias is None else wide(logits) + bias
+  logits = wide(logits)
+  if bias is not None:
+    logits = logits + bias.astype(logits.dtype)
   return jnp.einsum('...hnm,...mhd->...nhd', nn.softmax(logits).astype(v.dtype), v)
+
+
+def run_block(block: nn.Module, remat: bool, *args):
+  """`block(*args)`; with `remat` its activations are computed anew in the backward pass."""
+  return (nn.remat(lambda block, *args: block(*args)) if remat else type(block).__call__)(
+    block, *args
+  )
 
 
 def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

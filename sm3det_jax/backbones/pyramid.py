@@ -12,6 +12,7 @@ from sm3det_jax.backbones.layers import (
   drop_path_rates,
   dropout,
   fan_out_init,
+  run_block,
   stem_name,
 )
 from sm3det_jax.moe.layer import MoELinear, Usage, block_usage
@@ -64,6 +65,7 @@ class Pyramid(nn.Module, kw_only=True):
     drop_rate: as `MixFFN`.
     drop_path_rate: of the last block; it grows linearly from 0 at the first.
     stems: 'shared' by all tasks, or 'per_task'.
+    remat: blocks keep their input alone for the backward pass.
   """
 
   depths: tuple[int, ...]
@@ -75,6 +77,7 @@ class Pyramid(nn.Module, kw_only=True):
   drop_rate: float = 0.0
   drop_path_rate: float = 0.0
   stems: str = 'shared'
+  remat: bool = False
 
   embed_norm = Norm
   linear_init = staticmethod(fan_out_init)
@@ -96,7 +99,7 @@ class Pyramid(nn.Module, kw_only=True):
       for j in range(depth):
         key = None if rng is None else jax.random.fold_in(rng, index)
         block = self.block(stage, self._ffn(stage, j), rates[index], f'stage{stage}_block{j}')
-        x, usage = block(x, key)
+        x, usage = run_block(block, self.remat, x, key)
         usages += [block_usage(usage)] if usage else []
         index += 1
       x = Norm(name=f'norm{stage}')(x)

@@ -19,6 +19,7 @@ from sm3det_jax.backbones.layers import (
   drop_path,
   drop_path_rates,
   kernel_init,
+  run_block,
   stem_name,
 )
 from sm3det_jax.moe.layer import MoE, Sparse, Usage
@@ -109,8 +110,7 @@ class SquadMoE(Sparse, kw_only=True):
     hidden: channels inside.
     squad: keys of `SQUAD`; the experts are this list again and again.
 
-  Every expert is computed everywhere: at the released sizes of a squad, 2 of 6 experts, gathering
-  25 neighbours of each routed token would read more than it saves.
+  Every expert is computed everywhere (docs/decisions).
   """
 
   hidden: int
@@ -187,6 +187,7 @@ class Swin(nn.Module):
     moe: keyword arguments of every MoE layer.
     drop_path_rate: of the last block; it grows linearly from 0 at the first.
     stems: 'shared' by all tasks, or 'per_task'.
+    remat: blocks keep their input alone for the backward pass.
   """
 
   depths: tuple[int, ...]
@@ -201,6 +202,7 @@ class Swin(nn.Module):
   squad: tuple[str, ...] = ()
   drop_path_rate: float = 0.1
   stems: str = 'shared'
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, rng: jax.Array | None = None, task: str = ''):
@@ -226,7 +228,8 @@ class Swin(nn.Module):
           rates[index],
           name=f'stage{stage}_block{j}',
         )
-        x, usage = block(x, None if rng is None else jax.random.fold_in(rng, index))
+        key = None if rng is None else jax.random.fold_in(rng, index)
+        x, usage = run_block(block, self.remat, x, key)
         usages += [] if usage is None else [usage]
         index += 1
       outs.append(norm(name=f'norm{stage}')(x))
