@@ -264,6 +264,17 @@ def test_other_backbones_of_imagenet(kind, config):
   assert copies == 2 * 2 * 2 * new.moe.num_experts  # layers, weight and bias, two linear layers
 
 
+def test_a_dense_backbone_goes_out_by_its_own_names(golden):
+  want = {f'backbone.{n[2:]}' for n in np.load(golden / 'backbones/lsk_dense_A.npz') if 'w.' in n}
+  rename = lambda n: re.sub('^patch_embed1', 'patch_embed1.norm', n)
+  official_names = {
+    'backbone.' + rename(n[9:]).replace('patch_embed1.norm.proj', 'dataset_stems.single')
+    for n in want
+  }
+  state = dict.fromkeys(n.replace('patch_embed1.norm.norm', 'patch_embed1') for n in official_names)
+  assert set(sources.to_one_task(state, 'rgb', (4, 8, 16, 32, 64), 'lsknet')) == want
+
+
 def test_microsofts_patch_merging_in_mmdetections_order():
   rng = np.random.default_rng(0)
   x, weight = rng.normal(size=(4, 6, 5)), rng.normal(size=(7, 20))
@@ -314,6 +325,10 @@ def test_a_checkpoint_of_one_task(config, shapes, tmp_path):
   assert len(values) == len(jax.tree.leaves(want)) - len(unread)
   for path, array in values.items():
     np.testing.assert_array_equal(array, layouts.get(want, path))
+  back = sources.to_one_task(state, 'sar', sar.tasks.sar.head.strides, 'convnext')
+  assert set(back) == set(theirs)
+  for name, array in back.items():
+    np.testing.assert_array_equal(array, theirs[name])
 
   with pytest.raises(ValueError, match='config has sar, rgb, ifr. Give one with that task alone'):
     convert._of_state(config, shapes, theirs, 'file')

@@ -87,6 +87,8 @@ def to_workdir(config: ConfigDict, file: str | os.PathLike, out: str | os.PathLi
 def to_file(workdir: str | os.PathLike, file: str | os.PathLike) -> int:
   """Writes a run's weights (its average where it keeps one) by their official names.
 
+  A model of one task gets the names of a detector of one data set.
+
   Args:
     workdir: of the run.
     file: ending in .pth, .safetensors or .npz.
@@ -97,6 +99,9 @@ def to_file(workdir: str | os.PathLike, file: str | os.PathLike) -> int:
   config, variables = checkpoint.restore_for_inference(workdir)
   state = official.to_state_dict(variables, config)
   state |= constants.of(state)
+  if len(config.tasks) == 1:
+    ((task, c),) = config.tasks.items()
+    state = sources.to_one_task(state, task, c.head.strides, config.backbone.type)
   state_files.write(file, state, joint_classes(config))
   return len(state)
 

@@ -1,4 +1,4 @@
-"""The names that official weights have in other files -> the official detector's.
+"""The names that official weights have in other files -> the official detector's, and back.
 
 A file of one data set lacks the tasks' names and calls its pyramid's levels otherwise; one of
 ImageNet has the names of its own repository.
@@ -28,6 +28,18 @@ PYRAMID_STEM = (  # VAN, LSKNet
   (r'patch_embed1\.proj', 'dataset_stems.single'),
   (r'patch_embed1\.norm', 'patch_embed1'),
 )
+PLAIN = {  # names of backbones without experts, from the official detector's; the first that fits
+  'convnext': (
+    (r'(stages\.\d+\.\d+)\.ffn\.(pointwise_conv|grn)', r'\1.\2'),
+    (r'downsample_layers\.0\.0', 'downsample_layers.0.1'),
+    (r'dataset_stems\.single', 'downsample_layers.0.0'),
+  ),
+  'van': (
+    (r'patch_embed1\.', 'patch_embed1.norm.'),
+    (r'dataset_stems\.single', 'patch_embed1.proj'),
+  ),
+}
+PLAIN['lsknet'] = PLAIN['van']
 SWIN = (
   (r'layers\.', 'stages.'),
   (r'patch_embed\.proj\.', 'patch_embed.projection.'),
@@ -84,6 +96,28 @@ def of_one_task(state: dict, task: str, strides: tuple, stages: int, wanted: set
     pool[:, :, 1, 1] = np.eye(len(pool), dtype=pool.dtype)
     state |= {f'{extra}.weight': pool, f'{extra}.bias': np.zeros(len(pool), pool.dtype)}
   return {f'{task}_{n}' if re.match(HEAD, n) else n: a for n, a in state.items()}
+
+
+def to_one_task(state: dict, task: str, strides: tuple, kind: str) -> dict:
+  """The official detector with one task -> a detector of that task, as `of_one_task` takes it.
+
+  Without experts the backbone (`kind` is its type) gets the names of mmpretrain or of its own
+  repository.
+  """
+  start, renamed = start_stage(strides), {}
+  dense = not any('.experts.' in name for name in state)
+  for name, array in state.items():
+    if level := re.fullmatch(r'(neck\.\w+_convs)\.(\d+)\.(.*)', name):
+      number = int(level[2]) - start
+      if not 0 <= number < len(strides):
+        continue  # no head reads it
+      name = f'{level[1]}.{number}.{level[3]}'
+    for pattern, replacement in PLAIN.get(kind, ()) if dense else ():
+      name, changed = re.subn(rf'^backbone\.{pattern}', f'backbone.{replacement}', name)
+      if changed:
+        break
+    renamed[name.removeprefix(f'{task}_')] = array
+  return renamed
 
 
 def _convnext(state):
