@@ -27,8 +27,9 @@ def softmax_cross_entropy(logits, labels):
 
 
 def l1(pred, target):
-  """Absolute error of every element."""
-  return jnp.abs(_wide(pred) - _wide(target))
+  """Absolute error of every element; its gradient at 0 is 0."""
+  error = _wide(pred) - _wide(target)
+  return error * jnp.sign(error)
 
 
 def smooth_l1(pred, target, beta):

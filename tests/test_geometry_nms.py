@@ -126,3 +126,25 @@ def test_far_from_the_origin():
   boxes[:, 2:4] /= 10
   boxes[:, :2] = boxes[:, :2] / 10 + 20000
   assert run(boxes, scores, 0.3, 300) == greedy(boxes, scores, 0.3)
+
+
+@pytest.mark.parametrize('specific', [True, False])
+def test_by_class_equals_one_class_after_the_other(specific):
+  rng = np.random.default_rng(5)
+  n, classes = 40, 3
+  corner = rng.uniform(0, 30, (n, classes if specific else 1, 2))
+  boxes = np.concatenate([corner, corner + rng.uniform(5, 20, corner.shape)], -1).astype('f')
+  scores = rng.uniform(0, 1, (n, classes)).astype('f')
+  one, want = jax.jit(lambda *x, valid: nms.nms(*x, 0.5, n, valid=valid)), []
+  for k in range(classes):
+    own = boxes[:, k if specific else 0]
+    index, valid = one(own, scores[:, k], valid=scores[:, k] > 0.3)
+    rows = np.asarray(index)[np.asarray(valid)]
+    want += [(scores[r, k], k, *own[r]) for r in rows]
+  want = sorted(want, reverse=True)
+  for cap in (0, 5):
+    got = jax.jit(lambda *x, cap=cap: nms.multiclass_nms(*x, 0.3, 0.5, 100, cap))(boxes, scores)
+    b, s, k, valid = (np.asarray(x) for x in got)
+    rows = np.column_stack([s, k, b])[valid]
+    assert (1 < len(rows) <= cap) if cap else len(rows) == len(want)
+    np.testing.assert_array_equal(rows, np.asarray(want, 'f')[: len(rows)])

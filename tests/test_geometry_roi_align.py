@@ -1,4 +1,4 @@
-"""Rotated RoIAlign against a plain loop over samples."""
+"""RoIAlign against plain loops over samples."""
 
 import jax
 import jax.numpy as jnp
@@ -123,3 +123,52 @@ def test_half_precision_maps():
   grad = vjp(jnp.ones_like(out))[0]
   assert grad.dtype == jnp.bfloat16
   np.testing.assert_allclose(grad.astype(jnp.float32).sum(), 200 * 49 * 2, rtol=0.01)
+
+
+def hbb_loop(image, box, size, ratio):
+  """Of a box in cells; ratio 0: a sample a cell and side, at least one."""
+  x1, y1, x2, y2 = np.asarray(box) - 0.5
+  high, wide = (ratio or int(np.ceil(side / size)) for side in (y2 - y1, x2 - x1))
+  out = np.zeros((size, size, image.shape[-1]))
+  for i, j in np.ndindex(size, size):
+    for p, q in np.ndindex(high, wide):
+      y = y1 + (i + (p + 0.5) / high) * (y2 - y1) / size
+      x = x1 + (j + (q + 0.5) / wide) * (x2 - x1) / size
+      out[i, j] += bilinear(image, y, x) / (high * wide)
+  return out
+
+
+@pytest.mark.parametrize('ratio', [0, 2])
+def test_horizontal_boxes_equal_the_loop(monkeypatch, ratio):
+  monkeypatch.setattr(roi_align, 'ROWS', 1)  # a box at a time
+  boxes = np.asarray(
+    [
+      [4, 4, 20, 12], [0, 0, 64, 6], [30, 1, 33, 63],  # usual, and thin
+      [-20, -9, 90, 80], [60, 60, 75, 70], [70, 70, 80, 80],  # partly and wholly outside
+      [0, 0, 64, 64], [5, 5, 5, 30], [9, 9, 9, 9],  # everything, and nothing
+    ],
+    np.float32,
+  )  # fmt: skip
+  boxes = np.stack([boxes, boxes[::-1] + 0.3])
+  maps = features(3, 2, 32, 40, 3)
+  run = jax.jit(lambda f, r: roi_align.multilevel_roi_align([f], r, (2,), 3, ratio))
+  got = run(maps, boxes)
+  for b, r in np.ndindex(boxes.shape[:2]):
+    want = hbb_loop(maps[b], boxes[b, r] / 2, 3, ratio)
+    np.testing.assert_allclose(got[b, r], want, atol=2e-5)
+
+
+def test_horizontal_boxes_read_the_level_that_suits():
+  sides = (16, 112, 224, 448)
+  maps = [jnp.full((1, 64 // s, 64 // s, 2), s, jnp.bfloat16) for s in (4, 8, 16, 32)]
+  boxes = jnp.asarray([[[32 - s / 2, 32 - s / 2, 32 + s / 2, 32 + s / 2] for s in sides]])
+
+  def run(maps):
+    return roi_align.multilevel_roi_align(maps, boxes, (4, 8, 16, 32))
+
+  out, vjp = jax.vjp(jax.jit(run), maps)
+  assert out.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(out[0, :, 3, 3, 0].astype(jnp.float32), [4, 8, 16, 32])
+  grads = vjp(jnp.ones_like(out))[0]
+  # the smallest lies inside of its map; of the others 1 / 1.75, 1 / 3.5 and 1 / 7 a side do
+  assert all(g.dtype == jnp.bfloat16 for g in grads) and float(grads[0].sum()) == 49 * 2

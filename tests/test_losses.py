@@ -72,7 +72,9 @@ def test_l1_and_smooth_l1():
   np.testing.assert_allclose(losses.l1(pred, target), [0, 0.1, 1.5])
   np.testing.assert_allclose(losses.smooth_l1(pred, target, 1.0), [0, 0.005, 1.0], rtol=1e-6)
   np.testing.assert_allclose(losses.smooth_l1(pred, target, 0.1), [0, 0.05, 1.45], rtol=1e-6)
-  assert jax.grad(lambda p: losses.smooth_l1(p, 0.0, 1.0))(0.0) == 0
+  np.testing.assert_allclose(losses.smooth_l1(pred, target, 0.0), losses.l1(pred, target))
+  for beta in (1.0, 0.0):
+    assert jax.grad(lambda p, b=beta: losses.smooth_l1(p, 0.0, b))(0.0) == 0
 
 
 @pytest.mark.parametrize(

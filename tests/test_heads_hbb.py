@@ -1,0 +1,147 @@
+"""The horizontal heads on two objects of an image: what counts, and that they learn it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import FrozenConfigDict
+
+from sm3det_jax import head_configs
+from sm3det_jax.geometry import coders, iou
+from sm3det_jax.heads import HEADS, rpn, two_stage
+from sm3det_jax.necks.fpn import FPN
+
+SIZE, CHANNELS, CLASSES = 64, 16, 3
+TARGETS = {
+  'boxes': jnp.asarray([[[2, 4, 34, 36], [30, 20, 60, 62.0], [0, 0, 1, 1]]]),
+  'labels': jnp.asarray([[2, 0, 1]]),
+  'valid': jnp.asarray([[True, True, False]]),
+  'shapes': jnp.asarray([[SIZE, SIZE]]),
+}
+
+
+def small(kind):
+  c = head_configs.HEADS[kind][1]()
+  c.channels, c.max_detections = 16, 10
+  if 'roi' in c:
+    c.roi.fc_channels = 32
+    for proposals in (c.proposals, c.train_proposals):
+      proposals.update(pre_nms=64, max_proposals=32)
+  else:
+    c.convs, c.pre_nms = 1, 64
+  return FrozenConfigDict(c)
+
+
+def learn(kind, steps=60):
+  """First and last terms, and what is detected in the end."""
+  c = small(kind)
+  head = HEADS[kind](c, CLASSES)
+  rng = np.random.default_rng(0)
+  features = [
+    jnp.asarray(rng.normal(size=(1, -(-SIZE // s), -(-SIZE // s), CHANNELS)), jnp.float32)
+    for s in c.strides
+  ]
+  tx = optax.adam(1e-2)
+
+  def loss(params):
+    terms = head.apply({'params': params}, features, TARGETS, None, 'all', method='loss')
+    return sum(terms.values()), terms
+
+  def step(state, _):
+    params, moments = state
+    grads, terms = jax.grad(loss, has_aux=True)(params)
+    with jax.numpy_dtype_promotion('standard'):  # optax
+      updates, moments = tx.update(grads, moments)
+    return (optax.apply_updates(params, updates), moments), terms
+
+  @jax.jit
+  def run(key):
+    params = head.init(key, features, method='touch')['params']
+    (params, _), terms = jax.lax.scan(step, (params, tx.init(params)), None, steps)
+    return terms, head.apply({'params': params}, features, TARGETS['shapes'], method='detect')
+
+  return run(jax.random.key(0))
+
+
+LONG = [pytest.param(k, marks=pytest.mark.slow) for k in ('faster_rcnn', 'cascade_rcnn')]
+
+
+@pytest.mark.parametrize('kind', ['retinanet', *LONG])
+def test_learns_two_objects(kind):
+  terms, found = learn(kind)
+  assert set(terms) == set(HEADS[kind].GROUPS)
+  total = sum(terms.values())
+  assert np.isfinite(total).all() and total[-1] < 0.3 * total[0]
+  good = found.valid[0] & (found.scores[0] > 0.5)
+  assert good.sum() == 2
+  overlaps = iou.hbb_iou(TARGETS['boxes'][0, :2], found.boxes[0, :2])
+  assert overlaps.max(1).min() > 0.7
+  matched = found.labels[0][overlaps.argmax(1)]
+  np.testing.assert_array_equal(matched, TARGETS['labels'][0, :2])
+
+
+def rois_of(sampling, key, samples=8):
+  """Samples of one image: proposals on, near and far from an object, and one that is padding."""
+  c = FrozenConfigDict(dict(samples=samples, positive_fraction=0.5))
+  stage = two_stage.Stage(None, coders.DeltaXYWH(), 0.5, 0)
+  near = jnp.asarray([[2.0, 4, 34, 36.0], [4, 4, 36, 36], [40, 40, 60, 60], [2, 4, 34, 36]])
+  valid = jnp.asarray([True, True, True, False])
+  image = [TARGETS[k][0] for k in ('boxes', 'labels', 'valid')]
+  run = lambda *x: two_stage.sample(c, stage, CLASSES, sampling, *x)
+  return jax.jit(run)(near, valid, *image, key)
+
+
+def test_rois_that_count():
+  """Objects first, then positives, then negatives; neither padded objects nor padded proposals."""
+  s = rois_of('all', None)
+  assert s.valid.tolist() == [True] * 5 + [False] * 2
+  assert (
+    s.labels.tolist()[:5] == [2, 0, 2, 2, 3] and s.objects.tolist()[:5] == [True] * 2 + [False] * 3
+  )
+  np.testing.assert_allclose(s.deltas[:3], 0, atol=1e-6)
+  assert s.deltas[3, 0] < 0
+  some = rois_of('random', jax.random.key(0), samples=3)  # one positive at most
+  assert some.valid.tolist() == [True, True, False] and some.labels[1] == CLASSES
+
+
+def test_objects_leave_between_the_stages():
+  s = rois_of('all', None)
+  stage = two_stage.Stage(None, coders.DeltaXYWH(), 0.5, 0)
+  shift = jnp.tile(jnp.asarray([[0.5, 0, 0, 0]]), (len(s.boxes), 1))
+  boxes, valid = two_stage.refined(stage, s, shift, jnp.asarray([SIZE, SIZE]))
+  assert valid.tolist() == [False] * 2 + [True] * 3 + [False] * 2
+  np.testing.assert_allclose(boxes[2], [18, 4, 50, 36], atol=1e-4)
+  np.testing.assert_allclose(boxes[4], [50, 40, SIZE, 60], atol=1e-4)  # clipped
+
+
+def test_the_box_of_the_own_class_counts():
+  s = jax.tree.map(lambda x: x[None], rois_of('all', None))
+  cls = jnp.zeros((1, 7, CLASSES + 1))
+  reg = jnp.zeros((1, 7, CLASSES, 4)).at[..., 1, :].set(9.0)  # no object is of class 1
+  specific = two_stage.stage_loss(0.0, CLASSES, s, cls, reg.reshape(1, 7, -1))
+  agnostic = two_stage.stage_loss(0.0, CLASSES, s, cls, jnp.zeros((1, 7, 4)))
+  np.testing.assert_allclose(specific['bbox'], agnostic['bbox'], rtol=1e-6)
+  np.testing.assert_allclose(specific['cls'], np.log(CLASSES + 1), rtol=1e-6)
+  np.testing.assert_allclose(agnostic['bbox'], abs(s.deltas[0, 3]).sum() / 5, rtol=1e-6)
+
+
+def test_proposals_without_area_are_dropped_where_mmdet_drops_them():
+  c = FrozenConfigDict(dict(pre_nms=4, nms_iou=0.7, max_proposals=4))
+  anchors = [jnp.asarray([[0, 0, 8, 8.0], [-9, 0, -1, 8]])]  # the second is clipped to nothing
+  maps = [jnp.zeros((1, 2))], [jnp.zeros((1, 2, 4))]
+  for drop in (True, False):
+    head = rpn.RPNHead({}, coders.DeltaXYWH(), drop)
+    _, valid = jax.jit(lambda *x, h=head: h._proposals(c, anchors, *x))(*maps, TARGETS['shapes'])
+    assert valid.tolist() == [[True, not drop]]
+
+
+def test_levels_beyond_the_backbone_by_thinning():
+  """Without extra convolutions the last level is every second cell, and has no parameters."""
+  stages = [jnp.ones((1, 2 * n, 2 * n, 8)) * n for n in (8, 4, 2, 1)]
+  neck = FPN(4, extra_convs=False)
+  variables = jax.jit(lambda key: neck.init(key, stages, method='touch'))(jax.random.key(0))
+  assert not any('extra' in name for name in variables['params'])
+  levels, deeper = jax.jit(lambda v: [neck.apply(v, stages, start) for start in (0, 1)])(variables)
+  np.testing.assert_array_equal(levels[4], levels[3][:, ::2, ::2])
+  assert [x.shape[1] for x in deeper] == [8, 4, 2, 1, 1]
