@@ -86,7 +86,8 @@ run() {
   # detached, so that it outlives the connection; a second start finds the first
   _on all "kill -0 \$(cat sm3det.pid 2>/dev/null) 2>/dev/null && { echo already running; exit; }
 rm -f sm3det.exit
-export JAX_NUM_PROCESSES=\$($WORKERS)
+JAX_NUM_PROCESSES=\$($WORKERS) || exit
+export JAX_NUM_PROCESSES
 setsid nohup bash -c '\"\$@\"; echo \$? >sm3det.exit' - sm3det_env/bin/sm3det train$arguments \
 >>sm3det.log 2>&1 </dev/null &
 echo \$! >sm3det.pid"
@@ -111,14 +112,16 @@ keep() { # a preempted slice is gone for good: another one takes its name and go
   while true; do
     state=NONE
     [[ $dry_run == yes ]] || state=$(_state)
-    if [[ $state != ACTIVE ]]; then
+    if [[ $state == SUSPENDING ]]; then
+      sleep "$POLL"
+      continue
+    elif [[ $state != ACTIVE ]]; then
       [[ $state == NONE ]] || delete
       create
       setup
     fi
-    run "$@"
     code=0
-    tail_log || code=$?
+    { run "$@" && tail_log; } || code=$?
     # 143: saved on SIGTERM; 255: the worker cannot be reached, so it is gone, or the network was
     [[ $code == 143 || $code == 255 ]] || return "$code"
     echo "worker 0 ended with $code; looking after $TPU_NAME" >&2

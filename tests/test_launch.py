@@ -221,12 +221,14 @@ def test_an_unknown_verb_shows_the_known_ones(script):
 
 
 GCLOUD = """case "$*" in
-  *describe*) cat "$SEEN/state" 2>/dev/null || exit 1 ;;
+  *describe*)
+    cat "$SEEN/state" 2>/dev/null || exit 1
+    sed -i s/SUSPENDING/SUSPENDED/ "$SEEN/state" ;;
   *queued-resources\\ create*) echo ACTIVE >"$SEEN/state" ;;
   *queued-resources\\ delete*) rm "$SEEN/state" ;;
   *--worker=0*)
     [[ ! -e $SEEN/preempted ]] || exit "$LAST"
-    touch "$SEEN/preempted"; echo SUSPENDED >"$SEEN/state"; exit 255 ;;
+    touch "$SEEN/preempted"; echo SUSPENDING >"$SEEN/state"; exit 255 ;;
 esac"""
 
 
@@ -240,7 +242,7 @@ def test_a_preempted_slice_is_made_again_and_training_goes_on(programs, last):
   words = ('describe', 'queued-resources create', 'scp', 'uv pip', 'sm3det train', 'delete')
   order = [w for call in programs.calls for w in (*words, '--worker=0') if w in call]
   first = ['describe', 'queued-resources create', 'describe', 'scp', 'uv pip', 'sm3det train']
-  again = ['describe', 'delete', *first[1:]]
+  again = ['describe', 'describe', 'delete', *first[1:]]  # once it is suspending, once suspended
   assert order == [*first, '--worker=0', *again, '--worker=0']
   assert '--spot' in programs.calls[1] and '--node-id=pod' in programs.calls[1]
 
