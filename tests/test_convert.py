@@ -10,7 +10,7 @@ import pth
 import pytest
 from tiny import tiny_config
 
-from sm3det_jax import checkpoint, cli
+from sm3det_jax import Detector, checkpoint, cli
 from sm3det_jax import config as configs
 from sm3det_jax.detector import build
 from sm3det_jax.interop import constants, convert, layouts, official, sources, state_files
@@ -427,6 +427,29 @@ def test_a_converted_model_evaluates_as_the_one_it_came_from(tiny_run, tmp_path)
   assert run('evaluate', '--workdir', out) == 0
   first, again = (json.loads((p / 'metrics.json').read_text()) for p in (tiny_run, out))
   assert first == again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task, row', [('sar', 0), ('rgb', 2)])
+def test_the_official_model_detects_the_same_once_converted(task, row, golden, tmp_path):
+  model = json.loads((golden / 'case_A/config.json').read_text())['model']
+  config = official.config_from_official(model)
+  for c in config.tasks.values():
+    c.update(size=(256, 256), mean=(0.0,) * 3, std=(1.0,) * 3)  # the recorded images are normalised
+  source, out = config_file(tmp_path / 'config.py', config), tmp_path / 'run'
+  weights = golden / 'case_A/weights.npz'
+  assert run('convert', '--from=official', f'--config={source}', weights, '--out', out) == 0
+  image = np.load(golden / 'case_A/inputs.npz')['images'][row].transpose(1, 2, 0)
+  found = Detector.from_checkpoint(out).predict(image, task, score_threshold=0)
+  want = np.load(golden / 'case_A/eval_dets.npz')
+  prefix = f'{task}.{row}' if task == 'sar' else task
+  order = np.argsort(-want[f'{prefix}.scores'], kind='stable')[: len(found['scores'])]
+  assert len(order) >= 100
+  np.testing.assert_allclose(found['scores'], want[f'{prefix}.scores'][order], rtol=1e-4)
+  same = found['labels'] == want[f'{prefix}.labels'][order]
+  assert same.mean() > 0.95  # equal scores may change places
+  boxes = want[f'{prefix}.boxes'][order]
+  np.testing.assert_allclose(found['boxes'][same], boxes[same], atol=0.05)
 
 
 @pytest.mark.parametrize(
