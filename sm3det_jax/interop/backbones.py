@@ -32,7 +32,7 @@ SQUAD = {'FFN': 'ffn', 'Conv3x3_FFN': 'conv3x3', 'Conv5x5_FFN': 'conv5x5'}
 # Arguments that change no evaluation, or that the images or the weights answer.
 UNUSED = ('type', 'init_cfg', 'pretrained', 'with_cp', 'frozen_stages', 'img_size', 'num_stages',
           'pretrain_img_size', 'in_channels', 'in_chans', 'convert_weights', 'num_classes',
-          'attn_drop_rate')  # fmt: skip
+          'attn_drop_rate', 'linear_pw_conv')  # fmt: skip
 NONE = ((),) * 4
 ROUTED = dict(noisy_gating=True, gate='cosine', top_k=2)
 CONVNEXT = dict(
@@ -60,7 +60,6 @@ FIXED = {
   'act_cfg': {'type': 'GELU'},
   'stem_patch_size': 4,
   'patch_size': 4,
-  'linear_pw_conv': True,
   'gap_before_final_norm': False,
   'out_indices': (0, 1, 2, 3),
   'strides': (4, 2, 2, 2),
