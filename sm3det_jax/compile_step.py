@@ -166,8 +166,13 @@ def _lowered(config, mesh):
 
 def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict:
   """Shapes, types and shardings of a global batch of 8-bit images."""
-  where, batch = sharding.batch_sharding(mesh), {}
-  array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+  micro, batch = config.optim.accumulate, {}
+  where = sharding.batch_sharding(mesh, micro)
+
+  def array(dtype, n, *shape):
+    images = (micro, n // micro) if micro > 1 else (n,)
+    return jax.ShapeDtypeStruct((*images, *shape), dtype, sharding=where)
+
   groups = config.batch_size // sum(task.ratio for task in config.tasks.values())
   for name, task in config.tasks.items():
     n, m = groups * task.ratio, task.max_objects
