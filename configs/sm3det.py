@@ -34,6 +34,8 @@ def get_config(text: str = ''):
     c.moe.num_experts = a.experts
   for name, kind in (('sar', a.sar), ('rgb', a.rgb), ('ifr', a.ifr or a.rgb)):
     c.tasks[name].head = configs.head(kind)
+  # as released: if all heads have two stages, the last level is every second cell of the one before
+  c.neck.extra_convs = any(t.head.strides[0] == 8 for t in c.tasks.values())
   return c
 
 
