@@ -332,3 +332,18 @@ def test_normalise_batch_uses_each_task(tmp_path):
   want = (batch['sar']['images'] - np.array(configs.IMAGENET_MEAN)) / configs.IMAGENET_STD
   np.testing.assert_allclose(got['sar']['images'], want, rtol=1e-5, atol=1e-5)
   assert got['sar']['boxes'] is batch['sar']['boxes']
+
+
+def test_a_run_starts_from_what_init_from_names_and_goes_on_without_it(toy, tmp_path):
+  train.train(toy_config(steps=2), tmp_path / 'first')
+  want = checkpoint.restore_for_inference(tmp_path / 'first')[1]['params']
+  config = toy_config(lr=0.0, steps=1)
+  config.init_from = str(tmp_path / 'first')
+  train.train(config, tmp_path / 'second')
+  got = checkpoint.restore_for_inference(tmp_path / 'second')[1]['params']
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), got, want)
+  (tmp_path / 'first').rename(tmp_path / 'gone')
+  config.optim.steps = 2
+  train.train(config, tmp_path / 'second')
+  with pytest.raises(FileNotFoundError):
+    train.train(config, tmp_path / 'third')
