@@ -67,7 +67,7 @@ def _small(c):
   c.tasks.sar.ratio, c.tasks.ifr.ratio = 1, 2  # the largest set, the smallest objects
   c.batch_size = 4
   # Layers over RoIs (3,136 inputs, no norm) learn from scratch at this rate, hardly at 1e-3.
-  c.optim.update(lr=3e-4, steps=4000, milestones=(2800, 3700), warmup_steps=100)
+  c.optim.update(lr=3e-4, steps=2000, milestones=(1400, 1850), warmup_steps=100)
   c.dla.update(warmup_steps=100, decay=0.01)
   c.log_every, c.checkpoint_every = 20, 500
 
@@ -78,3 +78,4 @@ def _overfit(c):
     t.test.split = 'train'
     t.train.update(flip=(0.0, 0.0, 0.0), rotate=0.0)
   c.tasks.sar.ratio, c.tasks.rgb.ratio, c.tasks.ifr.ratio = 1, 2, 1  # most windows are optical
+  c.optim.update(steps=3500, milestones=(2800,))
