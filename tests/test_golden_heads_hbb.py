@@ -239,6 +239,19 @@ def test_training_of_the_cascade_on_given_proposals(recorded):
   assert_losses(terms, want, 'raw.')
 
 
+def test_settings_of_others_are_refused(golden):
+  read = lambda: json.loads((golden / 'heads' / CASCADE / 'config.json').read_text())['model']
+  for change, words in (
+    (dict(loss_bbox=dict(type='L1Loss', loss_weight=2.0)), 'loss_weight of loss_bbox=2.0'),
+    (dict(reg_class_agnostic=False), 'reg_class_agnostic=False'),
+    (dict(bbox_coder=dict(target_stds=[1, 1, 1, 1])), 'target_stds=.* only .0.05'),
+  ):
+    model = read()
+    model['sar_roi_head']['bbox_head'][1].update(change)
+    with pytest.raises(ValueError, match=words):
+      official.config_from_official(model)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('case', [FASTER, CASCADE, RETINA])
 def test_pyramid(golden, case):

@@ -96,6 +96,16 @@ def expect(part: dict, *kinds: str) -> str:
   return part['type']
 
 
+def fixed(name: str, theirs, ours) -> None:
+  """Refuses a setting of an official `model` dict that is not one here.
+
+  Raises:
+    ValueError: theirs differs from ours.
+  """
+  if theirs != ours:
+    raise ValueError(f'{name}={theirs} is not supported here, only {ours}')
+
+
 def affine(path, name, layout) -> list[Entry]:
   """Kernel and bias of one layer ('norm' for the scale of a norm)."""
   ours = 'scale' if layout == 'norm' else 'kernel'
