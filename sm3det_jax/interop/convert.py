@@ -7,8 +7,7 @@ import logging
 import os
 import pathlib
 import re
-from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,40 +18,11 @@ from sm3det_jax.config import joint_classes, label_space
 from sm3det_jax.detector import build
 from sm3det_jax.heads.common import start_stage
 from sm3det_jax.interop import constants, layouts, official, sources, state_files
+from sm3det_jax.interop.report import PROBLEMS, Report, Row
 
-PROBLEMS = ('missing', 'unexpected', 'shape')
 SHOWN = 3  # names in a one-line error
 
 logger = logging.getLogger(__name__)
-
-
-class Row(NamedTuple):
-  """What became of one array."""
-
-  status: str  # loaded, copied (a dense layer into an expert), fresh, dropped, or one of PROBLEMS
-  name: str  # official, or ours ('params/..') where two models of ours are matched
-  detail: str = ''
-
-
-class Report(NamedTuple):
-  """What became of every array of a file and of the model that was to take them."""
-
-  source: str
-  rows: list[Row]
-
-  @property
-  def problems(self) -> list[Row]:
-    return [r for r in self.rows if r.status in PROBLEMS]
-
-  def summary(self) -> str:
-    """One line: how many arrays of each status."""
-    counts = Counter(r.status for r in self.rows)
-    return f'{self.source}: ' + ', '.join(f'{n} {status}' for status, n in counts.items())
-
-  def table(self, *statuses: str) -> str:
-    """A line for each array, of these statuses alone if any are given."""
-    rows = [r for r in self.rows if not statuses or r.status in statuses]
-    return '\n'.join(f'{r.status:11} {r.name}  {r.detail}'.rstrip() for r in rows)
 
 
 def to_workdir(config: ConfigDict, file: str | os.PathLike, out: str | os.PathLike) -> Report:
@@ -98,6 +68,11 @@ def to_file(workdir: str | os.PathLike, file: str | os.PathLike) -> int:
   """
   config, variables = checkpoint.restore_for_inference(workdir)
   state = official.to_state_dict(variables, config)
+  named = {(e.collection, *e.path) for e in official.entries(config)}
+  if left := ['/'.join(p) for p in _flat(variables) if p not in named]:
+    logger.warning(
+      '%d arrays have no official name and stay behind: %s', len(left), ', '.join(left)
+    )
   state |= constants.of(state)
   if len(config.tasks) == 1:
     ((task, c),) = config.tasks.items()

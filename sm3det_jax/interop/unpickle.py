@@ -112,10 +112,10 @@ def _known(storage: Callable) -> Known:
 
   def persistent(identity):
     kind, dtype, key, _, count, *view = identity
-    if kind != 'storage' or not isinstance(dtype, np.dtype) or type(count) is not int:
+    if kind != 'storage' or type(count) is not int:
       raise Refused('it refers to something that is no storage of a tensor')
     if key not in storages:
-      storages[flat(key)] = storage(key, dtype, count)
+      storages[flat(key)] = storage(key, _is_dtype(dtype), count)
     array = storages[key]
     if array.dtype != dtype:
       raise ValueError(f'storage {key} is both {array.dtype} and {dtype}')
@@ -143,7 +143,7 @@ def _tensor(storage, offset, shape, strides, *_):
 
 def _typed_tensor(storage, offset, shape, strides, _grad, _hooks, dtype, *_):
   """A tensor whose storage is bytes."""
-  return _tensor(storage.view(dtype), offset, shape, strides)
+  return _tensor(storage.view(_is_dtype(dtype)), offset, shape, strides)
 
 
 def _dtype(spec, *_):
@@ -152,8 +152,14 @@ def _dtype(spec, *_):
   return np.dtype(spec)
 
 
+def _is_dtype(dtype):
+  if not isinstance(dtype, np.dtype):
+    raise TypeError(f'a {type(dtype).__name__} as dtype')
+  return dtype
+
+
 def _scalar(dtype, content):
-  return np.frombuffer(content, dtype, 1)[0]
+  return np.frombuffer(content, _is_dtype(dtype), 1)[0]
 
 
 def _encode(text, encoding):
