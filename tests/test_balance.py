@@ -6,11 +6,16 @@ import numpy as np
 import optax
 import pytest
 
+from configs import baselines
+from data_pipelines import prepare, scenes
 from sm3det_jax import config as configs
-from sm3det_jax import weighting
+from sm3det_jax import train, weighting
+from sm3det_jax.backbones import convnext
+from sm3det_jax.detector import build
 from sm3det_jax.optim import balance, optimizer
 
 TASKS = ('a', 'b')
+SIZE = 64  # px
 
 
 def weights_of(transform, losses, norms=None, steps=1):
@@ -129,3 +134,88 @@ def test_the_optimizer_sets_task_weights_and_clips_without_them():
   c.balance = 'none'
   tx = optimizer.build(c, groups)
   assert optimizer.multipliers(tx.init(params)) == {}
+
+
+def test_adapters_by_hand_and_a_task_its_own():
+  """x sigmoid(W2 relu(W1 mean(x) + b1) + b2), by the task's W and b alone (Wang et al. 2019)."""
+  x = jnp.asarray([[[[1.0, -2.0], [3.0, 4.0]]]])  # means 2, 1
+  layer = lambda kernel, bias: {'kernel': jnp.asarray(kernel), 'bias': jnp.asarray(bias)}
+  tasks = {
+    'a': {'fc1': layer([[1.0], [0.5]], [0.5]), 'fc2': layer([[1.0, -1.0]], [0.0, 2.0])},
+    'b': {'fc1': layer([[-1.0], [0.0]], [1.0]), 'fc2': layer([[1.0, 1.0]], [0.0, -1.0])},
+  }
+  by_hand = {'a': (3, -1), 'b': (0, -1)}  # before the sigmoid; relu(3) and relu(-1)
+  for task, logits in by_hand.items():
+    y = convnext.Adapter().apply({'params': tasks[task]}, x)
+    np.testing.assert_allclose(y, x * jax.nn.sigmoid(jnp.asarray(logits, float))[None, None, None])
+
+
+def test_partitioned_heads_and_own_adapters():
+  c = two_tasks('data')
+  c.backbone.adapters = True
+  params = jax.eval_shape(build(configs.check(c)).init, jax.random.key(0))['params']
+  for name, task in c.tasks.items():  # UniDet: a head scores its own data set's classes
+    head = params[f'heads_{name}']['bbox_head']
+    widths = {x.shape[-1] for p, x in jax.tree.leaves_with_path(head) if 'cls' in str(p[-2])}
+    assert 9 * len(task.classes) in widths
+  for stage in range(4):
+    block = params['backbone'][f'stage{stage}_block0']
+    assert {k for k in block if k.startswith('adapter')} == {'adapter_sar', 'adapter_optical'}
+
+
+@pytest.fixture(scope='module')
+def scenes_folder(tmp_path_factory):
+  """Drawn SAR and optical scenes, both with horizontal boxes."""
+  root = tmp_path_factory.mktemp('scenes')
+  scenes.write(root, 0, {'train': 12, 'test': 1}, SIZE)
+  for name, kind in (('sar', 'coco'), ('optical', 'dota_txt')):
+    prepare.prepare(
+      kind, root / name, root / 'data', name=name, box='hbb', classes=scenes.CLASSES[name]
+    )
+  return root / 'data'
+
+
+def two_tasks(data_root):
+  c = configs.default()
+  c.tasks = configs.ConfigDict(sort_keys=False)
+  for name in ('sar', 'optical'):
+    t = c.tasks[name] = configs.task('hbb', name, scenes.CLASSES[name])
+    t.size, t.max_objects, t.train.flip = (SIZE, SIZE), 16, (0.0, 0.0, 0.0)
+    t.head = configs.head('retinanet')
+    t.head.update(channels=32, convs=1)
+  c.backbone.update(depths=(1, 1, 1, 1), channels=(16, 16, 32, 32), layer_scale=1.0)
+  c.backbone.drop_path_rate = 0.0
+  c.moe.blocks, c.neck.channels, c.balance = ((),) * 4, 32, 'none'
+  c.label_space, c.data_root, c.workers, c.mesh.data = 'per_task', str(data_root), 0, 1
+  c.optim.update(steps=50, warmup_steps=5, milestones=(), lr=2e-3)
+  c.batch_size, c.log_every, c.checkpoint_every = 4, 10, 50
+  c.dwa.period = 5
+  return c
+
+
+BASELINES = {
+  'unidet': {},
+  'uncertainty': {'balance': 'uncertainty'},
+  'dwa': {'balance': 'dwa'},
+  'gradnorm': {'balance': 'gradnorm'},
+  'domain_attention': {'backbone.adapters': True, 'label_space': 'joint'},
+  'simple_joint': {'sampling': 'random', 'label_space': 'joint'},
+  'separate': {'tasks': ('sar',)},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', BASELINES)
+def test_every_baseline_learns_in_fifty_steps(name, scenes_folder, tmp_path):
+  c, found = two_tasks(scenes_folder), []
+  for key, value in BASELINES[name].items():
+    if key == 'tasks':
+      del c.tasks.optical
+    else:
+      c.update_from_flattened_dict({key: value})
+  train.train(c, tmp_path, on_log=lambda step, metrics: found.append(metrics))
+  for task in c.tasks:
+    of_task = lambda m, task=task: sum(v for k, v in m.items() if k.startswith(f'loss/{task}/'))
+    first, *_, last = map(of_task, found)
+    assert last < 0.9 * first, (task, first, last)
+  assert set(BASELINES) <= set(baselines.BASELINES)

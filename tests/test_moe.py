@@ -201,6 +201,33 @@ def test_routing_by_hand():
   np.testing.assert_allclose(router.cv_squared(jnp.asarray([1.0, 3.0])), 2 / 4, rtol=1e-6)
 
 
+def test_softmax_before_the_top_k_by_hand():
+  """Equation 2 of the paper: shares of all experts, so that the chosen ones sum to less than 1."""
+  r = router.route(jnp.log(jnp.asarray([[1.0, 2.0, 6.0], [3.0, 1.0, 1.0]])), 2, softmax='before')
+  np.testing.assert_array_equal(r.indices, [[2, 1], [0, 1]])
+  np.testing.assert_allclose(r.weights, [[6 / 9, 2 / 9], [3 / 5, 1 / 5]], rtol=1e-6)
+  np.testing.assert_allclose(r.importance, [[0, 2 / 9, 6 / 9], [3 / 5, 1 / 5, 0]], rtol=1e-6)
+
+
+def test_one_set_of_experts_an_image_by_its_mean():
+  module = layer.MoE(num_experts=3, top_k=1, hidden=8, same_start=False, level='image')
+  x = jax.random.normal(jax.random.key(1), (2, 2, 3, 4))
+  variables = module.init(jax.random.key(0), x)
+  (y, usage), sown = module.apply(variables, x, mutable='intermediates')
+  cells = np.asarray(sown['intermediates']['experts_of_cells'][0])
+  assert cells.shape == (2, 2, 3, 1) and (cells == cells[:, :1, :1]).all()
+  gate = router.Router(3, 1)
+  want = gate.apply({'params': variables['params']['router']}, x.mean((1, 2)))
+  np.testing.assert_array_equal(cells[:, 0, 0], want.indices)
+  assert float(usage.load.sum()) == 2  # an image counts once, however many cells it has
+  p = variables['params']
+  for i, e in enumerate(want.indices[:, 0].tolist()):
+    h = jax.nn.gelu(x[i] @ p['experts_w1'][e] + p['experts_b1'][e][None, None], approximate=False)
+    np.testing.assert_allclose(
+      y[i], h @ p['experts_w2'][e] + p['experts_b2'][e][None, None], atol=1e-6
+    )
+
+
 def test_unit_has_a_finite_gradient_at_zero():
   g = jax.grad(lambda x: (router.unit(x, -1) * jnp.arange(3.0)[None]).sum())(jnp.zeros((2, 3)))
   assert np.isfinite(g).all()
