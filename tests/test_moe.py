@@ -210,7 +210,9 @@ def test_softmax_before_the_top_k_by_hand():
 
 
 def test_one_set_of_experts_an_image_by_its_mean():
-  module = layer.MoE(num_experts=3, top_k=1, hidden=8, same_start=False, level='image')
+  module = layer.MoE(
+    num_experts=3, top_k=1, hidden=8, same_start=False, level='image', implementation='dense'
+  )
   x = jax.random.normal(jax.random.key(1), (2, 2, 3, 4))
   variables = module.init(jax.random.key(0), x)
   (y, usage), sown = module.apply(variables, x, mutable='intermediates')
