@@ -67,6 +67,7 @@ def _unidet(text, balance='none'):
   c = _dense(text)
   c.label_space, c.balance = 'per_task', balance
   sm3det.mix(c, 1, 1, 1)
+  c.dwa.period = c.checkpoint_every  # an epoch, as in its paper
   return c
 
 

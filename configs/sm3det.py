@@ -44,7 +44,7 @@ def twelve_epochs(c) -> None:
   epoch = sum(IMAGES[name] for name in c.tasks) // c.batch_size
   c.optim.steps = EPOCHS * epoch
   c.optim.milestones = tuple(n * epoch for n in MILESTONES)
-  c.checkpoint_every = c.dwa.period = epoch
+  c.checkpoint_every = epoch
 
 
 def mix(c, *ratios: int) -> None:

@@ -139,7 +139,7 @@ def default() -> ConfigDict:
     shared_policy='sigmoid_kl',
     max_ratio=10.0,
   )
-  c.dwa = dict(temperature=2.0, period=2_789)  # steps that a loss is averaged over
+  c.dwa = dict(temperature=2.0, period=500)  # steps that a loss is averaged over
   c.gradnorm = dict(alpha=1.5, lr=0.025)
   c.workers = config_dict.FieldReference('auto', field_type=object)  # or a number of processes
   c.log_every = 50

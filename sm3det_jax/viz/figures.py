@@ -63,7 +63,7 @@ def multipliers(log: list[dict], path: pathlib.Path) -> None:
   for name, (steps, values) in _series(log, 'multiplier/').items():
     _line(axis, steps, values, name)
   axis.axhline(1, color='grey', linewidth=0.8, linestyle=':')
-  axis.set(title='learning-rate multipliers (DLA)', xlabel='step')
+  axis.set(title='multipliers of learning rates (DLA) or task losses', xlabel='step')
   _legend(axis)
   _save(figure, path)
 
