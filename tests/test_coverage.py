@@ -41,6 +41,14 @@ def test_gfl_reaches_what_atss_gives_an_anchor():
   np.testing.assert_array_equal(reached, [True, False, False])
 
 
+def test_retinanet_gives_every_object_its_best_anchor():
+  head = head_configs.retinanet()
+  boxes = jnp.asarray([[20, 20, 60, 60.0], [41, 41, 46, 46], [500, 500, 520, 520], [0, 0, 9, 9]])
+  reached = run('retinanet', head, boxes, jnp.asarray([True, True, True, False]))
+  # no anchor of the 128 px reaches the third; the fourth is padding
+  np.testing.assert_array_equal(reached, [True, True, False, False])
+
+
 def test_a_run_says_the_share_of_every_task(tiny_run, caplog):
   config = checkpoint.load_config(tiny_run)
   with caplog.at_level(logging.INFO):
