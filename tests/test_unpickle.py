@@ -170,6 +170,14 @@ def test_damage_is_one_error_that_names_the_file(form, tmp_path):
       assert 'torn.pth is ' in str(error)
 
 
+def test_a_storage_of_another_length_is_noticed(tmp_path):
+  file = pth.save_old(tmp_path / 'a.pth', {'w': pth.tensor(BASE)})
+  content = file.read_bytes()
+  file.write_bytes(content[: -BASE.nbytes - 8] + struct.pack('<q', 23) + content[-BASE.nbytes :])
+  with pytest.raises(ValueError, match='storage 0 is not whole'):
+    unpickle.load(file)
+
+
 def test_big_endian_files_are_refused(tmp_path, monkeypatch):
   monkeypatch.setitem(pth.SYSTEM, 'little_endian', False)
   with pytest.raises(ValueError, match='big-endian'):

@@ -112,16 +112,13 @@ def _known(storage: Callable) -> Known:
 
   def persistent(identity):
     kind, dtype, key, _, count, *view = identity
-    if kind != 'storage' or type(count) is not int:
+    if kind != 'storage' or type(count) is not int or view not in ([], [None]):
       raise Refused('it refers to something that is no storage of a tensor')
     if key not in storages:
       storages[flat(key)] = storage(key, _is_dtype(dtype), count)
     array = storages[key]
     if array.dtype != dtype:
       raise ValueError(f'storage {key} is both {array.dtype} and {dtype}')
-    if view and view[0] is not None:  # of very old files: (key, offset, size)
-      _, offset, size = view[0]
-      array = _tensor(array, offset, (size,), (1,))
     return array
 
   return Known(VALUES, CALLS, _build, persistent)
