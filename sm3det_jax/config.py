@@ -229,6 +229,11 @@ def check(config: ConfigDict) -> ConfigDict:
   if not 1 <= config.moe.top_k <= config.moe.num_experts:
     raise ValueError(f'config.moe: top_k={config.moe.top_k}, num_experts={config.moe.num_experts}')
   group = sum(c.ratio for c in config.tasks.values())
+  if config.sampling == 'random' and config.optim.accumulate > 1:
+    raise ValueError(
+      "config.sampling='random' gives micro-batches of several mixes, which do not add up: set "
+      f'config.optim.accumulate=1, not {config.optim.accumulate}'
+    )
   micro = config.optim.accumulate
   if config.batch_size % (micro * group):
     raise ValueError(

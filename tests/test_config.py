@@ -41,6 +41,7 @@ def test_values_change_on_the_command_line(tmp_path):
     ('--config.optim.lr=fast', 'lr=fast'),
     ('--config.batch_size=30', r'batch_size=30 is not a multiple of 2 \+ 1 \+ 1 = 4'),
     ('--config.moe.top_k=9', 'top_k=9, num_experts=8'),
+    ('--config.balance=gradnrm', "config.balance='gradnrm': expected 'none' or 'dla'"),
     ('--config.label_space=all', "'all'.*'joint' or 'per_task'"),
     ('--config.tasks.sar.head.type=yolo', "head.type='yolo'.*gfl"),
     ('--config.tasks.sar.box=obb', 'gfl.*hbb'),
@@ -50,6 +51,11 @@ def test_values_change_on_the_command_line(tmp_path):
 def test_what_does_not_hold_is_named(argument, message):
   with pytest.raises(ValueError, match=message):
     load('--config=sm3det_convnext_t', argument)
+
+
+def test_random_mixing_does_not_accumulate():
+  with pytest.raises(ValueError, match="sampling='random'.*accumulate=1, not 2"):
+    load('--config=baselines:simple_joint', '--config.optim.accumulate=2')
 
 
 def test_a_key_that_a_config_file_invents_is_named_with_its_neighbours():
