@@ -1,5 +1,7 @@
 """S2ANet and RoI Transformer, their parts and the heads as a whole, against the official ones."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ from golden_heads import (
 from sm3det_jax import head_configs, losses
 from sm3det_jax.geometry import align_conv, assign, coders, iou, obb
 from sm3det_jax.heads import s2anet, two_stage
-from sm3det_jax.interop import layouts
+from sm3det_jax.interop import layouts, official
 
 # the tasks whose features are recorded completely; the heads of a kind have the same shapes
 S2ANET = [('s2anet_frcnn_A', 'rgb'), ('s2anet_frcnn_A', 'ifr')]
@@ -326,3 +328,21 @@ def test_training_of_roi_transformer_on_given_proposals(recorded, run, case, tas
   proposals = want['proposals'][None, :, :4]
   terms = run(r, given_proposals, r.features, proposals, turned(r.targets))
   assert_losses(terms, want, 'raw.')
+
+
+@pytest.mark.parametrize(
+  'case, part, change, words',
+  [
+    ('s2anet_frcnn_A', 'fam_head', dict(angle_range='le90'), 'angle_range=le90.*only le135'),
+    ('s2anet_frcnn_A', 'odm_head', dict(norm_factor=2), 'norm_factor=2.*only 1'),
+    ('roitrans_retina_A', 'roi_head', dict(edge_swap=False), 'edge_swap=False'),
+    ('roitrans_retina_A', 'roi_head', dict(target_stds=[1.0] * 5), 'target_stds=.* only .0.1'),
+  ],
+)
+def test_settings_of_others_are_refused(golden, case, part, change, words):
+  model = json.loads((golden / 'heads' / case / 'config.json').read_text())['model']
+  head = model[f'rgb_{part}']
+  head = head['bbox_head'][0] if part == 'roi_head' else head
+  head['bbox_coder'].update(change)
+  with pytest.raises(ValueError, match=words):
+    official.config_from_official(model)

@@ -6,7 +6,7 @@ from sm3det_jax import head_configs
 from sm3det_jax.heads.cascade_rcnn import CascadeRCNN
 from sm3det_jax.heads.faster_rcnn import FasterRCNN
 from sm3det_jax.interop import two_stage
-from sm3det_jax.interop.layouts import Entry, affine, expect, fixed
+from sm3det_jax.interop.layouts import Entry, affine, expect, fixed, plain_losses
 
 
 def gfl(model: dict, task: str) -> ml_collections.ConfigDict:
@@ -50,7 +50,7 @@ def retinanet(model: dict, task: str) -> ml_collections.ConfigDict:
   head, c = model[f'{task}_bbox_head'], head_configs.retinanet()
   test, anchors = model[f'{task}_test_cfg'], head['anchor_generator']
   assigner = model[f'{task}_train_cfg']['assigner']
-  _plain_losses(head)
+  plain_losses(head)
   c.channels, c.convs = head.get('feat_channels', 256), head.get('stacked_convs', 4)
   c.strides, c.anchor_ratios = tuple(anchors['strides']), tuple(map(float, anchors['ratios']))
   c.anchor_scale = float(anchors['octave_base_scale'])
@@ -85,7 +85,7 @@ def two_stage_head(model: dict, task: str) -> ml_collections.ConfigDict:
   for head, coder in zip(stages, coders, strict=True):
     fixed('target_stds', tuple(head['bbox_coder']['target_stds']), coder.stds)
     fixed('reg_class_agnostic', head.get('reg_class_agnostic', False), cascade)
-  _plain_losses(model[f'{task}_rpn_head'], *stages)
+  plain_losses(model[f'{task}_rpn_head'], *stages)
   two_stage.fill(c, model, task)
   c.roi.sampling_ratio = two_stage.first(roi['bbox_roi_extractor'])['roi_layer']['sampling_ratio']
   if cascade:
@@ -94,12 +94,6 @@ def two_stage_head(model: dict, task: str) -> ml_collections.ConfigDict:
   else:
     c.roi.pos_iou = float(model[f'{task}_train_cfg']['rcnn']['assigner']['pos_iou_thr'])
   return c
-
-
-def _plain_losses(*heads: dict) -> None:
-  for head in heads:
-    for loss in ('loss_cls', 'loss_bbox'):
-      fixed(f'loss_weight of {loss}', head[loss].get('loss_weight', 1.0), 1.0)
 
 
 def faster_rcnn_entries(task, head) -> list[Entry]:

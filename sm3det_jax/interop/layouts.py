@@ -106,6 +106,13 @@ def fixed(name: str, theirs, ours) -> None:
     raise ValueError(f'{name}={theirs} is not supported here, only {ours}')
 
 
+def plain_losses(*heads: dict) -> None:
+  """Refuses weights of the losses of official heads, as `fixed` does."""
+  for head in heads:
+    for loss in ('loss_cls', 'loss_bbox'):
+      fixed(f'loss_weight of {loss}', head[loss].get('loss_weight', 1.0), 1.0)
+
+
 def affine(path, name, layout) -> list[Entry]:
   """Kernel and bias of one layer ('norm' for the scale of a norm)."""
   ours = 'scale' if layout == 'norm' else 'kernel'

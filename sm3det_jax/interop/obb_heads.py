@@ -1,16 +1,46 @@
 """The official oriented heads: our configs of theirs, and their arrays against ours."""
 
+import math
+
 import ml_collections
 
 from sm3det_jax import head_configs
+from sm3det_jax.heads import s2anet as s2anet_head
+from sm3det_jax.heads.oriented_rcnn import OrientedRCNN
+from sm3det_jax.heads.roi_transformer import RoITransformer
 from sm3det_jax.interop import two_stage
-from sm3det_jax.interop.layouts import Entry, affine, expect
+from sm3det_jax.interop.layouts import Entry, affine, expect, fixed, plain_losses
+
+ANGLES = {'le90': -math.pi / 2, 'le135': -math.pi / 4}
+
+
+def _same_coder(theirs: dict, ours) -> None:
+  angles = theirs.get('angle_range')
+  fixed('target_stds', tuple(theirs.get('target_stds', (1.0,) * 5)), ours.stds)
+  fixed('norm_factor', theirs.get('norm_factor'), ours.norm_factor)
+  fixed('edge_swap', theirs.get('edge_swap', False), ours.edge_swap)
+  if theirs['type'] == 'DeltaXYWHAOBBoxCoder':
+    fixed('proj_xy', theirs.get('proj_xy', False), ours.proj_xy)
+  if ANGLES.get(angles) != ours.angle_start:
+    fixed('angle_range', angles, next(k for k, v in ANGLES.items() if v == ours.angle_start))
+
+
+def _same_stages(model: dict, task: str, coders, agnostic) -> None:
+  """Refuses other RoI heads than those with these coders and boxes for all classes or for each."""
+  heads = model[f'{task}_roi_head']['bbox_head']
+  heads = heads if isinstance(heads, list | tuple) else [heads]
+  fixed('num_stages', len(heads), len(coders))
+  for head, coder, one in zip(heads, coders, agnostic, strict=True):
+    _same_coder(head['bbox_coder'], coder)
+    fixed('reg_class_agnostic', head.get('reg_class_agnostic', False), one)
+  plain_losses(model[f'{task}_rpn_head'], *heads)
 
 
 def oriented_rcnn(model: dict, task: str) -> ml_collections.ConfigDict:
   c, roi = head_configs.oriented_rcnn(), model[f'{task}_roi_head']
   expect(model[f'{task}_rpn_head'], 'OrientedRPNHead')
   expect(roi, 'OrientedStandardRoIHead')
+  _same_stages(model, task, [OrientedRCNN.ROI_CODER], [True])
   two_stage.fill(c, model, task)
   c.roi.pos_iou = float(model[f'{task}_train_cfg']['rcnn']['assigner']['pos_iou_thr'])
   c.roi.sampling_ratio = roi['bbox_roi_extractor']['roi_layer']['sample_num']
@@ -25,6 +55,7 @@ def roi_transformer(model: dict, task: str) -> ml_collections.ConfigDict:
   c, roi = head_configs.roi_transformer(), model[f'{task}_roi_head']
   expect(model[f'{task}_rpn_head'], 'RotatedRPNHead')
   expect(roi, 'RoITransRoIHead')
+  _same_stages(model, task, RoITransformer.ROI_CODERS, [True, False])
   two_stage.fill(c, model, task)
   horizontal, rotated = (part['roi_layer'] for part in roi['bbox_roi_extractor'])
   c.roi.pos_iou = two_stage.stage_pos_iou(model, task)
@@ -43,6 +74,8 @@ def s2anet(model: dict, task: str) -> ml_collections.ConfigDict:
   for part, kind in (('fam', 'RotatedRetinaHead'), ('odm', 'ODMRefineHead')):
     head = model[f'{task}_{part}_head']
     expect(head, kind)
+    _same_coder(head['bbox_coder'], s2anet_head.CODER)
+    plain_losses(head)
     assigner = model[f'{task}_train_cfg'][f'{part}_cfg']['assigner']
     c[part].pos_iou, c[part].neg_iou = (
       float(assigner['pos_iou_thr']),

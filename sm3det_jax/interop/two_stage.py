@@ -24,7 +24,10 @@ def fill(c: ml_collections.ConfigDict, model: dict, task: str) -> None:
     c.train_proposals = proposals(train['rpn_proposal'])
   box, extractor = first(roi['bbox_head']), first(roi['bbox_roi_extractor'])
   sampler = first(train['rcnn'])['sampler']
-  c.roi.fc_channels, c.roi.output_size = box.get('fc_out_channels', 1024), box['roi_feat_size']
+  c.roi.fc_channels, c.roi.output_size = (
+    box.get('fc_out_channels', 1024),
+    box.get('roi_feat_size', 7),
+  )
   c.roi.finest_scale = float(extractor.get('finest_scale', 56))
   c.roi.samples, c.roi.positive_fraction = sampler['num'], float(sampler['pos_fraction'])
   c.roi.bbox_beta = beta(box['loss_bbox'])
