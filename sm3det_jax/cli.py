@@ -121,13 +121,17 @@ def _train(args):
 def _evaluate(args):
   import rich
 
-  from sm3det_jax import checkpoint, config, evaluate
+  from sm3det_jax import checkpoint, config, evaluate, sharding
   from sm3det_jax.metrics import table
 
-  c, variables = checkpoint.restore_for_inference(args.workdir)
-  c = config.override(c, args.overrides)
+  sharding.start_processes()
+  c = config.override(checkpoint.load_config(args.workdir), args.overrides)
+  mesh = sharding.evaluation_mesh(c.mesh)
+  _, variables = checkpoint.restore_for_inference(args.workdir, mesh)
   out = args.out or args.workdir
-  metrics = evaluate.evaluate(c, variables, split=args.split, out_dir=out, progress=not args.json)
+  metrics = evaluate.evaluate(
+    c, variables, mesh=mesh, split=args.split, out_dir=out, progress=not args.json
+  )
   rich.print(table.render(metrics), file=sys.stderr if args.json else sys.stdout)
   if args.json:
     print(json.dumps(metrics))

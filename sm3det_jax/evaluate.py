@@ -1,14 +1,21 @@
-"""Scores of a model on all its tasks, one command: metrics.json, tables, curves, pictures."""
+"""Scores of a model on all its tasks, one command: metrics.json, tables, curves, pictures.
+
+Windows are detected by all devices of all processes, each window by one of them; then every process
+has all detections and the same scores, and the first one writes.
+"""
 
 import logging
 import os
 import pathlib
+import pickle
 
 import jax
 import numpy as np
 import rich.progress
+from jax.experimental import multihost_utils
 
 from data_pipelines import mixture
+from sm3det_jax import sharding
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import M2Det, build
 from sm3det_jax.metrics import Result, coco, dota, merge, polygon, table
@@ -27,6 +34,7 @@ def evaluate(
   variables: dict,
   *,
   detector: M2Det | None = None,
+  mesh: jax.sharding.Mesh | None = None,
   split: str | None = None,
   out_dir: str | os.PathLike | None = None,
   protocols: tuple[str, ...] = PROTOCOLS,
@@ -42,14 +50,15 @@ def evaluate(
 
   Args:
     config: the model's, with `data_root` and the tasks' test sets.
-    variables: Flax dict.
+    variables: Flax dict, the same on all processes.
     detector: default `build(config)`.
+    mesh: default `sharding.evaluation_mesh(config.mesh)`.
     split: of every task, instead of its `test.split`.
     out_dir: gets metrics.json, pr_curves.png, pictures/<task>_<n>.png (ground truth beside
       detections) and, for OBB tasks, task1/<task>/Task1_<class>.txt; None writes nothing.
     protocols: the first gives the task's `map`, `map50`, `map75`, the rest stand in its
       `protocols`.
-    batch_size: windows at once.
+    batch_size: windows at once, rounded up to as many for each device.
     pictures: of each task.
     progress: show a progress bar.
 
@@ -64,16 +73,20 @@ def evaluate(
   unknown = set(protocols) - set(dota.PROTOCOLS)
   if unknown or not protocols:
     raise ValueError(f'protocols={protocols}: expected some of {sorted(dota.PROTOCOLS)}')
-  detector = detector or build(config)
-  out = None if out_dir is None else pathlib.Path(out_dir)
+  detector, mesh = detector or build(config), mesh or sharding.evaluation_mesh(config.mesh)
+  variables = sharding.put_tree(variables, mesh)
+  batch_size = -(-batch_size // mesh.size) * mesh.size
+  first = jax.process_index() == 0
+  out = None if out_dir is None or not first else pathlib.Path(out_dir)
   summaries, curves = {}, {}
   for name, c in config.tasks.items():
     data = mixture.Task(config, name, 'test', split)  # for its size and the whole images' truth
     total = len(data.pool)
-    batches = mixture.eval_batches(config, name, split, batch_size)
-    if progress:
+    host, hosts = jax.process_index(), jax.process_count()
+    batches = mixture.eval_batches(config, name, split, batch_size, host, hosts)
+    if progress and first:
       batches = rich.progress.track(batches, f'evaluate {name}', -(-total // batch_size))
-    windows, examples = _detect(detector, config, variables, name, batches, total, pictures)
+    windows, examples = _detect(detector, config, variables, mesh, name, batches, total, pictures)
     whole = [t | {'labels': data.own[t['labels']]} for t in data.source.truth()]
     result, merged = score(windows, whole, c.box, tuple(c.classes), protocols)
     at_cap = sum(w['full'] for w in windows)  # the head's cap may have cost them detections
@@ -118,26 +131,53 @@ def score(
   return first._replace(summary=first.summary | {'protocols': others}), merged
 
 
-def _detect(detector, config, variables, task, batches, total, pictures):
-  """(every window once, with its detections; up to `pictures` of them as pictures)."""
+def _detect(detector, config, variables, mesh, task, batches, total, pictures):
+  """(every window once, with its detections; up to `pictures` of this process's as pictures)."""
   step, own = detect_step(detector, config, task), own_labels(config, task)
-  windows, examples = [], []
+  rounds, windows, examples = [], [], []
+  total_here = -(-total // jax.process_count())
   for batch in batches:
-    found = jax.device_get(step(variables, batch['images'], batch['shapes']))
+    found = _found(step, variables, mesh, batch)
+    rounds.append(len(batch['ids']))
     for row, (name, truth) in enumerate(zip(batch['ids'], batch['truth'], strict=True)):
       scale, offset = float(batch['scales'][row]), tuple(map(int, batch['offsets'][row]))
       window = {'id': name, 'offset': offset, 'truth': truth}
       windows.append(window | to_image(found, row, own, scale, offset))
-      due = len(examples) < pictures and len(windows) > len(examples) * total // pictures
+      due = len(examples) < pictures and len(windows) > len(examples) * total_here // pictures
       if due and len(truth['labels']):  # spread over the split
         height, width = batch['shapes'][row]
         examples.append((batch['images'][row, :height, :width], scale, windows[-1]))
+  windows = _of_all_processes(windows, rounds)
   different = len({(w['id'], w['offset']) for w in windows})
   if not len(windows) == different == total:
     raise RuntimeError(
       f'task {task}: {total} windows, evaluated {len(windows)}, {different} different'
     )
   return windows, examples
+
+
+def _found(step, variables, mesh, batch):
+  """Detections of this process's windows of a batch."""
+  images, shapes = sharding.put_batch((batch['images'], batch['shapes']), mesh)
+  with jax.set_mesh(mesh):
+    found = step(variables, images, shapes)
+  found = jax.tree.map(lambda x: jax.device_put(x, sharding.batch_sharding(mesh)), found)
+  spec = sharding.batch_sharding(mesh).spec
+  return jax.device_get(multihost_utils.global_array_to_host_local_array(found, mesh, spec))
+
+
+def _of_all_processes(windows, rounds):
+  """All processes' windows, in the order of the data; `rounds`: how many a batch had here."""
+  if jax.process_count() == 1:
+    return windows
+  ends = np.cumsum(rounds)
+  mine = [windows[end - n : end] for n, end in zip(rounds, ends, strict=True)]
+  data = np.frombuffer(pickle.dumps(mine), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int64(len(data)))
+  padded = np.pad(data, (0, sizes.max() - len(data)))
+  parts = multihost_utils.process_allgather(padded)
+  parts = [pickle.loads(part[:size].tobytes()) for part, size in zip(parts, sizes, strict=True)]
+  return [w for batch in zip(*parts, strict=True) for part in batch for w in part]
 
 
 def _write_task(out, task, c, merged, examples):

@@ -94,6 +94,14 @@ def make_mesh(mesh: Mapping[str, int], devices: Sequence[jax.Device] | None = No
   )
 
 
+def evaluation_mesh(mesh: Mapping[str, int]) -> Mesh:
+  """`make_mesh`, or all devices where a run's `config.mesh` is of another number of them."""
+  have, data, expert = jax.device_count(), mesh['data'], mesh['expert']
+  fits = data * expert == have or 0 < data * expert < have and jax.process_count() == 1
+  rest = {'data': -1, 'expert': expert if have % expert == 0 else 1}
+  return make_mesh(mesh if fits else rest)
+
+
 def check_mesh(config: Any, mesh: Mesh) -> None:
   """Raises a ValueError if batch or experts do not divide over the mesh.
 
@@ -134,6 +142,13 @@ def put_batch(batch: Any, mesh: Mesh, micro_batches: int = 1) -> Any:
   """Global arrays of this process's part of a batch, a tree of NumPy arrays."""
   where = batch_sharding(mesh, micro_batches)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
+
+
+def put_tree(tree: Any, mesh: Mesh, rules: Sequence = RULES) -> Any:
+  """A tree of arrays where `rules` say; those of one process have to be the same on all of them."""
+  where = tree_sharding(mesh, tree, rules)
+  local = lambda x: jax.device_get(x) if getattr(x, 'is_fully_addressable', True) else x
+  return jax.tree.map(lambda x, s: jax.device_put(local(x), s), tree, where)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -272,8 +272,8 @@ def test_cut_patches_go_back_into_their_image():
 def test_a_window_counted_twice_is_an_error(config, monkeypatch):
   batches = evaluate.mixture.eval_batches
 
-  def twice(config, name, split, batch_size):
-    first = next(batches(config, name, split, batch_size))
+  def twice(config, name, split, batch_size, host, hosts):
+    first = next(batches(config, name, split, batch_size, host, hosts))
     yield from (first, first)
 
   monkeypatch.setattr(evaluate.mixture, 'eval_batches', twice)

@@ -61,8 +61,8 @@ def mean_gradient(gradient: Callable, count: int) -> Callable:
 def micro_batches(config: ConfigDict, step: int, host: int, hosts: int) -> Iterator[Any]:
   """`mixture.train_batches`, with the micro-batches of a step stacked where there are several.
 
-  Micro-batch `j` of `n` of step `i` is batch `i n + j` of a run with batches a n-th as large, so with
-  tasks in their ratio a step has the same samples as without accumulation, on any number of hosts.
+  Micro-batch `j` of `n` of step `i` is batch `i n + j` of a run with batches a n-th as large. With
+  tasks in their ratio a step so has the samples that it has without accumulation.
   """
   count, config = config.optim.accumulate, config.copy_and_resolve_references()
   config.batch_size //= count
