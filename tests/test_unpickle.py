@@ -132,6 +132,23 @@ def test_forged_programs_do_nothing(name, tmp_path, monkeypatch):
   assert not (tmp_path / MARKER).exists()
 
 
+def test_deep_and_wide_objects_harm_nobody(tmp_path):
+  deep = b')' + b'\x85' * 150_000  # whose hash would exhaust the C stack
+  wide = b']' + b''.join(
+    b'q%c](h%ch%ce' % (i, i, i) for i in range(60)
+  )  # whose text has 2^60 parts
+  for program in (
+    b'}' + deep + b'I1\ns.',
+    b'(Vstorage\nctorch\nFloatStorage\n' + deep + b'Vcpu\nI1\ntQ.',
+    b'\x80\x04' + wide + b'\x8c\x01a\x93.',
+    b'ctorch\ndevice\n(' + wide + b'tR.',
+    b'cnumpy\ndtype\n(' + wide + b'tR.',
+  ):
+    pth.save_program(tmp_path / 'a.pth', program)
+    with pytest.raises(ValueError, match=r'a\.pth is '):
+      unpickle.load(tmp_path / 'a.pth')
+
+
 @pytest.mark.parametrize('form', SAVE)
 @pytest.mark.parametrize(
   'shape, strides, offset',

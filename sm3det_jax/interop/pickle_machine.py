@@ -184,7 +184,7 @@ class _Machine:
     self._name(module, name)
 
   def _name(self, module, name):
-    full = f'{module}.{name}'
+    full = '.'.join((module, name))  # of texts alone
     if full not in self.known.values and full not in self.known.calls:
       raise Refused(f'it holds {full}, which is neither a tensor nor plain data')
     self.stack.append(self.known.values.get(full, _Name(full)))

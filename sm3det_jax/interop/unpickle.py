@@ -94,7 +94,7 @@ def _from_pickles(file, size):
   _little_endian(pickle_machine.run(file, known)['little_endian'])
   result = pickle_machine.run(file, known)
   for key in pickle_machine.run(file, known):
-    into = storages[key]
+    into = storages[flat(key)]
     (count,) = struct.unpack('<q', file.read(8))
     if count != len(into) or file.readinto(into.view(np.uint8)) != into.nbytes:
       raise EOFError(f'storage {key} is not whole')
@@ -114,8 +114,8 @@ def _known(storage: Callable) -> Known:
     kind, dtype, key, _, count, *view = identity
     if kind != 'storage' or type(count) is not int or view not in ([], [None]):
       raise Refused('it refers to something that is no storage of a tensor')
-    if key not in storages:
-      storages[flat(key)] = storage(key, _is_dtype(dtype), count)
+    if flat(key) not in storages:
+      storages[key] = storage(key, _is_dtype(dtype), count)
     array = storages[key]
     if array.dtype != dtype:
       raise ValueError(f'storage {key} is both {array.dtype} and {dtype}')
