@@ -78,9 +78,9 @@ def dwa(tasks: Sequence[str], temperature: float = 2.0, period: int = 1):
 
 
 def gradnorm(tasks: Sequence[str], alpha: float = 1.5, lr: float = 0.025):
-  """Weights that keep the gradients of all tasks at one pace; Adam, and a sum of T after each step.
+  """Weights that keep the gradients of all tasks at one pace: Adam, none below 0.001, sum T.
 
-  Its updates are the squared norms of the gradients that `weighting.TaskWeights.probed` measures.
+  What comes in for them are the squared norms that `weighting.TaskWeights.probed` measures.
   """
   adam = optax.adam(lr)
 
