@@ -1,7 +1,8 @@
 """Task weights that the optimizer sets: dynamic weight average and GradNorm.
 
 Both are optax transforms of `params['balance']['weights']` [T], whose updates lead to the new
-weights; for all else see `beside`. A step without all tasks, or with a loss that is not finite, counts for neither.
+weights; for all else see `beside`. A step without all tasks, or with a loss that is not finite,
+counts for neither.
 """
 
 from collections.abc import Mapping, Sequence
