@@ -5,8 +5,6 @@ horizontal ones, whose rows and columns separate, by matrix products. Box coordi
 gradient: in every head they come from detached proposals.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +14,8 @@ from sm3det_jax.precision import wide, wide_dtype
 
 # Elements of the rows scattered at once in the backward pass: they should fit a cache.
 CHUNK = 2**18
-# Elements of the rows of boxes, before their columns are sampled, in memory at once (128 MiB).
-ROWS = 2**25
+# Elements an image of boxes' rows, before their columns are sampled, in memory at once (64 MiB).
+ROWS = 2**24
 
 
 def rotated_roi_align(features, rois, output_size=7, spatial_scale=0.25, sampling_ratio=2):
@@ -91,7 +89,7 @@ def multilevel_roi_align(features, rois, strides, output_size=7, sampling_ratio=
     on_level = (levels == level)[..., None, None]
     y, x = (jnp.where(on_level, axis, 0).swapaxes(0, 1) for axis in axes)  # [R, B, bins, H | W]
     pool = lambda x, f=f: jnp.einsum('bqw,bpwc->bpqc', x[1], jnp.einsum('bph,bhwc->bpwc', x[0], f))
-    chunk = max(ROWS // (output_size * math.prod(f.shape) // f.shape[1]), 1)
+    chunk = max(ROWS // (output_size * f.shape[2] * f.shape[3]), 1)
     out += jax.lax.map(pool, (y, x), batch_size=min(chunk, len(y)))
   return out.swapaxes(0, 1).astype(features[0].dtype)
 
