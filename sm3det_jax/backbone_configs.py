@@ -6,8 +6,6 @@ the rest was chosen: ConvNeXt-L, PVT-v2 and Swin have none.
 
 from ml_collections import ConfigDict
 
-SIZES = ('T', 'S', 'B', 'L')
-
 
 def _even(depth: int) -> tuple[int, ...]:
   return tuple(range(0, depth, 2))

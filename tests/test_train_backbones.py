@@ -1,0 +1,67 @@
+"""Training steps of a detector with each backbone, and what batch norm keeps between them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import batch_of, tiny_config
+
+from sm3det_jax import config as configs
+from sm3det_jax import detector, sharding, train
+from sm3det_jax.backbones import layers
+from sm3det_jax.optim import optimizer
+
+
+def config_with(kind):
+  """One horizontal task, the cheapest head to compile, and a tiny backbone with MoE."""
+  config = tiny_config(groups=8, ema=0.0)
+  del config.tasks.rgb, config.tasks.ifr
+  config.tasks.sar.ratio, config.batch_size = 1, 8
+  configs.use_backbone(config, kind)
+  config.backbone.update(depths=(1, 1, 1, 1), channels=(8, 16, 16, 32))
+  small = dict(heads=(1, 2, 2, 2), mlp_ratios=(2.0,) * 4, layer_scale=1.0, window=4)
+  config.backbone.update({k: v for k, v in small.items() if k in config.backbone})
+  config.moe.update(blocks=((), (), (0,), (0,)), num_experts=4)
+  return configs.check(config)
+
+
+def parts(config):
+  model = detector.build(config)
+  return model, optimizer.build(config, model.term_groups)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['convnext', 'lsknet', 'pvt_v2', 'swin', 'van'])
+def test_a_step_keeps_the_form_of_the_state(kind):
+  """Shapes and types alone: nothing is compiled."""
+  config = config_with(kind)
+  state = jax.eval_shape(lambda: train.create_state(config, *parts(config)))
+  batch = jax.tree.map(jnp.asarray, batch_of(config, 0))
+  new, metrics = jax.eval_shape(train.train_step(config, *parts(config)), state, batch)
+  assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
+  assert ('batch_stats' in state['model']['variables']) == (kind in ('lsknet', 'van'))
+  names = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(state['training'])]
+  assert not any('batch_stats' in n for n in names)  # the optimizer does not see them
+  assert {'loss/sar/cls', 'loss/moe/balance'} <= set(metrics)
+
+
+@pytest.mark.slow
+def test_batch_norm_in_training(monkeypatch):
+  """Every average moves in a step, and none in one that is skipped."""
+  monkeypatch.setattr(layers, '_shifted', layers._grouped)  # compiles faster
+  monkeypatch.setattr(layers, '_kernel_gradient_by_tap', layers._kernel_gradient_grouped)
+  config = config_with('van')
+  mesh = sharding.make_mesh({'data': 1, 'expert': 1}, jax.devices()[:1])
+  state = train.create_sharded_state(config, *parts(config), mesh)
+  step, seen = train.sharded_step(config, *parts(config), mesh), []
+  bad = batch_of(config, 2)
+  bad['sar']['boxes'][:] = np.nan
+  with jax.set_mesh(mesh):
+    for batch in (batch_of(config, 0), batch_of(config, 1), bad):
+      seen.append(jax.device_get(state['model']['variables']['batch_stats']))
+      state, metrics = step(state, sharding.put_batch(batch, mesh))
+  seen.append(jax.device_get(state['model']['variables']['batch_stats']))
+  fresh, first, second, skipped = seen
+  differ = lambda a, b: jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), a, b))
+  assert all(differ(fresh, first)) and all(differ(first, second))
+  assert metrics['skipped'] == 1 and not any(differ(second, skipped))
