@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Trains in several processes on this machine: a rehearsal of many hosts, or one process a GPU.
+# Trains, or evaluates, in several processes on this machine: a rehearsal of many hosts, or one process a GPU.
 #
 #   PROCESSES=2 launch/local_processes.sh --config=sm3det_convnext_t --workdir=runs/two
 #
 # Every argument but --dry_run goes to `sm3det train`; --dry_run prints the commands and starts nothing.
+# VERB       another one than train: evaluate
 # PROCESSES  how many processes (required)
 # DEVICES    simulated CPU devices of each (default 1); no meaning with PLATFORM=cuda
 # PLATFORM   cpu (default) or cuda: process i sees GPU i
@@ -14,7 +15,7 @@
 set -euo pipefail
 
 : "${PROCESSES:?how many processes to start, such as PROCESSES=2}"
-: "${DEVICES:=1}" "${PLATFORM:=cpu}"
+: "${DEVICES:=1}" "${PLATFORM:=cpu}" "${VERB:=train}"
 
 _free_port() {
   python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
@@ -43,7 +44,7 @@ _start() { # process $1 with the arguments that follow
   shift
   variables=$(_environment "$id")
   mapfile -t variables <<<"$variables"
-  local command=(env "${variables[@]}" sm3det train "$@")
+  local command=(env "${variables[@]}" sm3det "$VERB" "$@")
   if [[ $dry_run == yes ]]; then
     printf '%q ' "${command[@]}"
     echo
