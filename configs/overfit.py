@@ -31,7 +31,7 @@ def get_config(text: str = '') -> ConfigDict:
     t.size = (SIZE, SIZE)
     t.train.update(flip=(0.0, 0.0, 0.0), rotate=0.0)
     t.test.split = 'train'
-  c.optim.update(lr=3e-4, steps=800, milestones=(600, 740), warmup_steps=20)
+  c.optim.update(lr=4e-4, steps=800, milestones=(600, 740), warmup_steps=20)
   c.dla.warmup_steps = 20
   c.log_every, c.checkpoint_every = 20, 800
   return c
