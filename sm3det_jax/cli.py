@@ -81,6 +81,9 @@ def _parser():
   )
   p.add_argument('--topology', required=True, help='kind and shape, such as v5e:16x16 or v5p:8x8x8')
   p.add_argument('--mesh', default='', help='such as data:64,expert:4; by default config.mesh')
+  p.add_argument(
+    '--saved', action='store_true', help='also compile without remat and zero1: what they save'
+  )
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
   p = verb('bench', _bench, 'measure a speed, or whether a model learns', True, workdir=False)
@@ -194,6 +197,8 @@ def _compile(args):
       raise ValueError(f'--mesh={args.mesh}: expected sizes of {", ".join(c.mesh)}, as data:64')
     c.mesh[name] = int(size)
   report = compile_step.compile_step(c, args.topology)
+  if args.saved:
+    report['hbm_gib']['saved'] = compile_step.memory_saved(report, c, args.topology)
   print(json.dumps(report) if args.json else compile_step.table(report))
 
 

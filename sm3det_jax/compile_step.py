@@ -128,6 +128,19 @@ def compile_step(
   return report
 
 
+def memory_saved(report: dict, config: ConfigDict, topology: str, **options) -> float:
+  """GiB of a device that `remat` and `optim.zero1` save: compiles the step without them too.
+
+  Args:
+    report: of `config`.
+    config, topology, **options: as `compile_step` had them.
+  """
+  plain = config.copy_and_resolve_references()
+  plain.remat, plain.optim.zero1 = (), False
+  whole = compile_step(plain, topology, **options)
+  return whole['hbm_gib']['used'] - report['hbm_gib']['used']
+
+
 def slice_devices(topology: str) -> list[jax.Device]:
   """The devices of a slice, as the TPU compiler knows them; errors as `compile_step`."""
   found = importlib.util.find_spec('libtpu')
@@ -252,6 +265,7 @@ def table(report: dict) -> str:
     f'HBM of a device   {hbm["used"]:8.2f} GiB of {hbm["capacity"]:.2f} GiB'
     + (f', {hbm["shortfall"]:.2f} GiB TOO MUCH' if hbm['shortfall'] else ''),
     *(f'  {part:15} {hbm[part]:8.3f} GiB' for part in ('parameters', 'optimizer', 'batch')),
+    *([f'  saved           {hbm["saved"]:8.3f} GiB by remat and zero1'] if 'saved' in hbm else []),
     f'products          {report["flops"] / 1e12:8.3f} TFLOP a device',
   ]
   if 'roofline' in report:
