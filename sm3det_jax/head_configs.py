@@ -72,7 +72,6 @@ def faster_rcnn() -> ConfigDict:
       ),
       score_threshold=0.05,
       nms_iou=0.5,
-      pre_nms=0,  # cap on (RoI, class) candidates; 0 = none
       max_detections=100,
     )
   )  # fmt: skip
@@ -110,7 +109,6 @@ def oriented_rcnn() -> ConfigDict:
       ),
       score_threshold=0.05,
       nms_iou=0.1,
-      pre_nms=0,  # cap on (RoI, class) candidates; 0 = none, one that binds is counted and reported
       max_detections=2000,
     )
   )  # fmt: skip
@@ -139,7 +137,6 @@ def roi_transformer() -> ConfigDict:
       ),
       score_threshold=0.05,
       nms_iou=0.1,
-      pre_nms=0,  # cap on (RoI, class) candidates; 0 = none, one that binds is counted and reported
       max_detections=2000,
     )
   )  # fmt: skip

@@ -72,7 +72,7 @@ def nms(boxes, scores, iou_threshold, max_outputs, labels=None, valid=None):
   return jnp.where(found, order[state[2][:max_outputs]], 0), found
 
 
-def multiclass_nms(boxes, scores, score_threshold, iou_threshold, max_outputs, pre_nms=0):
+def multiclass_nms(boxes, scores, score_threshold, iou_threshold, max_outputs):
   """The best (box, class) pairs after NMS among the boxes of each class.
 
   Args:
@@ -81,15 +81,12 @@ def multiclass_nms(boxes, scores, score_threshold, iou_threshold, max_outputs, p
     score_threshold: pairs that score less or the same take no part.
     iou_threshold: see `nms`.
     max_outputs: static number of outputs.
-    pre_nms: only that many best pairs take part; 0: all.
 
   Returns:
     (boxes [max_outputs, 4 | 5], scores, labels, valid, each [max_outputs]), best first.
   """
   classes = scores.shape[1]
   scores, pair = scores.reshape(-1), jnp.arange(scores.size)
-  if pre_nms:
-    scores, pair = jax.lax.top_k(scores, min(pre_nms, scores.size))
   labels = pair % classes
   boxes = boxes[pair // classes, labels % boxes.shape[1]]
   index, valid = nms(

@@ -178,7 +178,7 @@ class TwoStage(nn.Module):
     scores = jax.nn.softmax(logits / len(stages), -1)[..., :-1]
     scores = jnp.where(valid[..., None], scores, 0)  # [B, P, classes]
     best = lambda x: Detections(
-      *nms.multiclass_nms(*x, c.score_threshold, c.nms_iou, c.max_detections, c.pre_nms)
+      *nms.multiclass_nms(*x, c.score_threshold, c.nms_iou, c.max_detections)
     )
     return map_images(best, (boxes, scores))
 
