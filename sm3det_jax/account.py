@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.extend import core
 
+from sm3det_jax.config import copied
 from sm3det_jax.detector import build
 
 ROIS = 1000  # of a two-stage head: what the paper counts
@@ -84,7 +85,7 @@ def table(counts: dict) -> str:
 
 def _counted(config):
   """A copy of `config` that computes what the paper counts: so many RoIs, no expert in vain."""
-  config = config.copy_and_resolve_references()
+  config = copied(config)
   config.moe.implementation = 'blocked'
   for task in config.tasks.values():
     if 'proposals' in task.head:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from sm3det_jax import account, sharding, train
-from sm3det_jax.config import ConfigDict
+from sm3det_jax.config import ConfigDict, copied
 from sm3det_jax.detector import build
 from sm3det_jax.optim import batch_scaling, optimizer
 
@@ -135,7 +135,7 @@ def memory_saved(report: dict, config: ConfigDict, topology: str, **options) -> 
     report: of `config`.
     config, topology, **options: as `compile_step` had them.
   """
-  plain = config.copy_and_resolve_references()
+  plain = copied(config)
   plain.remat, plain.optim.zero1 = (), False
   whole = compile_step(plain, topology, **options)
   return whole['hbm_gib']['used'] - report['hbm_gib']['used']

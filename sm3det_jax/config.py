@@ -252,6 +252,14 @@ def _check_backbone(config):
   backbone_configs.check(config.backbone, config.moe)
 
 
+def copied(config: ConfigDict) -> ConfigDict:
+  """A copy that shares nothing and keeps the order of tasks; ml_collections' own copies sort it."""
+  copy = ConfigDict(sort_keys=False)
+  for key, value in config.items():
+    copy[key] = copied(value) if isinstance(value, ConfigDict) else value
+  return copy
+
+
 def complete(config: ConfigDict) -> ConfigDict:
   """`config`, written before some keys were there, with these keys at their defaults."""
   _fill(config.backbone, _backbone(config.backbone.type)[0])

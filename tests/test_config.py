@@ -168,3 +168,12 @@ def test_a_config_of_before_some_keys_gets_them():
     del section[key]
   del c.tasks.rgb.head.nms_iou, c.tasks.sar.bands
   assert configs.complete(c).to_dict() == want.to_dict()
+
+
+def test_a_copy_shares_nothing_and_keeps_the_order_of_tasks():
+  config = configs.default()
+  copy = configs.copied(config)
+  assert list(copy.tasks) == list(config.tasks) == ['sar', 'rgb', 'ifr']
+  assert copy == config
+  copy.tasks.sar.head.channels = 7
+  assert config.tasks.sar.head.channels == 256

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from data_pipelines import mixture
+from sm3det_jax.config import ConfigDict, copied
 
 
 def mean_gradient(gradient: Callable, count: int) -> Callable:
@@ -64,7 +64,7 @@ def micro_batches(config: ConfigDict, step: int, host: int, hosts: int) -> Itera
   Micro-batch `j` of `n` of step `i` is batch `i n + j` of a run with batches a n-th as large. With
   tasks in their ratio a step so has the samples that it has without accumulation.
   """
-  count, config = config.optim.accumulate, config.copy_and_resolve_references()
+  count, config = config.optim.accumulate, copied(config)
   config.batch_size //= count
   with contextlib.closing(mixture.train_batches(config, step * count, host, hosts)) as batches:
     while parts := list(itertools.islice(batches, count)):

@@ -7,7 +7,7 @@ al., arXiv 2205.10287, for Adam). What is known about batches this large is in d
 
 import logging
 
-from ml_collections import ConfigDict
+from sm3det_jax.config import ConfigDict, copied
 
 FACTORS = {'none': lambda k: 1.0, 'linear': lambda k: k, 'sqrt': lambda k: k**0.5}
 
@@ -21,7 +21,7 @@ def scaled(config: ConfigDict) -> ConfigDict:
   has `lr_scaling` 'none' and stays as it is when scaled again. Other counts of steps (logs,
   checkpoints) and the decays of running averages stay.
   """
-  config = config.copy_and_resolve_references()
+  config = copied(config)
   optim, batch = config.optim, config.batch_size
   if optim.lr_scaling == 'none':
     return config
