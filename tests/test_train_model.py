@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 from tiny import batch_of, tiny_config
 
@@ -67,7 +68,7 @@ def test_first_step_on_every_mesh(data, expert):
 
 @functools.cache
 def twenty_steps(data, expert):
-  """Metrics of each step, and whether the state's types were the same after each, in float64."""
+  """Metrics of each step and, after the last, Adam's average of every gradient, in float64."""
   config, metrics = tiny_config(), []
   mesh = sharding.make_mesh({'data': data, 'expert': expert})
   state = put(initial(True), mesh)
@@ -78,7 +79,7 @@ def twenty_steps(data, expert):
       state, m = step(state, sharding.put_batch(batch_of(config, i), mesh))
       metrics.append(jax.device_get(m))
     assert jax.tree.map(jax.typeof, state) == types
-  return metrics
+  return metrics, jax.tree.leaves_with_path(jax.device_get(optax.tree.get(state, 'mu')))
 
 
 @pytest.mark.slow
@@ -86,8 +87,11 @@ def twenty_steps(data, expert):
 @pytest.mark.parametrize('data, expert', [(8, 1), (2, 4)])
 def test_twenty_steps_in_float64(data, expert):
   with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):  # int64 beside int32
-    got, want = twenty_steps(data, expert), twenty_steps(1, 1)
+    (got, got_mean), (want, want_mean) = twenty_steps(data, expert), twenty_steps(1, 1)
   for i, (a, b) in enumerate(zip(got, want, strict=True)):
     assert a['total'].dtype == np.float64 and np.isfinite(a['total'])
     for name in b:  # losses, gradient norm, multipliers
       assert abs(a[name] - b[name]) <= 1e-8 * max(abs(b[name]), 1e-12), (i, name)
+  for (path, a), (_, b) in zip(got_mean, want_mean, strict=True):
+    error = np.abs(a - b).max() / max(np.abs(b).max(), 1e-12)
+    assert error <= 1e-8, (jax.tree_util.keystr(path), error)
