@@ -11,6 +11,7 @@ import pickle
 
 import jax
 import numpy as np
+import rich.console
 import rich.progress
 from jax.experimental import multihost_utils
 
@@ -85,7 +86,10 @@ def evaluate(
     host, hosts = jax.process_index(), jax.process_count()
     batches = mixture.eval_batches(config, name, split, batch_size, host, hosts)
     if progress and first:
-      batches = rich.progress.track(batches, f'evaluate {name}', -(-total // batch_size))
+      console = rich.console.Console(stderr=True)
+      batches = rich.progress.track(
+        batches, f'evaluate {name}', -(-total // batch_size), console=console
+      )
     windows, examples = _detect(detector, config, variables, mesh, name, batches, total, pictures)
     whole = [t | {'labels': data.own[t['labels']]} for t in data.source.truth()]
     result, merged = score(windows, whole, c.box, tuple(c.classes), protocols)

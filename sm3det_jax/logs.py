@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -46,7 +46,8 @@ class Logs:
       TextColumn('{task.fields[speed]}'),
     )  # fmt: skip
     self._task = self._progress.add_task('train', total=steps, completed=start, speed='')
-    self._live = Live(self._progress, refresh_per_second=2)
+    # results go to standard output, and nothing else
+    self._live = Live(self._progress, console=Console(stderr=True), refresh_per_second=2)
 
   def __enter__(self):
     if self._active:

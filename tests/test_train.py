@@ -149,6 +149,13 @@ def test_metrics_and_logs(whole_run):
   jax.tree.map(np.testing.assert_array_equal, variables['params'], state['model']['ema'])
 
 
+def test_standard_output_is_left_to_results(tmp_path, capfd):
+  with logs.Logs(tmp_path, 0, 1) as log:
+    log.write(1, {'total': 1.0, 'loss/sar/cls': 1.0, 'lr': 0.1, 'images_per_second': 2.0})
+  out, error = capfd.readouterr()
+  assert not out and 'loss 1' in error
+
+
 def test_sigterm_saves_and_the_run_goes_on_exactly(toy, whole_run, tmp_path):
   before = signal.getsignal(signal.SIGTERM)
 
