@@ -14,9 +14,10 @@ jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# a cache for each process of the tests: nothing keeps two from writing one entry at once
+CACHE = os.environ.get('JAX_COMPILATION_CACHE_DIR', f'{tempfile.gettempdir()}/sm3det_jax_cache')
 jax.config.update(
-  'jax_compilation_cache_dir',
-  os.environ.get('JAX_COMPILATION_CACHE_DIR', f'{tempfile.gettempdir()}/sm3det_jax_cache'),
+  'jax_compilation_cache_dir', f'{CACHE}/{os.environ.get("PYTEST_XDIST_WORKER", "")}'
 )
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
