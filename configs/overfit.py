@@ -1,4 +1,4 @@
-"""Four drawn scenes a task, learnt by heart: can a pairing of heads reach mAP@50 >= 0.9 on them?.
+"""Four drawn scenes a task, learnt by heart: can a pairing of heads reach mAP@50 >= 0.9 on them?
 
     sm3det bench overfit --config=overfit
     sm3det bench overfit --config=overfit:sar=faster_rcnn,rgb=roi_transformer
