@@ -19,15 +19,6 @@
 #     --docker-image=IMAGE --max-restarts=100 --command='sm3det train --config=... --workdir=...'
 set -euo pipefail
 
-_do() { # runs a command, or prints it
-  if [[ $dry_run == yes ]]; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
-
 _yaml() { # filled in; a name without a value is an error
   python3 -c '
 import json, os, string, sys
@@ -64,11 +55,8 @@ delete() {
   _do kubectl delete jobset "$NAME"
 }
 
-dry_run=no
-arguments=()
-for argument in "$@"; do
-  if [[ $argument == --dry_run ]]; then dry_run=yes; else arguments+=("$argument"); fi
-done
+# shellcheck source=dry_run.sh
+source "$(dirname "$0")/dry_run.sh"
 verb=${arguments[0]:-}
 case $verb in
   run | delete) ;;

@@ -62,11 +62,8 @@ _stop_all() {
   [[ -z $running ]] || kill $running 2>/dev/null || true
 }
 
-dry_run=no
-arguments=()
-for argument in "$@"; do
-  if [[ $argument == --dry_run ]]; then dry_run=yes; else arguments+=("$argument"); fi
-done
+# shellcheck source=dry_run.sh
+source "$(dirname "$0")/dry_run.sh"
 : "${PORT:=$(_free_port)}"
 [[ $dry_run == yes ]] || : "${LOGS:=$(mktemp -d)}"
 [[ $dry_run == yes ]] || mkdir -p "$LOGS"

@@ -28,15 +28,6 @@ _usage() {
   exit 2
 }
 
-_do() { # runs a command, or prints it
-  if [[ $dry_run == yes ]]; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
-
 _queue() { # verb, arguments...
   gcloud compute tpus queued-resources "$1" "$TPU_NAME" "${where[@]}" "${@:2}"
 }
@@ -138,11 +129,8 @@ GCSFUSE="curl -sf $KEY | sudo tee /usr/share/keyrings/gcsfuse.asc >/dev/null && 
 echo \"$LIST gcsfuse-\$(lsb_release -cs) main\" | sudo tee /etc/apt/sources.list.d/gcsfuse.list && \
 sudo apt-get -qq update && sudo apt-get -qq install gcsfuse"
 
-dry_run=no
-arguments=()
-for argument in "$@"; do
-  if [[ $argument == --dry_run ]]; then dry_run=yes; else arguments+=("$argument"); fi
-done
+# shellcheck source=dry_run.sh
+source "$(dirname "$0")/dry_run.sh"
 verb=${arguments[0]:-}
 case $verb in
   create | setup | run | stop | delete | keep) ;;

@@ -116,30 +116,13 @@ def oriented_rcnn() -> ConfigDict:
 
 def roi_transformer() -> ConfigDict:
   """RoI Transformer: horizontal RPN, a stage that turns its boxes, one that refines them."""
-  return ConfigDict(
-    dict(
-      type='roi_transformer',
-      channels=256,
-      strides=(4, 8, 16, 32, 64),
-      anchor_scales=(8.0,),
-      anchor_ratios=(0.5, 1.0, 2.0),
-      rpn=dict(
-        pos_iou=0.7, neg_iou=0.3, min_pos_iou=0.3, samples=256, positive_fraction=0.5,
-        allowed_border=0, bbox_beta=1 / 9,
-      ),
-      proposals=dict(pre_nms=2000, nms_iou=0.7, max_proposals=2000),
-      roi=dict(
-        fc_channels=1024, output_size=7, finest_scale=56.0, samples=512, positive_fraction=0.25,
-        bbox_beta=1.0,
-        pos_iou=(0.5, 0.5),  # of the stages, as the two below
-        sampling_ratio=(0, 2),  # 0: by the size of the RoI
-        weight=(1.0, 1.0),
-      ),
-      score_threshold=0.05,
-      nms_iou=0.1,
-      max_detections=2000,
-    )
-  )  # fmt: skip
+  c = oriented_rcnn()
+  c.type, c.proposals.nms_iou = 'roi_transformer', 0.7
+  with c.ignore_type():
+    c.roi.pos_iou = (0.5, 0.5)  # of the stages, as the two below
+    c.roi.sampling_ratio = (0, 2)  # 0: by the size of the RoI
+  c.roi.weight = (1.0, 1.0)
+  return c
 
 
 def s2anet() -> ConfigDict:

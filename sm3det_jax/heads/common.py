@@ -24,6 +24,26 @@ class Detections(NamedTuple):
   valid: jax.Array  # [B, D]
 
 
+class Head(nn.Module):
+  """A task's head; the subclasses say which.
+
+  Attributes:
+    config: of the head, see `sm3det_jax.head_configs`.
+    num_classes: of its label space.
+  """
+
+  config: dict
+  num_classes: int
+
+  @property
+  def start(self) -> int:
+    return start_stage(self.config.strides)
+
+  def touch(self, features):
+    """Runs every layer once, so that `init` makes all parameters."""
+    return self.raw(features)
+
+
 def map_images(image: Callable, batch: Any) -> Any:
   """`image` of each image of a batch, one after the other; on a mesh each device does its own.
 

@@ -14,10 +14,10 @@ from sm3det_jax.heads import dense
 from sm3det_jax.heads.common import (
   PRIOR,
   Detections,
+  Head,
   flat,
   level_anchors,
   level_shapes,
-  start_stage,
 )
 
 
@@ -53,29 +53,14 @@ class GFLHead(nn.Module):
     return logits, distances
 
 
-class GFL(nn.Module):
-  """The task's head.
-
-  Attributes:
-    config: as `sm3det_jax.head_configs.gfl`.
-    num_classes: of its label space.
-  """
-
-  config: dict
-  num_classes: int
+class GFL(Head):
+  """Generalised focal loss on every location (Li et al. 2020)."""
 
   GROUPS = {'cls': 'bbox_head', 'bbox': 'bbox_head', 'dfl': 'bbox_head'}
 
   def setup(self):
     c = self.config
     self.bbox_head = GFLHead(self.num_classes, c.channels, c.convs, c.reg_max, len(c.strides))
-
-  @property
-  def start(self) -> int:
-    return start_stage(self.config.strides)
-
-  def touch(self, features):
-    return self.bbox_head(features)
 
   def raw(self, features):
     """Maps of the levels: class logits, distance logits after the level's scale."""

@@ -3,27 +3,18 @@
 The semantics are those of mmdet 2.x `RetinaHead`, which the released weights were trained with.
 """
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from sm3det_jax.geometry import coders
 from sm3det_jax.heads import dense
-from sm3det_jax.heads.common import Detections, flat, level_anchors, level_shapes, start_stage
+from sm3det_jax.heads.common import Detections, Head, flat, level_anchors, level_shapes
 
 CODER = coders.DeltaXYWH()
 
 
-class RetinaNet(nn.Module):
-  """The task's head.
-
-  Attributes:
-    config: as `sm3det_jax.head_configs.retinanet`.
-    num_classes: of its label space.
-  """
-
-  config: dict
-  num_classes: int
+class RetinaNet(Head):
+  """Class logits and deltas of every anchor (Lin et al. 2017)."""
 
   GROUPS = {'cls': 'bbox_head', 'bbox': 'bbox_head'}
 
@@ -31,13 +22,6 @@ class RetinaNet(nn.Module):
     c = self.config
     anchors = c.scales_per_octave * len(c.anchor_ratios)
     self.bbox_head = dense.DenseHead(anchors * self.num_classes, anchors * 4, c.channels, c.convs)
-
-  @property
-  def start(self) -> int:
-    return start_stage(self.config.strides)
-
-  def touch(self, features):
-    return self.bbox_head(features)
 
   def raw(self, features):
     """Maps of the levels: class logits [B, H, W, A * classes], deltas [B, H, W, A * 4]."""

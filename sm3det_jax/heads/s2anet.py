@@ -18,11 +18,11 @@ from sm3det_jax.geometry import align_conv, coders, hbb, nms, obb
 from sm3det_jax.heads import dense
 from sm3det_jax.heads.common import (
   Detections,
+  Head,
   flat,
   level_anchors,
   level_shapes,
   map_images,
-  start_stage,
 )
 
 CODER = coders.DeltaXYWHA((1.0,) * 5, edge_swap=False, norm_factor=1.0, angle_start=-math.pi / 4)
@@ -100,16 +100,8 @@ class ODMHead(dense.DenseHead):
     return super().__call__(features, [over_orientations(x) for x in features])
 
 
-class S2ANet(nn.Module):
-  """The task's head.
-
-  Attributes:
-    config: as `sm3det_jax.head_configs.s2anet`.
-    num_classes: of its label space.
-  """
-
-  config: dict
-  num_classes: int
+class S2ANet(Head):
+  """Boxes from anchors (FAM), judged again on features aligned with them (ODM)."""
 
   GROUPS = {
     'fam.cls': 'fam_head', 'fam.bbox': 'fam_head', 'odm.cls': 'odm_head', 'odm.bbox': 'odm_head'
@@ -122,13 +114,6 @@ class S2ANet(nn.Module):
     self.fam_head = dense.DenseHead(self.num_classes, 5, c.channels, c.convs)
     self.align_conv = AlignConv(c.strides)
     self.odm_head = ODMHead(self.num_classes, 5, c.channels, c.convs)
-
-  @property
-  def start(self) -> int:
-    return start_stage(self.config.strides)
-
-  def touch(self, features):
-    return self.raw(features)
 
   def raw(self, features):
     """Maps of the levels: logits [B, H, W, classes] and deltas [B, H, W, 5] of FAM, then of ODM."""

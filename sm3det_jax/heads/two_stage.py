@@ -15,7 +15,7 @@ from sm3det_jax import losses
 from sm3det_jax.backbones.layers import Dense
 from sm3det_jax.geometry import assign, coders, iou, nms, obb, roi_align
 from sm3det_jax.heads import rpn
-from sm3det_jax.heads.common import Detections, map_images, start_stage
+from sm3det_jax.heads.common import Detections, Head, map_images
 from sm3det_jax.precision import wide
 
 uniform, normal = nn.initializers.xavier_uniform(), nn.initializers.xavier_normal()
@@ -87,16 +87,8 @@ class Samples(NamedTuple):
   objects: jax.Array  # [S]; those that are themselves an object
 
 
-class TwoStage(nn.Module):
-  """A task's head of two or more stages; the subclasses say which.
-
-  Attributes:
-    config: of the head.
-    num_classes: of its label space.
-  """
-
-  config: dict
-  num_classes: int
+class TwoStage(Head):
+  """A task's head of two or more stages; the subclasses say which."""
 
   RPN_CODER = coders.DeltaXYWH()
   DROP_EMPTY = False  # see RPNHead
@@ -110,10 +102,6 @@ class TwoStage(nn.Module):
 
   def stages(self) -> list[Stage]:
     raise NotImplementedError
-
-  @property
-  def start(self) -> int:
-    return start_stage(self.config.strides)
 
   def touch(self, features):
     size = self.config.roi.output_size
