@@ -1,11 +1,15 @@
 """Strict numerics for every test: 8 simulated devices, no silent promotion, warnings are errors."""
 
+import importlib.metadata
 import os
 import pathlib
 import tempfile
 
 # most of the time goes into compiling programs that run once
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+FLAGS = '--xla_backend_optimization_level=0'
+if importlib.metadata.version('jax') < '0.11':  # which knows these no more
+  FLAGS += ' --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true'
+os.environ.setdefault('XLA_FLAGS', FLAGS)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

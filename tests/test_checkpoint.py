@@ -41,7 +41,8 @@ def _like(mesh):
 
 
 def _sharded(mesh, seed=0):
-  return jax.jit(_create, out_shardings=sharding.tree_sharding(mesh, jax.eval_shape(_create)))(seed)
+  state = _create(seed)
+  return jax.device_put(state, sharding.tree_sharding(mesh, state))
 
 
 def _assert_equal(a, b):

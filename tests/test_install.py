@@ -72,8 +72,13 @@ def test_quickstart_runs_from_another_folder(installed, tmp_path):
   code = 'import configs, data_pipelines, sm3det_jax as s; print(s.__file__, configs.__file__)'
   files = run(sys.executable, '-c', code, cwd=tmp_path, env=environment)
   assert all(f.startswith(str(folder)) for f in files.split())
+  narrow = [
+    '--config.backbone.depths=(1, 1, 1, 1)',
+    '--config.backbone.channels=(8, 16, 16, 32)',
+    '--config.neck.channels=32',
+  ]
   run(
-    folder / 'bin/sm3det', 'quickstart', '--steps=2', f'--workdir={tmp_path / "out"}',
+    folder / 'bin/sm3det', 'quickstart', '--steps=2', f'--workdir={tmp_path / "out"}', *narrow,
     cwd=tmp_path, env=environment,
   )  # fmt: skip
   metrics = json.loads((tmp_path / 'out/metrics.json').read_text())

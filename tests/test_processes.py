@@ -14,7 +14,6 @@ from data_pipelines import prepare, scenes
 from sm3det_jax import logs, quickstart
 
 STEPS = pathlib.Path(__file__).with_name('steps_of_processes.py')
-FAST = {'XLA_FLAGS': '--xla_backend_optimization_level=0'}
 DEVICES = 4
 
 CONFIG = """
@@ -58,7 +57,7 @@ def start(folder, processes, *arguments, verb='train', programs=None):
   programs = programs or pathlib.Path(sys.executable).parent
   return launch(
     *arguments, PATH=f'{programs}:{os.environ["PATH"]}', LOGS=folder / 'logs', PROCESSES=processes,
-    DEVICES=DEVICES // processes, VERB=verb, **FAST,
+    DEVICES=DEVICES // processes, VERB=verb,
   )  # fmt: skip
 
 

@@ -50,6 +50,8 @@ def _kernel_gradient_grouped(x, k, g, dilation):
   return jax.linear_transpose(lambda k: _grouped(x, k, dilation), k)(g)[0]
 
 
+# jit: blocks of one shape are traced once
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames='dilation')
 def _by_platform(cpu, default, *args, dilation):
   bind = lambda f: lambda *x: f(*x, dilation)
   return lax.platform_dependent(*args, cpu=bind(cpu), default=bind(default))
