@@ -84,6 +84,7 @@ def _parser():
   p.add_argument(
     '--saved', action='store_true', help='also compile without remat and zero1: what they save'
   )
+  p.add_argument('--quick', action='store_true', help='with the least effort: minutes, not an hour')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
   p = verb('bench', _bench, 'measure a speed, or whether a model learns', True, workdir=False)
@@ -196,9 +197,9 @@ def _compile(args):
     if name not in c.mesh or not size.isdigit():
       raise ValueError(f'--mesh={args.mesh}: expected sizes of {", ".join(c.mesh)}, as data:64')
     c.mesh[name] = int(size)
-  report = compile_step.compile_step(c, args.topology)
+  report = compile_step.compile_step(c, args.topology, args.quick)
   if args.saved:
-    report['hbm_gib']['saved'] = compile_step.memory_saved(report, c, args.topology)
+    report['hbm_gib']['saved'] = compile_step.memory_saved(report, c, args.topology, args.quick)
   print(json.dumps(report) if args.json else compile_step.table(report))
 
 

@@ -4,13 +4,14 @@ The TPU compiler is in libtpu, which any machine can install; nothing is allocat
 a step needs at least follows from the compiled program and the chips' data sheets.
 """
 
+import contextlib
 import importlib.util
 import math
 import os
 import re
 import resource
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,18 +51,18 @@ HOST = re.compile(
   r' (?:infeed|outfeed)\(|is_host_transfer=true|custom_call_target="\w*callback\w*"'
 )
 FULL = re.compile(r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm')
+QUICK = {'exec_time_optimization_effort': -1.0}  # XLA compiles every block of a stage anew
 GIB = 2**30
 
 
-def compile_step(
-  config: ConfigDict, topology: str, compiler_options: dict[str, Any] | None = None
-) -> dict:
+def compile_step(config: ConfigDict, topology: str, quick: bool = False) -> dict:
   """Compiles the training step of a checked config and says what it needs.
 
   Args:
     config: as `sm3det_jax.config.load` returns it; its mesh has to fit the slice.
     topology: kind and shape of the slice, such as 'v5e:16x16', 'v6e:4x4' or 'v5p:8x8x8'.
-    compiler_options: of XLA.
+    quick: with XLA's least effort, in about a tenth of the time: the program would be slower, and
+      needs about as much memory.
 
   Returns:
     'topology', 'devices', 'mesh', 'batch_size';
@@ -102,7 +103,8 @@ def compile_step(
     'flops': flops,
   }
   try:
-    compiled = lowered.compile(compiler_options=compiler_options)
+    with _uncached():
+      compiled = lowered.compile(compiler_options=QUICK if quick else None)
   except jax.errors.JaxRuntimeError as error:
     full = FULL.search(str(error))
     if not full:
@@ -128,16 +130,16 @@ def compile_step(
   return report
 
 
-def memory_saved(report: dict, config: ConfigDict, topology: str, **options) -> float:
+def memory_saved(report: dict, config: ConfigDict, topology: str, quick: bool = False) -> float:
   """GiB of a device that `remat` and `optim.zero1` save: compiles the step without them too.
 
   Args:
     report: of `config`.
-    config, topology, **options: as `compile_step` had them.
+    config, topology, quick: as `compile_step` had them.
   """
   plain = copied(config)
   plain.remat, plain.optim.zero1 = (), False
-  whole = compile_step(plain, topology, **options)
+  whole = compile_step(plain, topology, quick)
   return whole['hbm_gib']['used'] - report['hbm_gib']['used']
 
 
@@ -197,6 +199,18 @@ def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict:
       'shapes': array(jnp.int32, n, 2),
     }
   return batch
+
+
+@contextlib.contextmanager
+def _uncached():
+  """Keeps programs out of the persistent cache: without their devices none can be loaded again."""
+  name = 'jax_persistent_cache_min_compile_time_secs'
+  before = getattr(jax.config, name)
+  jax.config.update(name, math.inf)
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
 
 
 def _held(tree):
