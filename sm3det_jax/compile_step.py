@@ -103,7 +103,7 @@ def compile_step(config: ConfigDict, topology: str, quick: bool = False) -> dict
     'flops': flops,
   }
   try:
-    with _uncached():
+    with uncached():
       compiled = lowered.compile(compiler_options=QUICK if quick else None)
   except jax.errors.JaxRuntimeError as error:
     full = FULL.search(str(error))
@@ -202,7 +202,7 @@ def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict:
 
 
 @contextlib.contextmanager
-def _uncached():
+def uncached():
   """Keeps programs out of the persistent cache: without their devices none can be loaded again."""
   name = 'jax_persistent_cache_min_compile_time_secs'
   before = getattr(jax.config, name)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ('data', 'expert')
@@ -89,9 +90,11 @@ def make_mesh(mesh: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     )
   if data * expert < have:
     logger.warning('config.mesh leaves %d of %d devices idle', have - data * expert, have)
-  return jax.make_mesh(
-    (data, expert), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * expert]
+  # on v6e and v5p `expert` may be a part of a side of the torus
+  grid = mesh_utils.create_device_mesh(
+    (data, expert), devices[: data * expert], allow_split_physical_axes=True
   )
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def evaluation_mesh(mesh: Mapping[str, int]) -> Mesh:

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from tiny import batch_of, tiny_config
 
 from sm3det_jax import cli, compile_step, sharding
+from sm3det_jax.moe import expert_parallel
 
 NEEDS_LIBTPU = pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None, reason='libtpu, the TPU compiler, is not installed'
@@ -165,6 +166,27 @@ def test_an_unknown_slice_is_an_error():
   with pytest.raises(ValueError, match='--topology=v5e:3x3: expected a kind and a shape'):
     compile_step.slice_devices('v5e:3x3')
   assert len(compile_step.slice_devices('v5p:8x8x8')) == 512
+
+
+@NEEDS_LIBTPU
+@pytest.mark.parametrize(
+  'topology, ragged', [('v5e:4x4', True), ('v5e:4x8', False), ('v6e:8x8', True)]
+)
+def test_the_experts_transport_is_one_that_the_slice_has(topology, ragged):
+  """A mesh axis may be a part of the torus' side; v5e has no ragged exchange above 4x4."""
+  devices = compile_step.slice_devices(topology)
+  mesh = sharding.make_mesh({'data': len(devices) // 2, 'expert': 2}, devices)
+  tokens = lambda width, dtype: jax.ShapeDtypeStruct(
+    (8 * len(devices), width), dtype, sharding=sharding.batch_sharding(mesh)
+  )
+  experts = lambda *shape: jax.ShapeDtypeStruct((4, *shape), jnp.bfloat16)
+  routed = tokens(16, jnp.bfloat16), tokens(2, jnp.int32), tokens(2, jnp.float32)
+  params = experts(16, 32), experts(32), experts(32, 16), experts(16)
+  with jax.set_mesh(mesh):
+    lowered = jax.jit(expert_parallel.expert_ffn).lower(*routed, *params)
+  with compile_step.uncached():
+    text = lowered.compile(compiler_options=compile_step.QUICK).as_text()
+  assert ('ragged-all-to-all' in text) == ragged
 
 
 @NEEDS_LIBTPU

@@ -96,7 +96,7 @@ def emulated(operand, output, input_offsets, send_sizes, output_offsets, recv_si
 @pytest.fixture
 def tpu(monkeypatch):
   """Chooses as on a TPU, with its collective emulated."""
-  monkeypatch.setattr(expert_parallel, '_platform', lambda mesh: 'tpu')
+  monkeypatch.setattr(expert_parallel, '_has_ragged', lambda mesh: True)
   monkeypatch.setattr(lax, 'ragged_all_to_all', emulated)
 
 
@@ -152,11 +152,11 @@ def test_groups_of_experts_and_tokens_that_do_not_divide():
 
 def test_transport_is_the_one_that_sends_less():
   choose = expert_parallel.transport
-  assert choose(1, 2, 4, 'tpu') == 'none'
-  assert choose(4, 2, 4, 'cpu') == choose(4, 2, 4, 'gpu') == 'gather'
-  assert choose(4, 2, 4, 'tpu') == 'ragged' and choose(2, 2, 4, 'tpu') == 'gather'
-  assert choose(2, 2, 2, 'tpu') == 'ragged'  # bfloat16, whose sums travel as float32
-  assert choose(2, 2, 4, 'tpu', capacity_factor=1.25) == 'slots'
+  assert choose(1, 2, 4, True) == 'none'
+  assert choose(4, 2, 4, False) == 'gather'
+  assert choose(4, 2, 4, True) == 'ragged' and choose(2, 2, 4, True) == 'gather'
+  assert choose(2, 2, 2, True) == 'ragged'  # bfloat16, whose sums travel as float32
+  assert choose(2, 2, 4, True, capacity_factor=1.25) == 'slots'
 
 
 def test_experts_must_divide():

@@ -68,14 +68,14 @@ def expert_linear(
   )  # fmt: skip
 
 
-def transport(peers: int, k: int, itemsize: int, platform: str, capacity_factor=None) -> str:
+def transport(peers: int, k: int, itemsize: int, has_ragged: bool, capacity_factor=None) -> str:
   """How tokens travel, by the bytes above: 'none', 'gather', 'ragged' or 'slots'."""
   if capacity_factor is not None:
     return 'slots'
   if peers == 1:
     return 'none'
   gather, ragged = peers * (itemsize + max(itemsize, 4)), 2 * k * itemsize
-  return 'ragged' if platform == 'tpu' and ragged < gather else 'gather'
+  return 'ragged' if has_ragged and ragged < gather else 'gather'
 
 
 def _parallel(
@@ -88,7 +88,7 @@ def _parallel(
   peers, devices = mesh.shape.get(AXIS, 1), max(mesh.size, 1)  # 0 outside of a mesh
   if num_experts % peers:
     raise ValueError(f'{num_experts} experts do not divide over mesh axis {AXIS!r} of {peers}')
-  how = transport(peers, indices.shape[1], x.dtype.itemsize, _platform(mesh), capacity_factor)
+  how = transport(peers, indices.shape[1], x.dtype.itemsize, _has_ragged(mesh), capacity_factor)
   body = functools.partial(
     TRANSPORTS[how], kind, peers=peers, num_experts=num_experts, implementation=implementation,
     capacity_factor=capacity_factor,
@@ -111,9 +111,10 @@ def _parallel(
   return y, {'load': load, 'dropped': share.mean(), 'dropped_of_token': share}
 
 
-def _platform(mesh):
-  device = getattr(mesh, 'abstract_mesh', mesh).abstract_device
-  return device.platform if device else jax.default_backend()
+def _has_ragged(mesh):
+  """Whether the devices have a ragged all-to-all; libtpu 0.0.42 has none for v5e above 4x4."""
+  device = getattr(mesh, 'abstract_mesh', mesh).abstract_device or jax.devices()[0]
+  return device.platform == 'tpu' and (device.device_kind != 'TPU v5 lite' or mesh.size <= 16)
 
 
 def _padded(a, multiple, value):
