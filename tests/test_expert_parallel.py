@@ -1,6 +1,7 @@
 """Experts over the mesh, by every transport, against all experts on one device."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +158,22 @@ def test_transport_is_the_one_that_sends_less():
   assert choose(4, 2, 4, True) == 'ragged' and choose(2, 2, 4, True) == 'gather'
   assert choose(2, 2, 2, True) == 'ragged'  # bfloat16, whose sums travel as float32
   assert choose(2, 2, 4, True, capacity_factor=1.25) == 'slots'
+
+
+@pytest.mark.parametrize(
+  'platform, kind, devices, has',
+  [
+    ('cpu', 'cpu', 8, False),
+    ('gpu', 'NVIDIA H100', 8, False),
+    ('tpu', 'TPU v5 lite', 16, True),
+    ('tpu', 'TPU v5 lite', 32, False),
+    ('tpu', 'TPU v6 lite', 256, True),
+  ],
+)
+def test_who_has_a_ragged_exchange(platform, kind, devices, has):
+  device = types.SimpleNamespace(platform=platform, device_kind=kind)
+  mesh = types.SimpleNamespace(abstract_device=device, size=devices)
+  assert expert_parallel._has_ragged(mesh) == has
 
 
 def test_experts_must_divide():

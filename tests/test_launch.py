@@ -416,7 +416,7 @@ def get_config():
   c = quickstart.get_config()
   del c.tasks.ifr
   for task in c.tasks.values():
-    task.size, task.head.channels = (64, 64), 32
+    task.size, task.head.channels = (128, 128), 32
     if task.box == 'obb':
       task.head.proposals.update(pre_nms=64, max_proposals=32)
       task.head.roi.update(samples=32, fc_channels=16)
@@ -424,7 +424,7 @@ def get_config():
   c.moe.blocks = ((), (), (), (0,))
   c.neck.channels = 32
   c.batch_size = 4
-  c.optim.update(steps=2, warmup_steps=1)
+  c.optim.update(steps=3, warmup_steps=1)
   c.dla.warmup_steps = 1
   c.log_every = 1
   return c
@@ -435,7 +435,7 @@ def get_config():
 def test_two_processes_train_as_two_devices_of_one_do(tmp_path, monkeypatch):
   monkeypatch.setenv('PATH', f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}')
   monkeypatch.setenv('LOGS', str(tmp_path / 'logs'))
-  scenes.write(tmp_path / 'scenes', 0, {'train': 6, 'test': 3}, 64)
+  scenes.write(tmp_path / 'scenes', 0, {'train': 6, 'test': 1}, 128)
   for modality, form in quickstart.SOURCES.items():
     prepare.prepare(
       form, tmp_path / 'scenes' / modality, tmp_path / 'data', name=f'scenes_{modality}',
@@ -450,7 +450,7 @@ def test_two_processes_train_as_two_devices_of_one_do(tmp_path, monkeypatch):
       f'--config.data_root={tmp_path / "data"}', PROCESSES=processes, DEVICES=2 // processes,
     )  # fmt: skip
     lines[processes] = logs.read(workdir)
-  assert [line['step'] for line in lines[2]] == [1, 2]
+  assert [line['step'] for line in lines[2]] == [1, 2, 3]
   for one, two in zip(lines[1], lines[2], strict=True):
     losses = [k for k in one if k.startswith('loss/')]
     assert len(losses) == 8
