@@ -24,18 +24,18 @@ from sm3det_jax.optim import batch_scaling, optimizer
 
 
 class Chip(NamedTuple):
-  """A TPU as its data sheet has it."""
+  """A TPU as its data sheet has it, but for the memory."""
 
   flops: float  # a second, bfloat16
-  hbm: float  # bytes
+  hbm: float  # bytes that the compiler gives to a program
   bandwidth: float  # of HBM, bytes a second
   links: float  # bytes a second into all directions of the torus together, one way
 
 
 CHIPS = {  # by JAX's name of the device
-  'TPU v5 lite': Chip(197e12, 16 * 2**30, 819e9, 4 * 45e9),
-  'TPU v6 lite': Chip(918e12, 32 * 2**30, 1640e9, 4 * 90e9),
-  'TPU v5': Chip(459e12, 95 * 2**30, 2765e9, 6 * 90e9),
+  'TPU v5 lite': Chip(197e12, 15.75 * 2**30, 819e9, 4 * 45e9),
+  'TPU v6 lite': Chip(918e12, 31.25 * 2**30, 1640e9, 4 * 90e9),
+  'TPU v5': Chip(459e12, 95.74 * 2**30, 2765e9, 6 * 90e9),
 }
 SENT = {  # bytes that a device sends; v = bytes of the result on it, p = devices that take part
   'all-reduce': lambda v, p: 2 * v * (p - 1) / p,
@@ -50,7 +50,10 @@ OPERATION = re.compile(rf' = (.*?) ({"|".join(sorted(SENT, key=len, reverse=True
 HOST = re.compile(
   r' (?:infeed|outfeed)\(|is_host_transfer=true|custom_call_target="\w*callback\w*"'
 )
-FULL = re.compile(r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm')
+FULL = re.compile(  # arguments and results included
+  r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm'
+  r'|HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)'
+)
 QUICK = {'exec_time_optimization_effort': -1.0}  # XLA compiles every block of a stage anew
 GIB = 2**30
 
@@ -109,7 +112,7 @@ def compile_step(config: ConfigDict, topology: str, quick: bool = False) -> dict
     full = FULL.search(str(error))
     if not full:
       raise
-    used, unit, capacity, capacity_unit = full.groups()
+    used, unit, capacity, capacity_unit = filter(None, full.groups())
     scale = {'K': 2**-20, 'M': 2**-10, 'G': 1}
     used, capacity = float(used) * scale[unit], float(capacity) * scale[capacity_unit]
     report['hbm_gib'] |= {'used': used, 'capacity': capacity, 'shortfall': used - capacity}
@@ -117,10 +120,7 @@ def compile_step(config: ConfigDict, topology: str, quick: bool = False) -> dict
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if found := HOST.findall(text):
       raise ValueError(f'the compiled step calls the host: {sorted(set(found))}')
-    used = (
-      memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-      + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    )  # fmt: skip
+    used = memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
     report['hbm_gib'] |= {'used': used / GIB, 'capacity': chip.hbm / GIB, 'shortfall': 0.0}
     report['bytes'] = compiled.cost_analysis()['bytes accessed']
     report['collectives'] = collectives(text)

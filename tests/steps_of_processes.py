@@ -30,13 +30,12 @@ def main(path):
   c, hosts, metrics = config(), jax.process_count(), []
   model, mesh = detector.build(c), sharding.make_mesh({'data': 2, 'expert': 2})
   tx = optimizer.build(c, model.term_groups)
-  fast = {'xla_backend_optimization_level': 0}
-  state = jax.device_get(jax.jit(lambda: train.create_state(c, model, tx), compiler_options=fast)())
+  state = jax.device_get(jax.jit(lambda: train.create_state(c, model, tx))())
   jax.config.update('jax_enable_x64', True)
   wide = lambda x: x.astype(np.float64) if x.dtype == np.float32 else x  # noqa: E731
   state = sharding.put_tree(jax.tree.map(wide, state), mesh)
   with jax.set_mesh(mesh):
-    step = jax.jit(train.train_step(c, model, tx), donate_argnums=0, compiler_options=fast)
+    step = jax.jit(train.train_step(c, model, tx), donate_argnums=0)
     for i in range(20):
       part = jax.tree.map(lambda x: np.split(x, hosts)[jax.process_index()], batch_of(c, i))
       state, m = step(state, sharding.put_batch(part, mesh))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import AxisType
 
 from sm3det_jax import backbones
@@ -203,6 +204,21 @@ def test_batch_norm_trains_and_evaluates():
   y = module.apply(variables | updates, jnp.asarray(x))
   want = (x - averages['mean']) / np.sqrt(averages['var'] + 1e-5)
   np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+
+
+def test_group_norm_and_its_gradients():
+  """Against Flax's; groups of several channels whose means and variances differ."""
+  x, g = jax.random.normal(jax.random.key(0), (2, 2, 5, 7, 12)) * np.arange(1, 13, dtype=np.float32)[None, None, None, None]
+  x = x + np.arange(12, dtype=np.float32)[None, None, None]
+  ours, flax = layers.GroupNorm(groups=4), nn.GroupNorm(num_groups=4, epsilon=1e-5)
+  variables = scattered(ours.init(jax.random.key(1), x))
+
+  def run(module):
+    y, back = jax.vjp(module.apply, variables, x)
+    return y, *jax.tree.leaves(back(g))
+
+  for got, want in zip(run(ours), run(flax), strict=True):
+    assert relative(got, want) < 1e-5
 
 
 def test_a_dilated_depthwise_convolution_and_its_gradients():

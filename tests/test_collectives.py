@@ -27,11 +27,10 @@ def compiled(data, expert, capacity_factor=0.0):
   model = detector.build(config)
   tx = optimizer.build(config, model.term_groups)
   state = train.abstract_state(config, model, tx, mesh)
-  options = {'xla_backend_optimization_level': 0}
   with jax.set_mesh(mesh):
     step = train.sharded_step(config, model, tx, mesh)
     lowered = step.lower(state, compile_step.abstract_batch(config, mesh))
-    text = lowered.compile(compiler_options=options).as_text()
+    text = lowered.compile().as_text()
   sent = {}
   # XLA:CPU cannot cut top_k by rows and gathers what it reads: known, and no images
   lines = [line for line in text.splitlines() if not re.search(r' all-gather\(.*/top_k"', line)]

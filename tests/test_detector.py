@@ -24,8 +24,7 @@ def model():
 @pytest.fixture(scope='module')
 def loss(model):
   _, detector, _, _ = model
-  level = {'xla_backend_optimization_level': 0}
-  return jax.jit(detector.loss, static_argnames='sampling', compiler_options=level)
+  return jax.jit(detector.loss, static_argnames='sampling')
 
 
 def test_the_published_models_have_their_parameters():
@@ -99,11 +98,10 @@ def test_detections_stay_inside_and_in_order(model, task):
   config, detector, variables, batch = model
   images = batch[task]['images']
   shapes = jnp.asarray([[40, 52]] * len(images))
-  level = {'xla_backend_optimization_level': 0}
   low = 0.001  # untrained scores
   config.tasks[task].head.score_threshold = low
   detector = build(config)
-  run = jax.jit(lambda v, x, s: detector.detect(v, x, task, s), compiler_options=level)
+  run = jax.jit(lambda v, x, s: detector.detect(v, x, task, s))
   found = jax.tree.map(np.asarray, run(variables, images, shapes))
   assert found.valid.any()
   for i in range(len(images)):
@@ -118,10 +116,9 @@ def test_detections_stay_inside_and_in_order(model, task):
 def test_half_precision_stays_near(model):
   config, _, variables, batch = model
   config.dtype = 'bfloat16'
-  level = {'xla_backend_optimization_level': 0}
   images = batch['rgb']['images']
   half, full = (
-    jax.jit(lambda v, x, d=d: d.features(v, x, 'rgb'), compiler_options=level)(variables, images)
+    jax.jit(lambda v, x, d=d: d.features(v, x, 'rgb'))(variables, images)
     for d in (build(config), model[1])
   )
   config.dtype = 'auto'

@@ -17,9 +17,11 @@ def _ratio(inter, area_a, area_b):
 def hbb_iou_aligned(a, b):
   """IoU [...] of HBB [..., 4] with HBB [..., 4], pair by pair (shapes broadcast)."""
   a, b = wide(jnp.asarray(a)), wide(jnp.asarray(b))
-  sides = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
-  sides = jnp.maximum(sides, 0)
-  return _ratio(sides[..., 0] * sides[..., 1], hbb.area(a), hbb.area(b))
+  width, height = (  # one by one: a trailing axis of 2 would be written out, pair by pair
+    jnp.maximum(jnp.minimum(a[..., i + 2], b[..., i + 2]) - jnp.maximum(a[..., i], b[..., i]), 0)
+    for i in (0, 1)
+  )
+  return _ratio(width * height, hbb.area(a), hbb.area(b))
 
 
 def hbb_iou(a, b):
