@@ -208,7 +208,10 @@ def test_batch_norm_trains_and_evaluates():
 
 def test_group_norm_and_its_gradients():
   """Against Flax's; groups of several channels whose means and variances differ."""
-  x, g = jax.random.normal(jax.random.key(0), (2, 2, 5, 7, 12)) * np.arange(1, 13, dtype=np.float32)[None, None, None, None]
+  x, g = (
+    jax.random.normal(jax.random.key(0), (2, 2, 5, 7, 12))
+    * np.arange(1, 13, dtype=np.float32)[None, None, None, None]
+  )
   x = x + np.arange(12, dtype=np.float32)[None, None, None]
   ours, flax = layers.GroupNorm(groups=4), nn.GroupNorm(num_groups=4, epsilon=1e-5)
   variables = scattered(ours.init(jax.random.key(1), x))

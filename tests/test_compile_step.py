@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from tiny import batch_of, tiny_config
 
 from sm3det_jax import cli, compile_step, sharding
+from sm3det_jax import config as config_lib
 from sm3det_jax.moe import expert_parallel
 
 NEEDS_LIBTPU = pytest.mark.skipif(
@@ -187,6 +188,33 @@ def test_the_experts_transport_is_one_that_the_slice_has(topology, ragged):
   with compile_step.uncached():
     text = lowered.compile(compiler_options=compile_step.QUICK).as_text()
   assert ('ragged-all-to-all' in text) == ragged
+
+
+@NEEDS_LIBTPU
+@pytest.mark.parametrize(
+  'topology, gib', [('v5e:2x4', 15.75), ('v6e:2x4', 31.25), ('v5p:2x2x2', 95.74)]
+)
+def test_the_compilers_own_refusal_is_understood(topology, gib, monkeypatch):
+  """Its words change from release to release."""
+
+  def lowered(config, mesh):
+    rows = sharding.replicated(mesh)
+    held = jax.ShapeDtypeStruct((2**15, 2**20), np.float32, sharding=rows)  # 128 GiB
+    return (
+      jax.jit(lambda x: x + 1, donate_argnums=0).lower(held),
+      {'model': held, 'training': ()},
+      (),
+    )
+
+  monkeypatch.setattr(compile_step, '_lowered', lowered)
+  macs = {'sar': 1.0, 'rgb': 1.0, 'ifr': 1.0}
+  monkeypatch.setattr(compile_step.account, 'account', lambda _: {'gmacs_by_task': macs})
+  config = config_lib.load(['--config=quickstart', '--config.batch_size=24'])
+  hbm = compile_step.compile_step(config, topology, quick=True)['hbm_gib']
+  assert hbm['parameters'] == 128
+  assert hbm['capacity'] == gib and hbm['shortfall'] == pytest.approx(128 - gib, abs=0.02)
+  kind = compile_step.slice_devices(topology)[0].device_kind
+  assert compile_step.CHIPS[kind].hbm == gib * 2**30
 
 
 @NEEDS_LIBTPU
