@@ -47,6 +47,8 @@ SENT = {  # bytes that a device sends; v = bytes of the result on it, p = device
 }
 BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2, 'f64': 8, 's64': 8}
 OPERATION = re.compile(rf' = (.*?) ({"|".join(sorted(SENT, key=len, reverse=True))})(-start)?\(')
+# how libtpu writes a reduce-scatter: a computation of an all-reduce and the cut of its result
+SCATTER = re.compile(r'%all-reduce-scatter[\w.]* \(.*\) -> (.*) \{')
 HOST = re.compile(
   r' (?:infeed|outfeed)\(|is_host_transfer=true|custom_call_target="\w*callback\w*"'
 )
@@ -226,11 +228,15 @@ def collectives(hlo: str) -> list[dict]:
   Returns:
     [{'op', 'devices' that take part, 'count', 'bytes' of the results, 'sent' bytes}] of a device.
   """
-  total = {}
+  total, scattered = {}, None
   for line in hlo.splitlines():
+    if line.endswith('{'):  # a computation begins
+      scattered = SCATTER.match(line)
     if not (found := OPERATION.search(line)):
       continue
     shapes, op, start = found.groups()
+    if scattered and op == 'all-reduce':
+      shapes, op = scattered[1], 'reduce-scatter'
     sizes = [_bytes(*shape) for shape in re.findall(r'(\w+)\[([\d,]*)\]', shapes)]
     if start and op != 'all-reduce':  # its value is (operands, results)
       sizes = sizes[len(sizes) // 2 :]

@@ -76,6 +76,21 @@ def test_an_asynchronous_gather_counts_its_result_alone():
   assert (found['count'], found['bytes'], found['sent']) == (1, 96, 72)
 
 
+def test_an_all_reduce_of_which_a_part_is_kept_is_a_reduce_scatter():
+  hlo = """
+%all-reduce-scatter.2 (input_0: bf16[8,4]) -> bf16[8,1] {
+  %all-reduce.9 = bf16[8,4]{1,0} all-reduce(%input_0), replica_groups={{0,1,2,3}}, to_apply=%add
+}
+ENTRY %main (p: bf16[8,4]) -> f32[] {
+  %fusion = bf16[8,1]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.2
+  %all-reduce.6 = f32[]{:T(128)} all-reduce(%x), replica_groups={{0,1,2,3}}, to_apply=%add
+}"""
+  assert compile_step.collectives(hlo) == [
+    {'op': 'reduce-scatter', 'devices': 4, 'count': 1, 'bytes': 16, 'sent': 16 * 3},
+    {'op': 'all-reduce', 'devices': 4, 'count': 1, 'bytes': 4, 'sent': 6},
+  ]
+
+
 @pytest.mark.parametrize(
   'line',
   [
@@ -215,6 +230,21 @@ def test_the_compilers_own_refusal_is_understood(topology, gib, monkeypatch):
   assert hbm['capacity'] == gib and hbm['shortfall'] == pytest.approx(128 - gib, abs=0.02)
   kind = compile_step.slice_devices(topology)[0].device_kind
   assert compile_step.CHIPS[kind].hbm == gib * 2**30
+
+
+@NEEDS_LIBTPU
+def test_gradients_of_spread_moments_are_scattered():
+  """What ZeRO-1 rests on: no chip receives the whole sum."""
+  mesh = sharding.make_mesh({'data': 8, 'expert': 1}, compile_step.slice_devices('v5e:2x4'))
+  whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  w = jax.ShapeDtypeStruct((512, 1024), np.float32, sharding=whole)
+  x = jax.ShapeDtypeStruct((256, 512), np.float32, sharding=rows)
+  loss = lambda w, x: jnp.square(x @ w).sum()
+  gradient = jax.jit(jax.grad(loss), out_shardings=sharding.spread(mesh, whole, w))
+  with compile_step.uncached():
+    hlo = gradient.lower(w, x).compile(compiler_options=compile_step.QUICK).as_text()
+  (found,) = compile_step.collectives(hlo)
+  assert (found['op'], found['devices'], found['bytes']) == ('reduce-scatter', 8, 4 * w.size // 8)
 
 
 @NEEDS_LIBTPU

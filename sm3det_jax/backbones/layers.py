@@ -174,17 +174,13 @@ class GroupNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    b, _, _, c = x.shape
+    b, h, w, c = x.shape
     scale = self.param('scale', nn.initializers.ones, (c,))
     bias = self.param('bias', nn.initializers.zeros, (c,))
-
-    def mean(y):  # of groups, [B, 1, 1, C]: the pixels first, so that no large array is reshaped
-      groups = y.mean((1, 2)).reshape(b, self.groups, -1).mean(-1)
-      return jnp.repeat(groups, c // self.groups, axis=-1)[:, None, None]
-
-    y = wide(x)
-    y = y - mean(y)
-    y = y * lax.rsqrt(mean(y * y) + self.epsilon) * scale.astype(y.dtype)[None, None, None]
+    y = wide(x).reshape(b, h * w, self.groups, -1)
+    y = y - y.mean((1, 3), keepdims=True)
+    y = y * lax.rsqrt((y * y).mean((1, 3), keepdims=True) + self.epsilon)
+    y = y.reshape(x.shape) * scale.astype(y.dtype)[None, None, None]
     return (y + bias.astype(y.dtype)[None, None, None]).astype(x.dtype)
 
 
