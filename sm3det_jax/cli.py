@@ -84,7 +84,9 @@ def _parser():
   p.add_argument(
     '--saved', action='store_true', help='also compile without remat and zero1: what they save'
   )
-  p.add_argument('--quick', action='store_true', help='with the least effort: minutes, not an hour')
+  p.add_argument(
+    '--quick', action='store_true', help='with the least effort: a fraction of the time'
+  )
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
   p = verb('bench', _bench, 'measure a speed, or whether a model learns', True, workdir=False)

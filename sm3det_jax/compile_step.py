@@ -66,8 +66,8 @@ def compile_step(config: ConfigDict, topology: str, quick: bool = False) -> dict
   Args:
     config: as `sm3det_jax.config.load` returns it; its mesh has to fit the slice.
     topology: kind and shape of the slice, such as 'v5e:16x16', 'v6e:4x4' or 'v5p:8x8x8'.
-    quick: with XLA's least effort, in about a tenth of the time: the program would be slower, and
-      needs about as much memory.
+    quick: with XLA's least effort, in a fraction of the time: the program would be slower, and its
+      memory and traffic are those of one less optimised.
 
   Returns:
     'topology', 'devices', 'mesh', 'batch_size';

@@ -79,7 +79,7 @@ def twenty_steps(data, expert, zero1=False):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:scatter inputs have incompatible types')  # int64 positions
-@pytest.mark.parametrize('data, expert, zero1', [(8, 1, False), (2, 4, True)])
+@pytest.mark.parametrize('data, expert, zero1', [(8, 1, False), (2, 4, False), (2, 4, True)])
 def test_twenty_steps_in_float64(data, expert, zero1):
   with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):  # int64 beside int32
     (got, got_mean), (want, want_mean) = twenty_steps(data, expert, zero1), twenty_steps(1, 1)
