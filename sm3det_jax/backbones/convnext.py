@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sm3det_jax.activations import gelu
 from sm3det_jax.backbones.layers import (
   Dense,
   DepthwiseConv,
@@ -54,7 +55,7 @@ class FFN(nn.Module):
   @nn.compact
   def __call__(self, x):
     c = x.shape[-1]
-    y = nn.gelu(Dense(4 * c, name='fc1')(x), approximate=False)
+    y = gelu(Dense(4 * c, name='fc1')(x))
     return Dense(c, name='fc2')(GRN(name='grn')(y) if self.grn else y)
 
 

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 
+from sm3det_jax.activations import gelu
 from sm3det_jax.backbones.layers import (
   Conv,
   Dense,
@@ -48,7 +49,7 @@ class MixFFN(nn.Module):
 
     y = linear(0, x, self.hidden)
     y = DepthwiseConv(3, init=depthwise_fan_out_init, name='dwconv')(y)
-    y = dropout(nn.gelu(y, approximate=False), self.drop_rate, keys[2])
+    y = dropout(gelu(y), self.drop_rate, keys[2])
     y = dropout(linear(1, y, x.shape[-1]), self.drop_rate, keys[3])
     return y, usages
 

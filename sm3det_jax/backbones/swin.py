@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sm3det_jax.activations import gelu
 from sm3det_jax.backbones.layers import (
   Conv,
   Dense,
@@ -99,7 +100,7 @@ class FFN(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    y = nn.gelu(Dense(self.hidden, name='fc1')(x), approximate=False)
+    y = gelu(Dense(self.hidden, name='fc1')(x))
     return Dense(x.shape[-1], name='fc2')(y)
 
 
@@ -124,7 +125,7 @@ class SquadMoE(Sparse, kw_only=True):
     for i in range(e):
       size = SQUAD[self.squad[i % len(self.squad)]]
       y = Conv(self.hidden, size, init=kernel_init, name=f'expert{i}_in')(x)
-      y = Dense(x.shape[-1], name=f'expert{i}_out')(nn.gelu(y, approximate=False))
+      y = Dense(x.shape[-1], name=f'expert{i}_out')(gelu(y))
       total = total + wide(y) * gates[..., i : i + 1]
     return total.astype(x.dtype)
 

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 
+from sm3det_jax.activations import gelu
 from sm3det_jax.backbones.layers import (
   BatchNorm,
   Dense,
@@ -37,7 +38,7 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x):
     c = x.shape[-1]
-    y = nn.gelu(Dense(c, fan_out_init, name='proj1')(x), approximate=False)
+    y = gelu(Dense(c, fan_out_init, name='proj1')(x))
     return x + Dense(c, fan_out_init, name='proj2')(self.gate(name='gate')(y))
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sm3det_jax.activations import gelu, gelu_and_slope
 from sm3det_jax.precision import wide
 
 
@@ -154,12 +155,6 @@ def _dense(kind, x, indices, weights, params):
   return jnp.einsum('ne,enc->nc', gates, wide(y)).astype(x.dtype)
 
 
-def gelu_and_slope(h: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Exact GELU and its derivative."""
-  cdf = 0.5 * (1 + lax.erf(h * 2**-0.5))
-  return h * cdf, cdf + h * jnp.exp(-0.5 * h * h) * (2 * jnp.pi) ** -0.5
-
-
 def _affine(x, w, b):
   return x @ w.astype(x.dtype) + b.astype(x.dtype)[None]
 
@@ -167,7 +162,7 @@ def _affine(x, w, b):
 def _ffn_forward(params, x):
   w1, b1, w2, b2 = params
   h = _affine(x, w1, b1)
-  return h, _affine(jax.nn.gelu(h, approximate=False), w2, b2)
+  return h, _affine(gelu(h), w2, b2)
 
 
 def _ffn_backward(params, x, h, dy):
