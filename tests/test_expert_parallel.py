@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import AxisType
 
+from sm3det_jax import sharding
 from sm3det_jax.moe import dispatch, expert_parallel
 
 GRADIENTS = (0, 2, 3, 4, 5, 6)
@@ -17,8 +17,7 @@ MESHES = [(1, 8), (2, 4), (4, 2), (8, 1)]
 
 
 def make_mesh(shape):
-  devices = jax.devices()[: shape[0] * shape[1]]
-  return jax.make_mesh(shape, ('data', 'expert'), axis_types=(AxisType.Auto,) * 2, devices=devices)
+  return sharding.make_mesh(dict(zip(('data', 'expert'), shape, strict=True)))
 
 
 def case(kind, n=96, c=8, d=12, e=8, k=2):

@@ -47,29 +47,32 @@ def max_iou_loop(overlap, valid, pos, neg, min_pos, low_quality, box_valid):
 
 @pytest.mark.parametrize('low_quality', [True, False])
 @pytest.mark.parametrize('seed', range(4))
-def test_max_iou(seed, low_quality):
-  """Boxes on an integer grid, so that many overlaps tie."""
-  boxes, gts, valid = scene(seed)
+@pytest.mark.parametrize(('m', 'some'), [(8, 6), (90, 70), (100, 20)])
+def test_max_iou(seed, low_quality, m, some):
+  """Boxes on an integer grid, so that many overlaps tie; several steps, gaps in `valid`."""
+  boxes, gts, valid = scene(seed, m, some)
+  valid &= np.arange(m) % 5 != 2
   box_valid = np.random.default_rng(seed).uniform(size=len(boxes)) < 0.8
-  overlap = np.asarray(iou.hbb_iou(boxes, gts))
-  args = (0.5, 0.3, 0.1 * seed, low_quality)
-  got = jax.jit(assign.max_iou, static_argnums=(2, 3, 4, 5))(overlap, valid, *args, box_valid)
-  want = max_iou_loop(overlap, valid, *args, box_valid)
+  args = (0.5, 0.3, 0.1 * seed, low_quality, box_valid)
+  got = jax.jit(lambda *x: assign.max_iou(iou.hbb_iou, *x, *args))(boxes, gts, valid)
+  want = max_iou_loop(np.asarray(iou.hbb_iou(boxes, gts)), valid, *args)
   assert got.dtype == jnp.int32 and (want > 0).sum() > 5 and (want == -1).any()
   np.testing.assert_array_equal(got, want)
 
 
 def test_max_iou_without_objects():
-  none = jnp.zeros(3, bool)
-  assert assign.max_iou(jnp.ones((4, 3)), none, 0.5, 0.4).tolist() == [0] * 4
-  assert assign.max_iou(jnp.ones((2, 0)), none[:0], 0.5, 0.4).tolist() == [0, 0]
+  boxes, none = jnp.tile(jnp.asarray([[0.0, 0, 9, 9]]), (4, 1)), jnp.zeros(3, bool)
+  run = functools.partial(assign.max_iou, iou.hbb_iou)
+  assert run(boxes, boxes[:3], none, 0.5, 0.4).tolist() == [0] * 4
+  assert run(boxes[:2], boxes[:0], none[:0], 0.5, 0.4).tolist() == [0, 0]
   valid = jnp.asarray([True, False])
-  got = assign.max_iou(jnp.ones((2, 0)), none[:0], 0.5, 0.4, box_valid=valid)
+  got = run(boxes[:2], boxes[:0], none[:0], 0.5, 0.4, box_valid=valid)
   assert got.tolist() == [0, -1]
 
 
 def test_an_object_that_nothing_overlaps_claims_nothing():
-  got = assign.max_iou(jnp.zeros((3, 1)), jnp.ones(1, bool), 0.5, 0.4, 0.0)
+  boxes, gt = jnp.tile(jnp.asarray([[0.0, 0, 9, 9]]), (3, 1)), jnp.asarray([[20.0, 0, 29, 9]])
+  got = assign.max_iou(iou.hbb_iou, boxes, gt, jnp.ones(1, bool), 0.5, 0.4, 0.0)
   assert got.tolist() == [0, 0, 0]
 
 

@@ -128,7 +128,7 @@ def test_assignment(ops, name):
   pos, neg, least, low_quality = z['cfg'].tolist()
   gt = np.pad(z['gt'], ((0, 3), (0, 0)), constant_values=50)
   valid = jnp.arange(len(gt)) < len(z['gt'])
-  run = lambda *x: assign.max_iou(iou.hbb_iou(*x), valid, pos, neg, least, bool(low_quality))
+  run = lambda *x: assign.max_iou(iou.hbb_iou, *x, valid, pos, neg, least, bool(low_quality))
   got = jax.jit(run)(z['boxes'], gt)
   np.testing.assert_array_equal(got, z['gt_inds'])
 

@@ -150,8 +150,8 @@ def test_assignment(ops, name):
 
   @jax.jit
   def run(boxes, gt):
-    overlaps = iou.rotated_iou(boxes, gt)
-    return assign.max_iou(overlaps, valid, pos, neg, least), overlaps
+    assigned = assign.max_iou(iou.rotated_iou, boxes, gt, valid, pos, neg, least)
+    return assigned, iou.rotated_iou(boxes, gt)
 
   got, overlaps = map(np.asarray, run(z['boxes'], gt))
   np.testing.assert_allclose(np.where(valid, overlaps, 0).max(1), z['max_overlaps'], atol=1e-5)

@@ -190,8 +190,10 @@ def test_max_iou_of_the_rpn(load, case):
 
   @jax.jit
   def run(gts, valid):
-    overlaps = iou.hbb_iou(jnp.asarray(boxes), obb.to_hbb(gts))
-    return assign.max_iou(overlaps, valid, 0.7, 0.3, 0.3, True, jnp.asarray(inside))
+    envelopes = obb.to_hbb(gts)
+    return assign.max_iou(
+      iou.hbb_iou, jnp.asarray(boxes), envelopes, valid, 0.7, 0.3, 0.3, True, jnp.asarray(inside)
+    )
 
   got = np.asarray(run(gts, valid))
   np.testing.assert_array_equal(got[inside], z[f'rpn{case}.gt_inds_inside'])
@@ -202,8 +204,8 @@ def test_max_iou_of_the_rpn(load, case):
 def test_max_iou_of_the_roi_head(load, case):
   z = load('anchors_assigners')
   gts, valid = padded(z[f'rpn{case}.gt_obb'])
-  overlaps = jax.jit(iou.rotated_iou)(z[f'rcnn{case}.proposals'], gts)
-  got = jax.jit(assign.max_iou, static_argnums=(2, 3, 4, 5))(overlaps, valid, 0.5, 0.5, 0.5, False)
+  run = lambda *x: assign.max_iou(iou.rotated_iou, *x, 0.5, 0.5, 0.5, False)
+  got = jax.jit(run)(jnp.asarray(z[f'rcnn{case}.proposals']), gts, valid)
   np.testing.assert_array_equal(got, z[f'rcnn{case}.gt_inds'])
 
 

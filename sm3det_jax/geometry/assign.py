@@ -5,16 +5,26 @@ An assignment `gt_inds` is int32 [n]: -1 ignored, 0 background, i + 1 ground tru
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from sm3det_jax.geometry import hbb
 from sm3det_jax.geometry import iou as iou_lib
 
+OBJECTS = 32  # ground truths that boxes are compared with at a time
 
-def max_iou(iou, gt_valid, pos_iou, neg_iou, min_pos_iou=0.0, low_quality=True, box_valid=None):
+
+def max_iou(
+  iou, boxes, gts, gt_valid, pos_iou, neg_iou, min_pos_iou=0.0, low_quality=True, box_valid=None
+):
   """Assigns each box to the ground truth it overlaps most (Faster R-CNN, as mmdet 2.x).
 
+  Time and memory grow with the ground truths up to the last valid one, not with their padding. For
+  one image: mapped over images, use `heads.common.map_images`, as the number of steps differs.
+
   Args:
-    iou: [n, m] of boxes with ground truths.
+    iou: of boxes [n, d] with ground truths [k, d'], every one with every one: [n, k].
+    boxes: [n, d].
+    gts: [m, d'].
     gt_valid: bool [m]; padding is never matched.
     pos_iou: a box is positive from this IoU on.
     neg_iou: a box is background below it; in between it is ignored.
@@ -26,19 +36,38 @@ def max_iou(iou, gt_valid, pos_iou, neg_iou, min_pos_iou=0.0, low_quality=True, 
   Returns:
     gt_inds int32 [n].
   """
-  n, m = iou.shape
+  n, m = len(boxes), len(gts)
   box_valid = jnp.ones(n, bool) if box_valid is None else box_valid
   if m == 0:
     return jnp.where(box_valid, 0, -1).astype(jnp.int32)
-  iou = jnp.where(gt_valid[None], iou, -1)
-  best = iou.max(1)
+  size = min(m, OBJECTS)
+  gts = jnp.pad(gts, ((0, -m % size), (0, 0)))
+  gt_valid = jnp.pad(gt_valid, (0, -m % size))
+  counted = jnp.arange(1, len(gts) + 1, dtype=jnp.int32)
+
+  def compare(step, carry):
+    best, first, last = carry  # highest IoU; which gt, counted from 1, has it; which claims the box
+    start = step * size
+    part, valid = (lax.dynamic_slice_in_dim(x, start, size) for x in (gts, gt_valid))
+    overlaps = jnp.where(valid[None], iou(boxes, part), -1)
+    highest = overlaps.max(1)
+    first = jnp.where(highest > best, start + 1 + lax.argmax(overlaps, 1, jnp.int32), first)
+    if low_quality:
+      gt_best = jnp.where(box_valid[:, None], overlaps, -1).max(0, keepdims=True)
+      match = (overlaps == gt_best) & (gt_best >= min_pos_iou) & (gt_best > 0)
+      claims = jnp.where(match, counted[None, :size], 0).max(1)
+      last = jnp.where(claims > 0, start + claims, last)
+    return jnp.maximum(best, highest), first, last
+
+  used = jnp.where(gt_valid, counted, 0).max()
+  dtype = jax.eval_shape(iou, boxes, gts[:size]).dtype
+  none = jnp.zeros(n, jnp.int32)
+  best, first, last = lax.fori_loop(
+    0, (used + size - 1) // size, compare, (jnp.full(n, -1, dtype), none, none)
+  )
   gt_inds = jnp.where(best < neg_iou, 0, -1)
-  gt_inds = jnp.where(best >= pos_iou, iou.argmax(1) + 1, gt_inds)
-  if low_quality:
-    gt_best = jnp.where(box_valid[:, None], iou, -1).max(0, keepdims=True)
-    match = (iou == gt_best) & (gt_best >= min_pos_iou) & (gt_best > 0)
-    last = jnp.where(match, jnp.arange(1, m + 1)[None], 0).max(1)
-    gt_inds = jnp.where(last > 0, last, gt_inds)
+  gt_inds = jnp.where(best >= pos_iou, first, gt_inds)
+  gt_inds = jnp.where(last > 0, last, gt_inds)
   return jnp.where(box_valid, gt_inds, -1).astype(jnp.int32)
 
 
@@ -67,7 +96,7 @@ def atss(anchors, level_sizes, gts, gt_valid, topk=9):
   distance = jnp.sqrt(jnp.square(points[None] - centers[:, None]).sum(-1))
   candidates, start = [], 0
   for size in level_sizes:
-    nearest = jax.lax.top_k(-distance[:, start : start + size], min(topk, size))[1]
+    nearest = lax.top_k(-distance[:, start : start + size], min(topk, size))[1]
     candidates.append(nearest + start)
     start += size
   candidates = jnp.concatenate(candidates, 1)  # [m, k]
@@ -130,6 +159,6 @@ def _first(mask, limit, size):
 def _lowest(key, mask, limit, size):
   """The `limit` (at most `size`, static) elements of mask with the lowest keys."""
   size = min(size, mask.shape[0])
-  values, indices = jax.lax.top_k(jnp.where(mask, -key, -jnp.inf), size)
+  values, indices = lax.top_k(jnp.where(mask, -key, -jnp.inf), size)
   chosen = (values > -jnp.inf) & (jnp.arange(size) < limit)
   return jnp.zeros_like(mask).at[indices].set(chosen)

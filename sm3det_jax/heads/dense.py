@@ -56,18 +56,17 @@ def focal_terms(c, coder, anchors, cls, reg, targets):
     reg: deltas [B, A, values of a box].
     targets: as a task's batch.
   """
+  boxes, valid = targets['boxes'], targets['valid']
+  assigned = map_images(lambda image: _assigned(c, *image), (anchors, boxes, valid))
   one = lambda *image: _image_terms(c, coder, *image)
-  cls, bbox, positives = jax.vmap(one)(
-    anchors, cls, reg, targets['boxes'], targets['labels'], targets['valid']
-  )
+  cls, bbox, positives = jax.vmap(one)(anchors, cls, reg, boxes, targets['labels'], assigned)
   # an image counts at least one positive, as in the reference
   normaliser = jnp.maximum(positives, 1).sum().astype(cls.dtype)
   return {'cls': cls.sum() / normaliser, 'bbox': bbox.sum() / normaliser}
 
 
-def _image_terms(c, coder, anchors, cls, reg, boxes, labels, valid):
+def _image_terms(c, coder, anchors, cls, reg, boxes, labels, assigned):
   """Sums over the anchors of one image, and how many are positive."""
-  assigned = _assigned(c, anchors, boxes, valid)
   positive = assigned > 0
   label = jnp.where(positive, labels[assigned - 1], cls.shape[-1])
   focal = losses.sigmoid_focal(cls, label, c.focal_gamma, c.focal_alpha)
@@ -77,8 +76,8 @@ def _image_terms(c, coder, anchors, cls, reg, boxes, labels, valid):
 
 
 def _assigned(c, anchors, boxes, valid):
-  overlaps = (iou.hbb_iou if anchors.shape[-1] == 4 else iou.rotated_iou)(anchors, boxes)
-  return assign.max_iou(overlaps, valid, c.pos_iou, c.neg_iou, c.min_pos_iou)
+  overlaps = iou.hbb_iou if anchors.shape[-1] == 4 else iou.rotated_iou
+  return assign.max_iou(overlaps, anchors, boxes, valid, c.pos_iou, c.neg_iou, c.min_pos_iou)
 
 
 def detect_pairs(c, decode, anchors, logits, deltas, shapes) -> Detections:

@@ -106,9 +106,9 @@ def envelopes(boxes):
 
 def rpn_loss(c, coder, anchors, cls, reg, targets, keys, sampling):
   """Terms of the proposals: anchors [A, 4], logits [B, A], deltas [B, A, 4 | 6]."""
-  assigned = lambda *x: rpn_targets(c, coder, anchors, sampling, *x)
-  positive, negative, deltas = jax.vmap(assigned)(
-    targets['boxes'], targets['valid'], targets['shapes'], keys
+  positive, negative, deltas = map_images(
+    lambda image: rpn_targets(c, coder, anchors, sampling, *image),
+    (targets['boxes'], targets['valid'], targets['shapes'], keys),
   )
   # an image counts at least one positive and one negative, as in the reference
   count = lambda mask: jnp.maximum(mask.sum(1), 1).sum()
@@ -123,9 +123,8 @@ def rpn_loss(c, coder, anchors, cls, reg, targets, keys, sampling):
 
 def rpn_targets(c, coder, anchors, sampling, boxes, valid, shape, key):
   """Sampled positives and negatives [A] and deltas [A, 4 | 6] of one image's anchors."""
-  overlaps = iou.hbb_iou(anchors, envelopes(boxes))
   assigned = assign.max_iou(
-    overlaps, valid, c.pos_iou, c.neg_iou, c.min_pos_iou,
+    iou.hbb_iou, anchors, envelopes(boxes), valid, c.pos_iou, c.neg_iou, c.min_pos_iou,
     box_valid=inside(anchors, shape.astype(anchors.dtype), c.allowed_border),
   )  # fmt: skip
   positive, negative = assign.sample(assigned, c.samples, c.positive_fraction, sampling, key)

@@ -131,9 +131,9 @@ class TwoStage(Head):
     """The terms of the stages, from proposals [B, P, 4 | 5], valid [B, P] and keys [B, stages]."""
     c, stages, terms = self.config, self.stages(), {}
     for k, stage in enumerate(stages):
-      choose = lambda *x, stage=stage: sample(c.roi, stage, self.num_classes, sampling, *x)
-      samples = jax.vmap(choose)(
-        rois, valid, targets['boxes'], targets['labels'], targets['valid'], keys[:, k]
+      samples = map_images(
+        lambda image, stage=stage: sample(c.roi, stage, self.num_classes, sampling, *image),
+        (rois, valid, targets['boxes'], targets['labels'], targets['valid'], keys[:, k]),
       )
       cls, reg = stage.head(roi_features(c, stage, features, samples.boxes))
       name = f's{k}.' if len(stages) > 1 else ''
@@ -186,10 +186,11 @@ def sample(c, stage, num_classes, sampling, rois, roi_valid, boxes, labels, vali
   """Chooses RoIs of one image; its objects (their envelopes if RoIs are HBB) are RoIs too."""
   horizontal = rois.shape[-1] == 4
   objects = rpn.envelopes(boxes) if horizontal else obb.normalise(boxes)
-  overlaps = (iou.hbb_iou if horizontal else iou.rotated_iou)(rois, objects)
+  overlaps = iou.hbb_iou if horizontal else iou.rotated_iou
   assigned = assign.max_iou(
-    overlaps, valid, stage.pos_iou, stage.pos_iou, low_quality=False, box_valid=roi_valid
-  )
+    overlaps, rois, objects, valid, stage.pos_iou, stage.pos_iou, low_quality=False,
+    box_valid=roi_valid,
+  )  # fmt: skip
   own = jnp.where(valid, jnp.arange(len(boxes)) + 1, -1).astype(assigned.dtype)
   rois, assigned = jnp.concatenate([objects, rois]), jnp.concatenate([own, assigned])
   positive, negative = assign.sample(assigned, c.samples, c.positive_fraction, sampling, key)
