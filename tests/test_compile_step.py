@@ -104,6 +104,40 @@ def test_a_call_to_the_host_is_seen(line):
   assert not compile_step.HOST.search('%c = custom-call(%x), custom_call_target="AllocateBuffer"')
 
 
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%fused_computation (param_0: f32[8,128]) -> f32[8,128] {
+  %param_0 = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %add.1 = f32[8,128]{1,0:T(8,128)} add(%param_0, %param_0)
+}
+
+%body (arg: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %arg = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%arg), index=0
+  %x = f32[8,128]{1,0:T(8,128)} get-tuple-element(%arg), index=1
+  %y = f32[8,128]{1,0:T(8,128)} fusion(%x), kind=kLoop, calls=%fused_computation
+  ROOT %tuple.1 = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) tuple(%i, %y)
+}
+
+ENTRY %main (p: f32[64,128], q: bf16[8,128]) -> f32[8,128] {
+  %p = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %q = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(1)
+  %cut = ((f32[64,128]{1,0:T(8,128)}), f32[8,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) \
+slice-start(%p), slice={[0:8], [0:128]}
+  %near = f32[8,128]{1,0:T(8,128)S(1)} slice-done(%cut)
+  %sum = f32[8,128]{1,0:T(8,128)} add(%near, %q), metadata={op_name="add"}
+  ROOT %out = f32[8,128]{1,0:T(8,128)} copy(%sum)
+}
+""".replace('\\\n', '')
+
+
+def test_the_traffic_of_hbm_leaves_out_the_memory_on_the_chip():
+  tile = 8 * 128
+  body = 4 * tile + 4 * tile
+  cut, add, copy = 4 * tile, 2 * tile + 4 * tile, 4 * tile + 4 * tile
+  assert compile_step.hbm_bytes(PROGRAM) == body + cut + add + copy
+
+
 def test_the_roofline_is_the_slowest_of_three():
   chip = compile_step.Chip(flops=100.0, hbm=1.0, bandwidth=10.0, links=5.0)
   report = {'flops': 200.0, 'bytes': 30.0, 'batch_size': 8, 'collectives': [{'sent': 10.0}] * 2}
@@ -233,6 +267,17 @@ def test_the_compilers_own_refusal_is_understood(topology, gib, counted, monkeyp
   assert hbm['capacity'] == gib and hbm['shortfall'] == pytest.approx(128 - gib, abs=0.02)
   kind = compile_step.slice_devices(topology)[0].device_kind
   assert compile_step.CHIPS[kind].hbm == gib * 2**30
+
+
+@NEEDS_LIBTPU
+@pytest.mark.parametrize('options', [compile_step.QUICK, None])
+def test_the_traffic_of_a_real_program(options):
+  """Read once, written once, whether by way of the memory on the chip or not."""
+  mesh = sharding.make_mesh({'data': 8, 'expert': 1}, compile_step.slice_devices('v5e:2x4'))
+  x = jax.ShapeDtypeStruct((2**22,), np.float32, sharding=sharding.replicated(mesh))
+  with compile_step.uncached():
+    hlo = jax.jit(lambda x: x + 1).lower(x).compile(compiler_options=options).as_text()
+  assert compile_step.hbm_bytes(hlo) == 2 * 4 * x.size
 
 
 @NEEDS_LIBTPU

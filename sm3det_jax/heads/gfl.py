@@ -18,6 +18,7 @@ from sm3det_jax.heads.common import (
   flat,
   level_anchors,
   level_shapes,
+  map_images,
 )
 
 
@@ -84,9 +85,13 @@ class GFL(Head):
     )
     logits = jnp.concatenate(flat(logits, self.num_classes), 1)  # [B, A, classes]
     distances = jnp.concatenate(flat(distances, 4 * (c.reg_max + 1)), 1)
-    one = lambda *image: _image_loss(c, self.num_classes, anchors, sizes, stride, *image)
+    boxes, valid = targets['boxes'], targets['valid']
+    assigned = map_images(
+      lambda image: assign.atss(anchors, sizes, *image, c.atss_topk), (boxes, valid)
+    )
+    one = lambda *image: _image_loss(c, self.num_classes, anchors, stride, *image)
     cls, bbox, dfl, weight, positives = jax.vmap(one)(
-      logits, distances, targets['boxes'], targets['labels'], targets['valid']
+      logits, distances, boxes, targets['labels'], assigned
     )
     normaliser = jnp.maximum(weight.sum(), 1)
     return {
@@ -118,11 +123,8 @@ def reached(c, canvas, boxes, valid) -> jax.Array:
   return (assigned[None] == jnp.arange(1, len(boxes) + 1)[:, None]).any(1) & valid
 
 
-def _image_loss(c, num_classes, anchors, sizes, stride, logits, distances, boxes, labels, valid):
+def _image_loss(c, num_classes, anchors, stride, logits, distances, boxes, labels, assigned):
   """Sums over the anchors of one image: the three terms, the box weights, the positives."""
-  assigned = assign.atss(
-    anchors, sizes, boxes, valid, c.atss_topk
-  )  # [A], 0 background, i + 1 object
   positive = assigned > 0
   target = jnp.where(positive[:, None], boxes[assigned - 1], anchors) / stride[:, None]
   label = jnp.where(positive, labels[assigned - 1], num_classes)
