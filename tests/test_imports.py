@@ -14,7 +14,7 @@ FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob('*.py')
 # named here is a job, such as train and evaluate.
 COLUMNS = [
   ('config', 'backbone_configs', 'head_configs', 'precision'),
-  ('geometry', 'losses', 'sharding', 'weighting'),
+  ('activations', 'geometry', 'losses', 'sharding', 'weighting'),
   ('moe',),
   ('backbones', 'necks'),
   ('heads',),
