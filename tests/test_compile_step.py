@@ -128,7 +128,7 @@ slice-start(%p), slice={[0:8], [0:128]}
   %sum = f32[8,128]{1,0:T(8,128)} add(%near, %q), metadata={op_name="add"}
   ROOT %out = f32[8,128]{1,0:T(8,128)} copy(%sum)
 }
-""".replace('\\\n', '')
+"""
 
 
 def test_the_traffic_of_hbm_leaves_out_the_memory_on_the_chip():
