@@ -22,7 +22,8 @@ moe=last2,dla=none,level=image,experts=3,top_k=1 or level=image; DLA with the de
 """  # noqa: E501
 
 from configs import sm3det
-from sm3det_jax import config as configs
+from data_pipelines.errors import UserError
+from sm3det_jax import config as config_lib
 
 POLICIES = {  # of heads, of backbone and neck
   'full': ('normal', 'sigmoid_kl'),
@@ -32,7 +33,7 @@ POLICIES = {  # of heads, of backbone and neck
 
 
 def get_config(text: str = ''):
-  a = configs.arguments(
+  a = config_lib.arguments(
     text, moe='last3', experts=8, top_k=2, level='grid', softmax='after', noise=1, aux=0.01,
     dla='full', T=3.0, b=0.4, ratio='2:1:1',
   )  # fmt: skip
@@ -42,11 +43,11 @@ def get_config(text: str = ''):
     softmax=a.softmax, noisy=bool(a.noise), balance_weight=a.aux,
   )  # fmt: skip
   if a.dla == 'none':
-    c.balance = 'none'
+    c.task_balance = 'none'
   elif a.dla in POLICIES:
     c.dla.head_policy, c.dla.shared_policy = POLICIES[a.dla]
   else:
-    raise ValueError(f'argument dla={a.dla}: expected none, {", ".join(POLICIES)}')
+    raise UserError(f'argument dla={a.dla}: expected none, {", ".join(POLICIES)}')
   c.dla.update(temperature=a.T, bias=a.b)
   sm3det.mix(c, *map(int, a.ratio.split(':')))
   return c
@@ -56,7 +57,7 @@ def blocks(where: str, depths: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
   """MoE blocks of each stage."""
   first = {'none': 4, 'last1': 3, 'last2': 2, 'last3': 1, 'even': 0, 'all': 0}
   if where not in first:
-    raise ValueError(f'argument moe={where}: expected {", ".join(first)}')
+    raise UserError(f'argument moe={where}: expected {", ".join(first)}')
   step = 1 if where == 'all' else 2
   return tuple(
     tuple(range(0, depth, step)) if i >= first[where] else () for i, depth in enumerate(depths)

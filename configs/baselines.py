@@ -19,31 +19,32 @@ None has MoE layers; the joint ones take the arguments of configs/sm3det.py. As 
 import functools
 
 from configs import sm3det
-from sm3det_jax import config as configs
+from data_pipelines.errors import UserError
+from sm3det_jax import config as config_lib
 
 
 def get_config(text: str = ''):
   name, _, rest = text.partition(',')
   if name not in BASELINES:
-    raise ValueError(f'baselines:{name}: expected one of {", ".join(BASELINES)}')
+    raise UserError(f'baselines:{name}: expected one of {", ".join(BASELINES)}')
   return BASELINES[name](rest)
 
 
 def _dense(text):
   c = sm3det.get_config(text)
   c.moe.blocks = ((),) * len(c.backbone.depths)
-  c.balance = 'none'
+  c.task_balance = 'none'
   return c
 
 
 def _separate(text):
-  a = configs.arguments(text, task='sar', backbone='convnext', size='T', head='')
+  a = config_lib.arguments(text, task='sar', backbone='convnext', size='T', head='')
   c = _dense(f'backbone={a.backbone},size={a.size}')
   if a.task not in c.tasks:
-    raise ValueError(f'argument task={a.task}: expected {", ".join(c.tasks)}')
-  c.tasks = configs.ConfigDict({a.task: c.tasks[a.task]})
+    raise UserError(f'argument task={a.task}: expected {", ".join(c.tasks)}')
+  c.tasks = config_lib.ConfigDict({a.task: c.tasks[a.task]})
   if a.head:
-    c.tasks[a.task].head = configs.head(a.head)
+    c.tasks[a.task].head = config_lib.head(a.head)
   c.tasks[a.task].ratio, c.label_space = 1, 'per_task'
   c.neck.extra_convs = c.tasks[a.task].head.strides[0] == 8  # two-stage ones: every second cell
   sm3det.twelve_epochs(c)
@@ -65,7 +66,7 @@ def _domain_attention(text):
 
 def _unidet(text, balance='none'):
   c = _dense(text)
-  c.label_space, c.balance = 'per_task', balance
+  c.label_space, c.task_balance = 'per_task', balance
   sm3det.mix(c, 1, 1, 1)
   c.dwa.period = c.checkpoint_every  # an epoch, as in its paper
   return c
@@ -73,7 +74,7 @@ def _unidet(text, balance='none'):
 
 def _dla(text):
   c = _dense(text)
-  c.balance, c.dla.bias = 'dla', 0.5
+  c.task_balance, c.dla.bias = 'dla', 0.5
   return c
 
 

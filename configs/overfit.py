@@ -10,7 +10,7 @@ configs/sm3det.py. docs/benchmarks.md has what it took.
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from sm3det_jax import config as configs
+from sm3det_jax import config as config_lib
 
 SIZE = 128  # px
 PROPOSALS = dict(pre_nms=300, max_proposals=200)
@@ -22,11 +22,11 @@ SMALL = dict(  # of every head that has such keys
 
 
 def get_config(text: str = '') -> ConfigDict:
-  a = configs.arguments(text, sar='gfl', rgb='oriented_rcnn', ifr='')
+  a = config_lib.arguments(text, sar='gfl', rgb='oriented_rcnn', ifr='')
   c = quickstart.get_config()
   for name, kind in (('sar', a.sar), ('rgb', a.rgb), ('ifr', a.ifr or a.rgb)):
     t = c.tasks[name]
-    t.head = configs.head(kind)
+    t.head = config_lib.head(kind)
     _update(t.head, SMALL)
     t.size = (SIZE, SIZE)
     t.train.update(flip=(0.0, 0.0, 0.0), rotate=0.0)

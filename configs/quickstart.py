@@ -8,7 +8,7 @@ Everything of the large model is in it: three tasks, MoE in the last three stage
 from ml_collections import ConfigDict
 
 from data_pipelines.scenes import CLASSES
-from sm3det_jax import config as configs
+from sm3det_jax import config as config_lib
 
 SIZE = 192  # px
 SEED = 0  # of the scenes
@@ -16,11 +16,11 @@ SCENES = {'train': 480, 'test': 48}  # a modality
 
 
 def get_config() -> ConfigDict:
-  c = configs.default()
+  c = config_lib.default()
   c.tasks = ConfigDict(sort_keys=False)
-  c.tasks.sar = configs.task('hbb', 'scenes_sar', CLASSES['sar'])
-  c.tasks.rgb = configs.task('obb', 'scenes_optical', CLASSES['optical'])
-  c.tasks.ifr = configs.task('obb', 'scenes_infrared', CLASSES['infrared'])
+  c.tasks.sar = config_lib.task('hbb', 'scenes_sar', CLASSES['sar'])
+  c.tasks.rgb = config_lib.task('obb', 'scenes_optical', CLASSES['optical'])
+  c.tasks.ifr = config_lib.task('obb', 'scenes_infrared', CLASSES['infrared'])
   c.tasks.rgb.train.right_angles = ('storage-tank',)
   c.label_space = 'per_task'
   for t in c.tasks.values():

@@ -21,21 +21,21 @@ A small model at 320 px, about half an hour on two CPU cores; docs/benchmarks.md
 
 from ml_collections import ConfigDict
 
-from data_pipelines.builders.presets import DOTA_V10
-from sm3det_jax import config as configs
+from data_pipelines.classes import DOTA_V10, HITUAV_CLASSES
+from data_pipelines.errors import UserError
+from sm3det_jax import config as config_lib
 
-IR_CLASSES = ('Person', 'Car', 'Bicycle', 'OtherVehicle')
 VARIANTS = ('small', 'overfit', 'full')
 
 
 def get_config(variant: str = 'small') -> ConfigDict:
   if variant not in VARIANTS:
-    raise ValueError(f'real_sample:{variant}: expected one of {", ".join(VARIANTS)}')
-  c = configs.default()
+    raise UserError(f'real_sample:{variant}: expected one of {", ".join(VARIANTS)}')
+  c = config_lib.default()
   c.tasks = ConfigDict(sort_keys=False)
-  c.tasks.sar = configs.task('hbb', 'real_sar', ('ship',), ratio=2)
-  c.tasks.rgb = configs.task('obb', 'real_rgb', DOTA_V10)
-  c.tasks.ifr = configs.task('obb', 'real_ifr', IR_CLASSES)
+  c.tasks.sar = config_lib.task('hbb', 'real_sar', ('ship',), ratio=2)
+  c.tasks.rgb = config_lib.task('obb', 'real_rgb', DOTA_V10)
+  c.tasks.ifr = config_lib.task('obb', 'real_ifr', HITUAV_CLASSES)
   c.label_space = 'per_task'
   c.tasks.rgb.train.right_angles = ('roundabout', 'storage-tank')
   # Half of HIT-UAV's boxes are persons of 11 x 19 px: its windows are enlarged.

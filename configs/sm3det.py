@@ -16,24 +16,24 @@ Without arguments it is `sm3det_convnext_t`. Data as there. configs/ablations.py
 the paper varies, configs/baselines.py what it compares with.
 """  # noqa: E501
 
-from sm3det_jax import config as configs
+from sm3det_jax import config as config_lib
 
 IMAGES = {'sar': 46_260, 'rgb': 25_028, 'ifr': 17_990}  # of SOI-Det, to train on
 EPOCHS, MILESTONES = 12, (8, 11)
 
 
 def get_config(text: str = ''):
-  a = configs.arguments(
+  a = config_lib.arguments(
     text, backbone='convnext', size='T', sar='gfl', rgb='oriented_rcnn', ifr='', experts=0
   )
-  c = configs.default()
-  configs.use_backbone(c, a.backbone, a.size)
+  c = config_lib.default()
+  config_lib.use_backbone(c, a.backbone, a.size)
   if (a.backbone, a.size) == ('convnext', 'L'):
     c.moe.num_experts = 6
   if a.experts:
     c.moe.num_experts = a.experts
   for name, kind in (('sar', a.sar), ('rgb', a.rgb), ('ifr', a.ifr or a.rgb)):
-    c.tasks[name].head = configs.head(kind)
+    c.tasks[name].head = config_lib.head(kind)
   # as released: if all heads have two stages, the last level is every second cell of the one before
   c.neck.extra_convs = any(t.head.strides[0] == 8 for t in c.tasks.values())
   return c

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from data_pipelines import tiff
+from data_pipelines.errors import UserError
 
 PNG, JPEG = b'\x89PNG\r\n\x1a\n', b'\xff\xd8'
 BLOCK = 512  # px, side of the blocks that a large image is stored in
@@ -86,12 +87,12 @@ def _pixels(data):
     if tiff.bands(pages) not in (1, 3) or len(pages) > 1:
       return tiff.decode(data, pages)
   if not _complete(data):
-    raise ValueError('truncated')
+    raise UserError('truncated')
   image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
   if image is None:
-    raise ValueError('does not decode')
+    raise UserError('does not decode')
   if image.dtype not in (np.uint8, np.uint16):
-    raise ValueError(f'{image.dtype} pixels; expected uint8 or uint16')
+    raise UserError(f'{image.dtype} pixels; expected uint8 or uint16')
   if image.ndim == 2:
     return image[..., None]
   return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGB)
@@ -134,3 +135,11 @@ def _jpeg_size(f):
     if 0xC0 <= head[1] <= 0xCF and head[1] not in (0xC4, 0xC8, 0xCC):
       return struct.unpack('>HH', f.read(5)[1:])
     f.seek(struct.unpack('>H', head[2:])[0] - 2, 1)
+
+
+def stretch(image: np.ndarray) -> np.ndarray:
+  """Values between their 0.5 and 99.5 percentiles (of about 1,000 rows) as uint8 0..255."""
+  values = np.nan_to_num(image.astype(np.float32))
+  low, high = np.percentile(values[:: -(-len(values) // 1000)], (0.5, 99.5))
+  values = (values - low) * (255 / max(high - low, 1e-12))
+  return np.clip(np.rint(values), 0, 255).astype(np.uint8)

@@ -1,14 +1,7 @@
-"""`sm3det prepare`: data sets in their own formats -> prepared data sets that training reads.
+"""Data sets in their own formats -> prepared data sets that training reads."""
 
-    sm3det prepare --dataset=sardet100k --source=DIR --data_dir=data
-    sm3det prepare --dataset=coco,voc --source=DIR1,DIR2 --data_dir=data --name=ships \\
-      --classes=ship --splits=train=train.json:images --splits=train=Annotations:JPEGImages
-"""
-
-import argparse
 import collections
 import dataclasses
-import json
 import logging
 import pathlib
 import re
@@ -16,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from data_pipelines.builders import scan as scan_lib
 from data_pipelines.builders.presets import FORMATS, PRESETS, Preset
+from data_pipelines.errors import UserError
 from data_pipelines.readers import Annotation, Skipped
 
 logger = logging.getLogger(__name__)
@@ -105,7 +99,7 @@ def prepare(
 
   Raises:
     FileNotFoundError: a source without any layout that is known; lists what was looked for.
-    ValueError: an unknown data set; a class nobody knows; two images of one name; no images or no
+    UserError: an unknown data set; a class nobody knows; two images of one name; no images or no
       objects in a split.
   """
   datasets = [dataset] if isinstance(dataset, str) else list(dataset)
@@ -115,12 +109,12 @@ def prepare(
   presets = [_preset(d) for d in datasets]
   name = name or datasets[0]
   if not re.fullmatch('[a-z][a-z0-9_]*', name):
-    raise ValueError(f'name={name!r}: expected a lower-case identifier such as my_ships')
+    raise UserError(f'name={name!r}: expected a lower-case identifier such as my_ships')
   if len(sources) != len(datasets):
-    raise ValueError(f'{len(datasets)} data sets but {len(sources)} sources: {datasets}, {sources}')
+    raise UserError(f'{len(datasets)} data sets but {len(sources)} sources: {datasets}, {sources}')
   given = [splits] if isinstance(splits, Mapping) else list(splits)
   if len(given) > len(sources):
-    raise ValueError(f'--splits is given {len(given)} times, but there are {len(sources)} sources')
+    raise UserError(f'--splits is given {len(given)} times, but there are {len(sources)} sources')
   given += [{}] * (len(sources) - len(given))
   skipped, found = Skipped(), collections.defaultdict(list)
   kinds = []
@@ -151,7 +145,7 @@ def _write(name, classes, box, entries, data_dir, skipped):
   for split, listed in entries.items():
     if not listed or not sum(objects[split]):
       what = 'objects' if listed else 'images'
-      raise ValueError(f'{name}: split {split!r} has no {what}; left out: {dict(skipped.counts)}')
+      raise UserError(f'{name}: split {split!r} has no {what}; left out: {dict(skipped.counts)}')
   folder = detection.build(name, classes, box, entries, data_dir)
   return Report(
     name=name,
@@ -168,7 +162,7 @@ def _write(name, classes, box, entries, data_dir, skipped):
 
 def _preset(dataset):
   if dataset not in PRESETS:
-    raise ValueError(f'dataset {dataset!r} is not known; known: soi_det, {", ".join(PRESETS)}')
+    raise UserError(f'dataset {dataset!r} is not known; known: soi_det, {", ".join(PRESETS)}')
   return PRESETS[dataset]
 
 
@@ -234,7 +228,7 @@ def _unique(parts, subset) -> list[Annotation]:
       if a.id in seen and seen[a.id][0] != folder:
         a = dataclasses.replace(a, id=f'{folder.name}/{a.id}')
       if a.id in seen:
-        raise ValueError(f'two images have the name {a.id}: {seen[a.id][1].image} and {a.image}')
+        raise UserError(f'two images have the name {a.id}: {seen[a.id][1].image} and {a.image}')
       seen[a.id] = folder, a
   return [a for _, a in seen.values()]
 
@@ -244,80 +238,3 @@ def _names(listed, ignore, aliases):
   classes = tuple(sorted(found - set(ignore)))
   logger.info('classes found in the data: %s', ', '.join(classes))
   return classes
-
-
-def parse_splits(text: str) -> dict[str, str]:
-  """'train=LABELS:IMAGES,test=...' -> {split: 'LABELS:IMAGES'}.
-
-  Raises:
-    ValueError: not of that form.
-  """
-  splits = {}
-  for part in text.split(','):
-    split, equals, place = part.partition('=')
-    if not (re.fullmatch('[a-z][a-z0-9]*', split) and equals and place):
-      raise ValueError(f'--splits={text}: expected split=LABELS:IMAGES,..., not {part!r}')
-    if split in splits:
-      raise ValueError(f'--splits={text}: split {split!r} twice; name each source of its own')
-    splits[split] = place
-  return splits
-
-
-def read_subset(path) -> set[str]:
-  """File names without suffix from a COCO json, or a text with one a line.
-
-  Raises:
-    FileNotFoundError: no such file.
-  """
-  path = pathlib.Path(path)
-  text = path.read_text(encoding='utf-8-sig')
-  if text.lstrip().startswith('{'):
-    names = [i.get('file_name', i.get('filename')) for i in json.loads(text)['images']]
-  else:
-    names = text.split()
-  return {pathlib.PurePosixPath(n).stem for n in names}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the arguments of `sm3det prepare`, for `run`."""
-  known = ', '.join(['soi_det', *PRESETS])
-  add = parser.add_argument
-  add('--dataset', required=True, help=f'data set or format, or several by commas: {known}')
-  add('--source', required=True, help='its folder; one a data set, by commas')
-  add('--data_dir', required=True, help='root of the prepared data sets (config.data_root)')
-  add('--name', help='name of the prepared data set; by default that of the data set')
-  add('--classes', default='', help='class names in label order, by commas')
-  places = 'where labels and images lie below the source; given once a source, in order'
-  example = 'train=LABELS:IMAGES,test=LABELS:IMAGES'
-  add('--splits', action='append', default=[], metavar=example, help=places)
-  add('--box', choices=['hbb', 'obb'], help='hbb takes the enclosing boxes of oriented labels')
-  add('--ignore', default='', help='class names to leave out, by commas')
-  add('--aliases', default='', help='spelling=class,... for names the class list spells otherwise')
-  add('--subset', help='text file (a name a line) or COCO json: take only these images')
-
-
-def run(args: argparse.Namespace) -> list[Report]:
-  """Does what `sm3det prepare` was asked for.
-
-  Raises:
-    as `prepare`.
-  """
-  subset = read_subset(args.subset).__contains__ if args.subset else None
-  datasets, sources = args.dataset.split(','), args.source.split(',')
-  if datasets == ['soi_det']:
-    from data_pipelines.builders import soi_det
-
-    return soi_det.prepare(sources, args.data_dir, subset=subset)
-  report = prepare(
-    datasets,
-    sources,
-    args.data_dir,
-    name=args.name,
-    classes=tuple(filter(None, args.classes.split(','))),
-    splits=[parse_splits(s) for s in args.splits],
-    box=args.box,
-    ignore=tuple(filter(None, args.ignore.split(','))),
-    aliases=dict(pair.split('=', 1) for pair in filter(None, args.aliases.split(','))),
-    subset=subset,
-  )
-  return [report]

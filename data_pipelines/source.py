@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines import images, tiling
+from data_pipelines.errors import UserError
 
 
 class Source:
@@ -36,7 +37,7 @@ class Source:
 
   Raises:
     FileNotFoundError: no such data set.
-    ValueError: no such split, or a tiling that is none.
+    UserError: no such split, or a tiling that is none.
   """
 
   def __init__(self, data_root, dataset: str, split: str, tile=None):
@@ -45,7 +46,7 @@ class Source:
     metadata = json.loads((self._folder / 'metadata.json').read_text())
     self.classes, self.box = tuple(metadata['classes']), metadata['box']
     if split not in metadata['fingerprints']:
-      raise ValueError(
+      raise UserError(
         f'{self._folder} has no split {split!r}; it has {", ".join(metadata["fingerprints"])}'
       )
     self._index = dict(np.load(io.BytesIO((self._folder / f'{split}_index.npz').read_bytes())))

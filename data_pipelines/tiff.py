@@ -10,6 +10,8 @@ import zlib
 
 import numpy as np
 
+from data_pipelines.errors import UserError
+
 # the tags used, by number
 SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, OFFSETS, BANDS, ROWS, COUNTS, PLANAR, PREDICTOR = (
   254, 256, 257, 258, 259, 273, 277, 278, 279, 284, 317,
@@ -23,7 +25,7 @@ def pages(data: bytes) -> list[dict[int, tuple]]:
   """The tags {number: values} of each full-resolution page.
 
   Raises:
-    ValueError: the file ends early or its directory makes no sense.
+    UserError: the file ends early or its directory makes no sense.
   """
   order = '<' if data[:2] == b'II' else '>'
   found, seen = [], set()
@@ -38,9 +40,9 @@ def pages(data: bytes) -> list[dict[int, tuple]]:
         found.append(tags | {'order': order})
     shapes = {(p[HEIGHT][0], p[WIDTH][0], p.get(BANDS, (1,))[0]) for p in found}
   except (struct.error, KeyError) as e:
-    raise ValueError('truncated or broken TIFF directory') from e
+    raise UserError('truncated or broken TIFF directory') from e
   if not found:
-    raise ValueError('no image in the TIFF')
+    raise UserError('no image in the TIFF')
   return found if len(shapes) == 1 else found[:1]
 
 
@@ -53,7 +55,7 @@ def decode(data: bytes, found: list[dict]) -> np.ndarray:
   """Pixels [height, width, bands] of the pages.
 
   Raises:
-    ValueError: a compression or pixel type that is not supported, or missing data.
+    UserError: a compression or pixel type that is not supported, or missing data.
   """
   return np.concatenate([_page(data, tags) for tags in found], -1)
 
@@ -73,15 +75,13 @@ def _page(data, tags):
   height, width, samples = tags[HEIGHT][0], tags[WIDTH][0], tags.get(BANDS, (1,))[0]
   depth, kind = tags.get(BITS, (1,))[0], tags.get(SAMPLE_FORMAT, (1,))[0]
   if depth not in (8, 16) or kind != 1:
-    raise ValueError(
-      f'TIFF of {depth}-bit pixels of sample format {kind}; expected uint8 or uint16'
-    )
+    raise UserError(f'TIFF of {depth}-bit pixels of sample format {kind}; expected uint8 or uint16')
   planar = tags.get(PLANAR, (1,))[0] == 2
   chunk_bands = 1 if planar else samples
   offsets = tags.get(TILE_OFFSETS) or tags.get(OFFSETS)
   counts = tags.get(TILE_COUNTS) or tags.get(COUNTS)
   if not offsets or not counts:
-    raise ValueError('TIFF without strips or tiles')
+    raise UserError('TIFF without strips or tiles')
   tiled = TILE_OFFSETS in tags
   rows = tags[TILE_HEIGHT][0] if tiled else min(tags.get(ROWS, (height,))[0], height)
   columns = tags[TILE_WIDTH][0] if tiled else width
@@ -98,7 +98,7 @@ def _page(data, tags):
     chunk = np.frombuffer(chunk, f'{tags["order"]}u{depth // 8}', count=min(
       h * columns * chunk_bands, len(chunk) // (depth // 8)))  # fmt: skip
     if chunk.size != h * columns * chunk_bands:
-      raise ValueError('truncated')
+      raise UserError('truncated')
     chunk = chunk.reshape(h, columns, chunk_bands)
     if tags.get(PREDICTOR, (1,))[0] == 2:
       chunk = np.cumsum(chunk, 1, dtype=out.dtype)
@@ -118,8 +118,8 @@ def _unpack(chunk, compression):
     try:
       return zlib.decompress(chunk)
     except zlib.error as e:
-      raise ValueError('truncated') from e
-  raise ValueError(f'TIFF compression {compression} with this band count; save it uncompressed')
+      raise UserError('truncated') from e
+  raise UserError(f'TIFF compression {compression} with this band count; save it uncompressed')
 
 
 def _packbits(chunk):
@@ -153,7 +153,7 @@ def _lzw(chunk):
       table, old, width = [bytes([i]) for i in range(256)] + [b'', b''], b'', 9
       continue
     if code > len(table) or not table or (code == len(table) and not old):
-      raise ValueError('broken LZW data')
+      raise UserError('broken LZW data')
     entry = table[code] if code < len(table) else old + old[:1]
     out.append(entry)
     if old:

@@ -9,6 +9,8 @@ import re
 
 import numpy as np
 
+from data_pipelines.errors import UserError
+
 
 def windows(height: int, width: int, size: int = 0, overlap: int = 0) -> np.ndarray:
   """Corners x1, y1, x2, y2 of the windows of an image, row by row; int32 [n, 4].
@@ -17,12 +19,12 @@ def windows(height: int, width: int, size: int = 0, overlap: int = 0) -> np.ndar
   back to the border. `size` 0 gives the whole image; a side shorter than `size` is taken whole.
 
   Raises:
-    ValueError: an overlap that is not below the size.
+    UserError: an overlap that is not below the size.
   """
   if not size:
     return np.array([[0, 0, width, height]], np.int32)
   if not 0 <= overlap < size:
-    raise ValueError(f'tile.overlap={overlap}: expected at least 0 and less than tile.size={size}')
+    raise UserError(f'tile.overlap={overlap}: expected at least 0 and less than tile.size={size}')
   y, x = np.meshgrid(_starts(height, size, overlap), _starts(width, size, overlap), indexing='ij')
   x, y = x.ravel(), y.ravel()
   x2, y2 = np.minimum(x + size, width), np.minimum(y + size, height)

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from data_pipelines import boxes as box_lib
+from data_pipelines.errors import UserError
 
 RIGHT_ANGLES = (90, 180, -90, -180)
 
@@ -51,10 +52,10 @@ def flip(sample: dict, probabilities: tuple[float, float, float], rng: np.random
   """Flips the image with the given probabilities horizontally, vertically or in both directions.
 
   Raises:
-    ValueError: probabilities that sum to more than 1.
+    UserError: probabilities that sum to more than 1.
   """
   if min(probabilities) < 0 or sum(probabilities) > 1 + 1e-6:
-    raise ValueError(f'flip={tuple(probabilities)}: three probabilities that sum to at most 1')
+    raise UserError(f'flip={tuple(probabilities)}: three probabilities that sum to at most 1')
   kind = int(np.searchsorted(np.cumsum(probabilities), rng.random(), side='right'))
   across, down = kind in (0, 2), kind in (1, 2)
   image, boxes = sample['image'], sample['boxes'].copy()
@@ -123,10 +124,10 @@ def to_bands(image: np.ndarray, bands: int, name: str = 'image') -> np.ndarray:
   """The image with `bands` bands: one is repeated, any other number must be that already.
 
   Raises:
-    ValueError: another number of bands.
+    UserError: another number of bands.
   """
   if image.shape[2] not in (1, bands):
-    raise ValueError(
+    raise UserError(
       f'{name} has {image.shape[2]} bands, the task has bands={bands}; only one band is repeated: '
       f'set bands, mean and std of the task, or convert the images'
     )
@@ -143,7 +144,7 @@ def train_transform(sample: dict, config, rng: np.random.Generator, classes=None
     classes: names of the sample's labels; the task's own if not given.
 
   Raises:
-    ValueError: horizontal boxes with a rotation, whose envelopes would not be tight; bands.
+    UserError: horizontal boxes with a rotation, whose envelopes would not be tight; bands.
   """
   train = config.train
   sample = resize_keep_ratio(sample, config.size)
@@ -153,7 +154,7 @@ def train_transform(sample: dict, config, rng: np.random.Generator, classes=None
     round_ones = [k for k, name in enumerate(classes) if name in train.right_angles]
     sample = rotate(sample, train.rotate, bool(np.isin(sample['labels'], round_ones).any()), rng)
   elif train.rotate:
-    raise ValueError(
+    raise UserError(
       f'train.rotate={train.rotate} needs oriented boxes, the task has {config.box!r}'
     )
   sample = filter_small(sample, train.min_side)

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from data_pipelines.errors import UserError
 from sm3det_jax import sharding
 from sm3det_jax.config import complete
 
@@ -39,7 +40,7 @@ def open_workdir(config: ConfigDict, workdir: str | os.PathLike) -> None:
   """Makes `workdir` with its `config.json`, or checks that it holds a run of this config.
 
   Raises:
-    ValueError: it holds another run; the differing keys are named with both values.
+    UserError: it holds another run; the differing keys are named with both values.
   """
   path = pathlib.Path(workdir) / 'config.json'
   if path.exists():
@@ -49,7 +50,7 @@ def open_workdir(config: ConfigDict, workdir: str | os.PathLike) -> None:
     if keys:
       shown = [f'{k} is {there.get(k)!r} there, {here.get(k)!r} here' for k in keys[:SHOWN]]
       more = f' (and {len(keys) - SHOWN} more)' * (len(keys) > SHOWN)
-      raise ValueError(
+      raise UserError(
         f'{path} is of a run with another config: {"; ".join(shown)}{more}. '
         "Give another --workdir, or the run's own values"
       )
@@ -91,11 +92,11 @@ def save_weights(workdir: str | os.PathLike, config: ConfigDict, variables: dict
   """Makes `workdir` of variables that no training here gave: step 0, with nothing to go on from.
 
   Raises:
-    ValueError: it holds checkpoints, or a run of another config.
+    UserError: it holds checkpoints, or a run of another config.
   """
   with manager(workdir) as checkpoints:
     if checkpoints.all_steps():
-      raise ValueError(f'{workdir} holds checkpoints already; give a folder of its own')
+      raise UserError(f'{workdir} holds checkpoints already; give a folder of its own')
     open_workdir(config, workdir)
     args = ocp.args.Composite(
       model=ocp.args.StandardSave({'variables': variables}),
@@ -118,11 +119,11 @@ def restore(checkpoints: ocp.CheckpointManager, like: dict) -> tuple[dict, dict]
     (state, position).
 
   Raises:
-    ValueError: there are checkpoints and none can be read, or they are of `save_weights`.
+    UserError: there are checkpoints and none can be read, or they are of `save_weights`.
   """
   if 0 in checkpoints.all_steps():
     workdir = pathlib.Path(checkpoints.directory).parent
-    raise ValueError(
+    raise UserError(
       f'{workdir} holds weights alone, no training to go on with; start one in another --workdir '
       f'with --config.init_from={workdir}'
     )
@@ -157,7 +158,7 @@ def restore_for_inference(
 
   Raises:
     FileNotFoundError: there is no run or no checkpoint in `workdir`.
-    ValueError: no checkpoint can be read.
+    UserError: no checkpoint can be read.
   """
   config = load_config(workdir)
   mesh = mesh or sharding.make_mesh({'data': 1, 'expert': 1}, jax.local_devices()[:1])
@@ -208,7 +209,7 @@ def _newest_readable(checkpoints, args_of):
     return found, damaged
   if damaged:
     step, error = next(iter(damaged.items()))
-    raise ValueError(
+    raise UserError(
       f'no checkpoint of {checkpoints.directory} can be read: steps {list(damaged)}; '
       f'step {step}: {error}'
     ) from error

@@ -6,6 +6,8 @@ import json
 import logging
 import sys
 
+from data_pipelines.errors import UserError
+
 WORKDIR = 'folder of the run: config, checkpoints, logs and results'
 
 
@@ -97,9 +99,9 @@ def _parser():
 
 
 def _prepare_arguments(parser):
-  from data_pipelines import prepare
+  from data_pipelines import prepare_command
 
-  prepare.add_arguments(parser)
+  prepare_command.add_arguments(parser)
 
 
 def _quickstart(args):
@@ -112,16 +114,20 @@ def _quickstart(args):
 
 
 def _prepare(args):
-  from data_pipelines import prepare
+  from data_pipelines import prepare_command
 
-  for report in prepare.run(args):
+  for report in prepare_command.run(args):
     print(report.table())
 
 
 def _train(args):
-  from sm3det_jax import config, train
+  from sm3det_jax import config, sharding, train
+  from sm3det_jax.analysis import coverage
 
-  train.train(config.load(args.overrides), args.workdir)
+  c = config.load(args.overrides)
+  sharding.start_processes()
+  coverage.report(c)
+  train.train(c, args.workdir)
 
 
 def _evaluate(args):
@@ -153,7 +159,8 @@ def _predict(args):
 
 
 def _routing(args):
-  from sm3det_jax import checkpoint, config, routing
+  from sm3det_jax import checkpoint, config
+  from sm3det_jax.analysis import routing
 
   c, variables = checkpoint.restore_for_inference(args.workdir)
   c = config.override(c, args.overrides)
@@ -162,13 +169,14 @@ def _routing(args):
 
 
 def _account(args):
-  from sm3det_jax import account, config
+  from sm3det_jax import config
+  from sm3det_jax.analysis import account
 
   size = None
   if args.size:
     height, _, width = args.size.partition('x')
     if not (height.isdigit() and width.isdigit()):
-      raise ValueError(f'--size={args.size}: expected HxW, such as 800x800')
+      raise UserError(f'--size={args.size}: expected HxW, such as 800x800')
     size = int(height), int(width)
   counts = account.account(config.load(args.overrides), size)
   print(json.dumps(counts) if args.json else account.table(counts))
@@ -180,7 +188,7 @@ def _convert(args):
 
   needed = ('config', 'out') if args.source else ('workdir',)
   if missing := [f'--{name}' for name in needed if getattr(args, name) is None]:
-    raise ValueError(f'{" and ".join(missing)} missing')
+    raise UserError(f'{" and ".join(missing)} missing')
   if args.to:
     print(f'{convert.to_file(args.workdir, args.file)} arrays in {args.file}')
     return
@@ -191,13 +199,14 @@ def _convert(args):
 
 
 def _compile(args):
-  from sm3det_jax import compile_step, config
+  from sm3det_jax import config
+  from sm3det_jax.analysis import compile_step
 
   c = config.load(args.overrides)
   for axis in filter(None, args.mesh.split(',')):
     name, _, size = axis.partition(':')
     if name not in c.mesh or not size.isdigit():
-      raise ValueError(f'--mesh={args.mesh}: expected sizes of {", ".join(c.mesh)}, as data:64')
+      raise UserError(f'--mesh={args.mesh}: expected sizes of {", ".join(c.mesh)}, as data:64')
     c.mesh[name] = int(size)
   report = compile_step.compile_step(c, args.topology, args.quick)
   if args.saved:

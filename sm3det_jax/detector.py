@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from data_pipelines.errors import UserError
 from sm3det_jax import backbones, weighting
 from sm3det_jax.config import check, label_space
 from sm3det_jax.heads import HEADS
@@ -30,7 +31,7 @@ class Network(nn.Module):
     self.heads = {
       name: HEADS[task.head.type](task.head, self.classes[name]) for name, task in c.tasks.items()
     }
-    self.balance = weighting.make(c.balance, tuple(c.tasks), tuple(term_groups(c)))
+    self.balance = weighting.make(c.task_balance, tuple(c.tasks), tuple(term_groups(c)))
 
   def features(self, images, task):
     stages, _ = self.backbone(images, None, task)
@@ -61,7 +62,7 @@ class Network(nn.Module):
   def _levels(self, stages, name):
     """FPN levels of a task in training; GradNorm measures the gradients of the neck's layers."""
     start = self.heads[name].start
-    if self.config.balance != 'gradnorm':
+    if self.config.task_balance != 'gradnorm':
       return self.neck(stages, start)
     neck, variables = self.neck.unbind()
     return neck.apply(self.balance.probed(variables, name), stages, start)
@@ -215,18 +216,18 @@ class M2Det:
       sampling: 'random', 'all' (every positive and negative) or 'firstk' (ascending indices).
 
     Returns:
-      (total, (terms, updates)): the sum of all terms, unless `config.balance` weighs them,
+      (total, (terms, updates)): the sum of all terms, unless `config.task_balance` weighs them,
       {'task/term': scalar} with 'moe/balance', and the Flax collections to replace ({} where there
       are none). With `moe.capacity_factor` a collection 'metrics' has, for the log,
       {'dropped/<layer>/<task>': share of the choices of experts lost}.
 
     Raises:
-      ValueError: random sampling without a key, an unknown task or sampling mode.
+      UserError: random sampling without a key, an unknown task or sampling mode.
     """
     if sampling not in ('random', 'all', 'firstk'):
-      raise ValueError(f"{sampling=}: expected 'random', 'all' or 'firstk'")
+      raise UserError(f"{sampling=}: expected 'random', 'all' or 'firstk'")
     if sampling == 'random' and rng is None:
-      raise ValueError("sampling='random' needs an rng")
+      raise UserError("sampling='random' needs an rng")
     ordered = {}
     for name in sorted(batch, key=lambda n: self.tasks.index(self._known(n))):
       b = dict(batch[name])
@@ -243,7 +244,7 @@ class M2Det:
 
   def _known(self, task):
     if task not in self.tasks:
-      raise ValueError(f'unknown task {task!r}; the config has {", ".join(self.tasks)}')
+      raise UserError(f'unknown task {task!r}; the config has {", ".join(self.tasks)}')
     return task
 
   def _compute(self, images):
@@ -261,6 +262,6 @@ def build(config: ml_collections.ConfigDict) -> M2Det:
   """The detector of a checked config.
 
   Raises:
-    ValueError: as `sm3det_jax.config.check`.
+    UserError: as `sm3det_jax.config.check`.
   """
   return M2Det(check(config))

@@ -16,11 +16,13 @@ import rich.progress
 from jax.experimental import multihost_utils
 
 from data_pipelines import mixture
+from data_pipelines.errors import UserError
+from data_pipelines.task import Task
 from sm3det_jax import sharding
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import M2Det, build
+from sm3det_jax.inference import detect_step, own_labels, to_image
 from sm3det_jax.metrics import Result, coco, dota, merge, polygon, table
-from sm3det_jax.predict import detect_step, own_labels, to_image
 from sm3det_jax.viz import draw, figures
 
 PROTOCOLS = ('paper_patches', 'devkit')
@@ -68,12 +70,12 @@ def evaluate(
     'overall': {'map', 'map50', 'map75'}, 'h_map'}; AP in 0..1.
 
   Raises:
-    ValueError: an unknown protocol; a data set that does not fit its task.
+    UserError: an unknown protocol; a data set that does not fit its task.
     FileNotFoundError: no such data set.
   """
   unknown = set(protocols) - set(dota.PROTOCOLS)
   if unknown or not protocols:
-    raise ValueError(f'protocols={protocols}: expected some of {sorted(dota.PROTOCOLS)}')
+    raise UserError(f'protocols={protocols}: expected some of {sorted(dota.PROTOCOLS)}')
   detector, mesh = detector or build(config), mesh or sharding.evaluation_mesh(config.mesh)
   variables = sharding.put_tree(variables, mesh)
   batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -81,7 +83,7 @@ def evaluate(
   out = None if out_dir is None or not first else pathlib.Path(out_dir)
   summaries, curves = {}, {}
   for name, c in config.tasks.items():
-    data = mixture.Task(config, name, 'test', split)  # for its size and the whole images' truth
+    data = Task(config, name, 'test', split)  # for its size and the whole images' truth
     total = len(data.pool)
     host, hosts = jax.process_index(), jax.process_count()
     batches = mixture.eval_batches(config, name, split, batch_size, host, hosts)

@@ -5,16 +5,18 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from data_pipelines import images as image_files
 from data_pipelines import readers, tiling, transforms
-from sm3det_jax import checkpoint, preprocess
-from sm3det_jax.config import ConfigDict, label_space
-from sm3det_jax.detector import M2Det, build
+from data_pipelines.errors import UserError
+from sm3det_jax import checkpoint
+from sm3det_jax.config import ConfigDict
+from sm3det_jax.detector import build
+from sm3det_jax.inference import detect_step, own_labels, to_image
 from sm3det_jax.metrics import merge, polygon
 from sm3det_jax.viz import draw
 
@@ -22,52 +24,6 @@ BATCH = 4  # windows of a large image at once
 LARGE = 2  # an image beyond so many canvases is cut into windows, even for a task of whole images
 
 logger = logging.getLogger(__name__)
-
-
-def detect_step(detector: M2Det, config: ConfigDict, task: str) -> Callable:
-  """Jitted (variables, images [n, H, W, bands] in the files' type, shapes [n, 2]) -> Detections."""
-  c = config.tasks[task]
-
-  @jax.jit
-  def step(variables, images, shapes):
-    images = preprocess.normalise(images, c.mean, c.std, shapes)
-    return detector.detect(variables, images, task, shapes)
-
-  return step
-
-
-def own_labels(config: ConfigDict, task: str) -> np.ndarray:
-  """Label of the head -> the task's own label, -1 for other tasks' classes."""
-  own = list(config.tasks[task].classes)
-  return np.array([own.index(n) if n in own else -1 for n in label_space(config, task)])
-
-
-def to_image(found, row: int, own: np.ndarray, scale: float = 1.0, offset=(0, 0)) -> dict:
-  """One window's detections in the pixels of the whole image, with the task's own labels.
-
-  Args:
-    found: Detections as numpy arrays.
-    row: which window of the batch.
-    own: from `own_labels`; other tasks' classes are left out.
-    scale: resized / original size of the window.
-    offset: x, y of the window in the image.
-
-  Returns:
-    `boxes` [k, 4 | 5] float64, `scores` [k], `labels` [k], `full` (True if no row was left unused,
-    so that the head's cap may have cost detections).
-  """
-  labels = own[found.labels[row]]
-  keep = found.valid[row] & (labels >= 0)
-  boxes = np.asarray(found.boxes[row][keep], np.float64)
-  boxes[:, :4] /= scale
-  corners = 4 if boxes.shape[-1] == 4 else 2  # x, y twice, or once
-  boxes[:, :corners] += np.tile(np.asarray(offset, np.float64), corners // 2)
-  return {
-    'boxes': boxes,
-    'scores': np.asarray(found.scores[row][keep], np.float64),
-    'labels': labels[keep],
-    'full': bool(found.valid[row].all()),
-  }
 
 
 class Detector:
@@ -100,17 +56,17 @@ class Detector:
   def prepare(self, image, task: str) -> np.ndarray:
     """The image [H, W, bands] as the task's model takes it; raises what `predict` says."""
     if task not in self.tasks:
-      raise ValueError(f'unknown task {task!r}; the model has {", ".join(self.tasks)}')
+      raise UserError(f'unknown task {task!r}; the model has {", ".join(self.tasks)}')
     c = self.config.tasks[task]
     name = str(image) if isinstance(image, (str, os.PathLike)) else 'the image'
     image = _pixels(image)
     if image.ndim != 3 or not image.size:
-      raise ValueError(f'{name}: an array of shape {image.shape}, not [height, width, bands]')
+      raise UserError(f'{name}: an array of shape {image.shape}, not [height, width, bands]')
     image = transforms.to_bands(image, c.bands, name)
     # more than 8 bits where the task's mean is of 8 bits
     if image.dtype != np.uint8 and image.max() > 255 and max(c.mean) <= 255:
       logger.warning('%s: %s values up to %s, stretched to 8 bits', name, image.dtype, image.max())
-      image = draw.stretch(image)
+      image = image_files.stretch(image)
     return image
 
   def predict(self, image, task: str, score_threshold: float = 0.3) -> dict:
@@ -130,7 +86,7 @@ class Detector:
       own), `names` [k].
 
     Raises:
-      ValueError: an unknown task; a file that is no image; bands that the task cannot use.
+      UserError: an unknown task; a file that is no image; bands that the task cannot use.
       FileNotFoundError: no such file.
     """
     image, c = self.prepare(image, task), self.config.tasks[task]
@@ -222,12 +178,12 @@ def predict(
     One line for each file that could not be used; the others are done all the same.
 
   Raises:
-    ValueError: unknown task; no image at all.
+    UserError: unknown task; no image at all.
     FileNotFoundError: no run or no checkpoint in `workdir`.
   """
   detector, out, errors = Detector.from_checkpoint(workdir), pathlib.Path(out), []
   if task not in detector.tasks:
-    raise ValueError(f'unknown task {task!r}; {workdir} has {", ".join(detector.tasks)}')
+    raise UserError(f'unknown task {task!r}; {workdir} has {", ".join(detector.tasks)}')
   out.mkdir(parents=True, exist_ok=True)
   for path, name in _files(images):
     try:
@@ -272,6 +228,6 @@ def _files(images):
   for path in map(pathlib.Path, images):
     paths += readers.image_files(path).values() if path.is_dir() else [path]
   if not paths:
-    raise ValueError(f'no image among {[str(p) for p in images]}')
+    raise UserError(f'no image among {[str(p) for p in images]}')
   stems = [p.stem for p in paths]
   return [(p, p.stem if stems.count(p.stem) == 1 else f'{p.stem}_{k}') for k, p in enumerate(paths)]

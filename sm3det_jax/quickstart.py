@@ -8,7 +8,8 @@ import rich
 
 import configs.quickstart as scene_config
 from data_pipelines import prepare, scenes
-from sm3det_jax import checkpoint, config, evaluate, logs, routing, train
+from sm3det_jax import checkpoint, config, evaluate, logs, train
+from sm3det_jax.analysis import routing
 from sm3det_jax.metrics import table
 from sm3det_jax.viz import report
 
@@ -40,7 +41,7 @@ def run(
     Path of the report page.
   """
   workdir = pathlib.Path(workdir)
-  open_workdir(c, workdir, counts)
+  draw_and_prepare(c, workdir, counts)
   train.train(c, workdir)
   c, variables = checkpoint.restore_for_inference(workdir)
   metrics = evaluate.evaluate(c, variables, out_dir=workdir, progress=True)
@@ -50,7 +51,7 @@ def run(
   return page
 
 
-def open_workdir(c: config.ConfigDict, workdir: pathlib.Path, counts: dict[str, int]) -> None:
+def draw_and_prepare(c: config.ConfigDict, workdir: pathlib.Path, counts: dict[str, int]) -> None:
   """Points `c` to `workdir/data`; draws and prepares the scenes there unless it has them."""
   c.data_root = str(workdir / 'data')
   c.mesh.data = 1  # one device is enough, however many there are

@@ -14,6 +14,8 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from data_pipelines.errors import UserError
+
 AXES = ('data', 'expert')
 # Of the whole training state: optimizer moments and averages carry the names of their parameters.
 RULES = (
@@ -33,12 +35,12 @@ def start_processes() -> None:
   anything asks JAX for its devices.
 
   Raises:
-    ValueError: one of the two variables without the other or without a number of processes.
+    UserError: one of the two variables without the other or without a number of processes.
   """
   count = _process_count()
   address, index = (os.environ.get(f'JAX_{k}') for k in ('COORDINATOR_ADDRESS', 'PROCESS_ID'))
   if (address is None) != (index is None) or (address and not count):
-    raise ValueError(
+    raise UserError(
       f'JAX_COORDINATOR_ADDRESS={address}, JAX_PROCESS_ID={index}, JAX_NUM_PROCESSES={count}: '
       'set all three, or only the last where JAX finds the others itself (a TPU slice, Slurm)'
     )
@@ -70,21 +72,21 @@ def make_mesh(mesh: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     A mesh with Auto axes ('data', 'expert').
 
   Raises:
-    ValueError: sizes that the number of devices does not hold.
+    UserError: sizes that the number of devices does not hold.
   """
   devices = list(jax.devices() if devices is None else devices)
   data, expert, have = mesh['data'], mesh['expert'], len(devices)
   if expert < 1 or data < 1 and data != -1:
-    raise ValueError(f'config.mesh: {data=}, {expert=}; sizes are at least 1 (data=-1: the rest)')
+    raise UserError(f'config.mesh: {data=}, {expert=}; sizes are at least 1 (data=-1: the rest)')
   if data == -1 and have % expert:
-    raise ValueError(f'config.mesh: {expert=} does not divide the {have} devices')
+    raise UserError(f'config.mesh: {expert=} does not divide the {have} devices')
   data = have // expert if data == -1 else data
   if data * expert > have:
-    raise ValueError(
+    raise UserError(
       f'config.mesh: data {data} x expert {expert} = {data * expert} devices, there are {have}'
     )
   if data * expert < have and jax.process_count() > 1:
-    raise ValueError(
+    raise UserError(
       f'config.mesh: data {data} x expert {expert} = {data * expert} devices, but the '
       f'{jax.process_count()} processes have {have} and all of them must take part'
     )
@@ -117,7 +119,7 @@ def check_mesh(config: Any, mesh: Mesh) -> None:
   if groups % mesh.size:
     nearest = max(1, round(groups / mesh.size)) * mesh.size * group * micro
     each = f', of which each of {micro} micro-batches has' if micro > 1 else ' is'
-    raise ValueError(
+    raise UserError(
       f'config.batch_size={config.batch_size}{each} {groups} group(s) of '
       f'{" + ".join(map(str, ratios))} = {group} images, which {mesh.size} devices (data {data} x '
       f'expert {expert}) cannot share: each needs whole groups, so the batch is a multiple of '
@@ -127,7 +129,7 @@ def check_mesh(config: Any, mesh: Mesh) -> None:
   experts = config.moe.num_experts
   if any(config.moe.blocks) and experts % expert:
     sizes = [n for n in range(1, experts + 1) if experts % n == 0]
-    raise ValueError(
+    raise UserError(
       f'config.mesh.expert={expert} does not divide config.moe.num_experts={experts}; '
       f'sizes that do: {", ".join(map(str, sizes))}'
     )
@@ -168,7 +170,7 @@ def tree_sharding(mesh: Mesh, tree: Any, rules: Sequence = RULES) -> Any:
     rules: (regex, PartitionSpec) pairs.
 
   Raises:
-    ValueError: as `match`.
+    UserError: as `match`.
   """
   return jax.tree.map(
     lambda spec: NamedSharding(mesh, spec),
@@ -209,7 +211,7 @@ def match(tree: Any, rules: Sequence[tuple[str, Any]]) -> Any:
     rules: (regex of the whole path, value) pairs.
 
   Raises:
-    ValueError: leaves that no rule matches, or that several do; both are listed.
+    UserError: leaves that no rule matches, or that several do; both are listed.
   """
   paths = [
     jax.tree_util.keystr(path, simple=True, separator='/')
@@ -219,5 +221,5 @@ def match(tree: Any, rules: Sequence[tuple[str, Any]]) -> Any:
   for many, problem in ((0, 'no rule'), (2, 'more than one rule')):
     wrong = [p for p, f in zip(paths, found, strict=True) if min(len(f), 2) == many]
     if wrong:
-      raise ValueError(f'{problem} of {[r for r, _ in rules]} matches {", ".join(wrong)}')
+      raise UserError(f'{problem} of {[r for r, _ in rules]} matches {", ".join(wrong)}')
   return jax.tree.unflatten(jax.tree.structure(tree), [values[0] for values in found])

@@ -1,13 +1,14 @@
 """The training loop: one jitted step on a mesh, logs, checkpoints, exact restarts."""
 
 import contextlib
+import itertools
 import json
 import logging
 import os
 import pathlib
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,10 +19,12 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from data_pipelines import mixture
-from sm3det_jax import checkpoint, coverage, logs, sharding
+from data_pipelines.errors import UserError
+from sm3det_jax import checkpoint, logs, sharding
+from sm3det_jax.config import batch_scaling, copied
 from sm3det_jax.detector import build
 from sm3det_jax.interop import convert
-from sm3det_jax.optim import accumulate, batch_scaling, optimizer
+from sm3det_jax.optim import accumulate, optimizer
 from sm3det_jax.preprocess import normalise_batch
 
 MAX_BAD_STEPS = 10  # in a row
@@ -51,7 +54,7 @@ def train(
     'skipped' (steps so far), 'images_per_second', 'data_wait' (share of the time).
 
   Raises:
-    ValueError: a config that does not hold together, divide over the devices, or belong to
+    UserError: a config that does not hold together, divide over the devices, or belong to
       `workdir`; changed data.
     FloatingPointError: `MAX_BAD_STEPS` steps in a row without a finite loss and gradient.
     SystemExit: after SIGTERM, with code 143, the state saved; a second SIGTERM ends at once.
@@ -71,8 +74,6 @@ def _run(config, workdir, detector, mesh, checkpoints, terminated, on_log):
   tx = optimizer.build(config, detector.term_groups)
   like = abstract_state(config, detector, tx, mesh)
   optimizer.log_parameters(like['model']['variables']['params'], detector.term_groups)
-  if jax.process_index() == 0:
-    coverage.report(config)
   position = {'seed': config.seed, 'fingerprint': mixture.fingerprint(config)}
   state, start = _restored(workdir, checkpoints, like, position['fingerprint'])
   if state is None:
@@ -214,10 +215,23 @@ def train_step(config: ConfigDict, detector: Any, tx: Any) -> Callable:
   return step
 
 
+def micro_batches(config: ConfigDict, step: int, host: int, hosts: int) -> Iterator[Any]:
+  """`mixture.train_batches`, with the micro-batches of a step stacked where there are several.
+
+  Micro-batch `j` of `n` of step `i` is batch `i n + j` of a run with batches a n-th as large. With
+  tasks in their ratio a step so has the samples that it has without accumulation.
+  """
+  count, config = config.optim.accumulate, copied(config)
+  config.batch_size //= count
+  with contextlib.closing(mixture.train_batches(config, step * count, host, hosts)) as batches:
+    while parts := list(itertools.islice(batches, count)):
+      yield parts[0] if count == 1 else jax.tree.map(lambda *x: np.stack(x), *parts)
+
+
 def _batches(config, mesh, start):
   """Global batches on the devices, from step `start` on."""
   host, hosts = jax.process_index(), jax.process_count()
-  for batch in accumulate.micro_batches(config, start, host, hosts):
+  for batch in micro_batches(config, start, host, hosts):
     yield sharding.put_batch(batch, mesh, config.optim.accumulate)
 
 
@@ -228,7 +242,7 @@ def _restored(workdir, checkpoints, like, fingerprint):
     return None, 0
   state, position = found
   if position['fingerprint'] != fingerprint:
-    raise ValueError(
+    raise UserError(
       f'{workdir}: the data of this run have changed since step {position["step"]} (fingerprint '
       f'{position["fingerprint"]} then, {fingerprint} now), so it cannot go on exactly; prepare '
       'them as they were, or start a new --workdir'

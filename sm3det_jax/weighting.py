@@ -72,7 +72,7 @@ _probe.defvjp(lambda tree, weight: (tree, None), _probe_backward)
 
 
 def make(balance: str, tasks: tuple[str, ...], terms: tuple[str, ...]) -> nn.Module:
-  """The module {term: loss} -> loss of `config.balance`."""
+  """The module {term: loss} -> loss of `config.task_balance`."""
   if balance == 'uncertainty':
     return Uncertainty(tuple(t for t in terms if not t.split('/')[1].startswith('rpn_')))
   return TaskWeights(tasks) if balance in ('dwa', 'gradnorm') else Sum()

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from sm3det_jax import account, cli
-from sm3det_jax import config as configs
+from sm3det_jax import cli
+from sm3det_jax import config as config_lib
+from sm3det_jax.analysis import account
 
 # MoE blocks of the last stages, million parameters, 1e9 multiply-accumulates
 PUBLISHED = {
@@ -19,7 +20,7 @@ PUBLISHED = {
 
 
 def of_blocks(blocks, experts=8, top_k=2):
-  c = configs.default()
+  c = config_lib.default()
   c.moe.update(blocks=((),) * (4 - len(blocks)) + tuple(blocks), num_experts=experts, top_k=top_k)
   return c
 

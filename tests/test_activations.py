@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sm3det_jax.activations import gelu
+from sm3det_jax.layers.activations import gelu
 
 H = np.linspace(-8, 8, 129)
 Y = np.array([h / 2 * math.erfc(-h / 2**0.5) for h in H])

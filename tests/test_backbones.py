@@ -10,10 +10,10 @@ from flax import linen as nn
 from jax.sharding import AxisType
 
 from sm3det_jax import backbones
-from sm3det_jax import config as configs
-from sm3det_jax.backbones import layers
+from sm3det_jax import config as config_lib
 from sm3det_jax.interop import backbones as names
 from sm3det_jax.interop import official
+from sm3det_jax.layers import convolution, norm
 from sm3det_jax.moe.layer import balance_loss
 
 OFFICIAL = ('convnext_dense_grn_A', 'lsk_A', 'lsk_dense_A', 'swin_A', 'swin_squad_A', 'van_A',
@@ -23,8 +23,8 @@ KINDS = ('convnext', 'lsknet', 'pvt_v2', 'swin', 'van')
 
 def tiny(kind, **changes):
   """Two stages of two blocks, MoE in the second stage; each routed layer of a block in its way."""
-  c = configs.default()
-  configs.use_backbone(c, kind)
+  c = config_lib.default()
+  config_lib.use_backbone(c, kind)
   c.moe.update(blocks=((), (0,)), num_experts=4)
   c.backbone.update(depths=(1, 2), channels=(8, 16))
   small = dict(mlp_ratios=(2.0, 2.0), heads=(1, 2), reductions=(2, 1), fc2_blocks=((), (0, 1)),
@@ -37,9 +37,9 @@ def tiny(kind, **changes):
 @pytest.fixture
 def cheap_depthwise(monkeypatch):
   """One convolution instead of 49 slices: compiles in a fraction of the time."""
-  grouped_gradient = layers._kernel_gradient_grouped
-  monkeypatch.setattr(layers, '_shifted', layers._grouped)
-  monkeypatch.setattr(layers, '_kernel_gradient_by_tap', grouped_gradient)
+  grouped_gradient = convolution._kernel_gradient_grouped
+  monkeypatch.setattr(convolution, '_shifted', convolution._grouped)
+  monkeypatch.setattr(convolution, '_kernel_gradient_by_tap', grouped_gradient)
 
 
 def relative(got, want):
@@ -96,14 +96,14 @@ def test_constructors_refuse_what_they_do_not_know():
   ],
 )
 def test_configs_that_do_not_hold_are_named(kind, changes, message):
-  c = configs.default()
-  configs.use_backbone(c, kind, 'T')
-  configs.check(c)
+  c = config_lib.default()
+  config_lib.use_backbone(c, kind, 'T')
+  config_lib.check(c)
   for key, value in changes.items():
     section, name = key.split('.')
     c[section][name] = value
   with pytest.raises(ValueError, match=message):
-    configs.check(c)
+    config_lib.check(c)
 
 
 def test_official_positions_beyond_the_depth_are_dropped():
@@ -191,7 +191,7 @@ def test_a_mesh_gives_what_one_device_gives(cheap_depthwise):
 
 def test_batch_norm_trains_and_evaluates():
   x = np.random.default_rng(0).normal(3.0, 2.0, (4, 5, 6, 3)).astype(np.float32)
-  module = layers.BatchNorm()
+  module = norm.BatchNorm()
   variables = module.init(jax.random.key(0), jnp.asarray(x))
   fresh = variables['batch_stats']
   assert (fresh['mean'] == 0).all() and (fresh['var'] == 1).all()
@@ -213,7 +213,7 @@ def test_group_norm_and_its_gradients():
     * np.arange(1, 13, dtype=np.float32)[None, None, None, None]
   )
   x = x + np.arange(12, dtype=np.float32)[None, None, None]
-  ours, flax = layers.GroupNorm(groups=4), nn.GroupNorm(num_groups=4, epsilon=1e-5)
+  ours, flax = norm.GroupNorm(groups=4), nn.GroupNorm(num_groups=4, epsilon=1e-5)
   variables = scattered(ours.init(jax.random.key(1), x))
 
   def run(module):
@@ -232,7 +232,7 @@ def test_a_dilated_depthwise_convolution_and_its_gradients():
     y, back = jax.vjp(lambda x, k: f(x, k, 3), x, k)
     return y, *back(g)
 
-  for got, want in zip(run(layers.depthwise), run(layers._grouped), strict=True):
+  for got, want in zip(run(convolution.depthwise), run(convolution._grouped), strict=True):
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
@@ -270,8 +270,8 @@ SIZES = [pytest.param(k, s, marks=[pytest.mark.slow] * (s in 'SB')) for k, s in 
 
 @pytest.mark.parametrize('kind, size', SIZES)
 def test_dense_sizes(kind, size):
-  c = configs.default()
-  configs.use_backbone(c, kind, size)
+  c = config_lib.default()
+  config_lib.use_backbone(c, kind, size)
   c.moe.blocks = ((),) * 4
   images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
   shapes = jax.eval_shape(backbones.build(c).init, jax.random.key(0), images)['params']

@@ -8,7 +8,7 @@ import pytest
 
 from configs import baselines
 from data_pipelines import prepare, scenes
-from sm3det_jax import config as configs
+from sm3det_jax import config as config_lib
 from sm3det_jax import train, weighting
 from sm3det_jax.backbones import convnext
 from sm3det_jax.detector import build
@@ -114,10 +114,10 @@ def test_the_probe_measures_the_gradient_of_each_task_alone():
 
 def test_the_optimizer_sets_task_weights_and_clips_without_them():
   groups = {'a/x': 'a/head', 'b/x': 'b/head'}
-  c = configs.default()
-  c.tasks = configs.ConfigDict({n: configs.task('hbb', n, ('x',)) for n in TASKS})
+  c = config_lib.default()
+  c.tasks = config_lib.ConfigDict({n: config_lib.task('hbb', n, ('x',)) for n in TASKS})
   c.optim.update(warmup_steps=0, lr=0.1, weight_decay=0.0, clip_norm=1.0, milestones=())
-  c.balance = 'dwa'
+  c.task_balance = 'dwa'
   c.dwa.period = 1
   params = {'neck': jnp.ones(1), 'balance': {'weights': jnp.ones(2)}}
   tx = optimizer.build(c, groups)
@@ -131,7 +131,7 @@ def test_the_optimizer_sets_task_weights_and_clips_without_them():
   want = 2 * jax.nn.softmax(jnp.array([0.25, 0.5]))
   np.testing.assert_allclose(params['balance']['weights'], want, rtol=1e-6)
   np.testing.assert_allclose([optimizer.multipliers(state)[t] for t in TASKS], want, rtol=1e-6)
-  c.balance = 'none'
+  c.task_balance = 'none'
   tx = optimizer.build(c, groups)
   assert optimizer.multipliers(tx.init(params)) == {}
 
@@ -153,7 +153,7 @@ def test_adapters_by_hand_and_a_task_its_own():
 def test_partitioned_heads_and_own_adapters():
   c = two_tasks('data')
   c.backbone.adapters = True
-  params = jax.eval_shape(build(configs.check(c)).init, jax.random.key(0))['params']
+  params = jax.eval_shape(build(config_lib.check(c)).init, jax.random.key(0))['params']
   for name, task in c.tasks.items():  # UniDet: a head scores its own data set's classes
     head = params[f'heads_{name}']['bbox_head']
     widths = {x.shape[-1] for p, x in jax.tree.leaves_with_path(head) if 'cls' in str(p[-2])}
@@ -176,16 +176,16 @@ def scenes_folder(tmp_path_factory):
 
 
 def two_tasks(data_root):
-  c = configs.default()
-  c.tasks = configs.ConfigDict(sort_keys=False)
+  c = config_lib.default()
+  c.tasks = config_lib.ConfigDict(sort_keys=False)
   for name in ('sar', 'optical'):
-    t = c.tasks[name] = configs.task('hbb', name, scenes.CLASSES[name])
+    t = c.tasks[name] = config_lib.task('hbb', name, scenes.CLASSES[name])
     t.size, t.max_objects, t.train.flip = (SIZE, SIZE), 16, (0.0, 0.0, 0.0)
-    t.head = configs.head('retinanet')
+    t.head = config_lib.head('retinanet')
     t.head.update(channels=32, convs=1)
   c.backbone.update(depths=(1, 1, 1, 1), channels=(16, 16, 32, 32), layer_scale=1.0)
   c.backbone.drop_path_rate = 0.0
-  c.moe.blocks, c.neck.channels, c.balance = ((),) * 4, 32, 'none'
+  c.moe.blocks, c.neck.channels, c.task_balance = ((),) * 4, 32, 'none'
   c.label_space, c.data_root, c.workers, c.mesh.data = 'per_task', str(data_root), 0, 1
   c.optim.update(steps=50, warmup_steps=5, milestones=(), lr=2e-3)
   c.batch_size, c.log_every, c.checkpoint_every = 4, 10, 50

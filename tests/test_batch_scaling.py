@@ -5,14 +5,15 @@ import math
 
 import pytest
 
-from sm3det_jax import config as configs
-from sm3det_jax.optim import batch_scaling, optimizer
+from sm3det_jax import config as config_lib
+from sm3det_jax.config import batch_scaling
+from sm3det_jax.optim import optimizer
 
 
 def of_batch(batch, scaling):
-  c = configs.default()
+  c = config_lib.default()
   c.batch_size, c.optim.lr_scaling = batch, scaling
-  return configs.check(c)
+  return config_lib.check(c)
 
 
 @pytest.mark.parametrize('scaling, lr', [('linear', 3.2e-3), ('sqrt', 1e-4 * math.sqrt(32))])

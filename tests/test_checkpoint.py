@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from sm3det_jax import checkpoint, sharding
-from sm3det_jax import config as configs
+from sm3det_jax import config as config_lib
 from sm3det_jax.optim import optimizer
 
 # Of a torn checkpoint the reads that fail last find the event loop of the first failure closed.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 
 GROUPS = {'sar/cls': 'sar/bbox_head', 'rgb/rpn_cls': 'rgb/rpn_head'}
-TX = optimizer.build(configs.default(), GROUPS)
+TX = optimizer.build(config_lib.default(), GROUPS)
 
 
 def _create(seed=0):
@@ -120,12 +120,12 @@ def test_nothing_readable_is_an_error(tmp_path):
 def test_inference_gets_the_average(tmp_path):
   with pytest.raises(FileNotFoundError, match='no run was started'):
     checkpoint.restore_for_inference(tmp_path)
-  checkpoint.open_workdir(configs.default(), tmp_path)
+  checkpoint.open_workdir(config_lib.default(), tmp_path)
   with pytest.raises(FileNotFoundError, match='has saved nothing yet'):
     checkpoint.restore_for_inference(tmp_path)
   _save_two(tmp_path)
   config, variables = checkpoint.restore_for_inference(tmp_path)
-  assert config.to_dict() == configs.default().to_dict()
+  assert config.to_dict() == config_lib.default().to_dict()
   want = _create(3)['model']
   _assert_equal(variables, {**want['variables'], 'params': want['ema']})
   assert len(jax.tree.leaves(variables)[0].devices()) == 1
@@ -136,33 +136,33 @@ def test_inference_gets_the_average(tmp_path):
 
 
 def test_config_survives_the_workdir(tmp_path):
-  config = configs.default()
+  config = config_lib.default()
   checkpoint.open_workdir(config, tmp_path / 'new/run')
-  again = configs.check(checkpoint.load_config(tmp_path / 'new/run'))
+  again = config_lib.check(checkpoint.load_config(tmp_path / 'new/run'))
   assert again.to_dict() == config.to_dict()  # tuples too
   assert list(again.tasks) == ['sar', 'rgb', 'ifr']  # their order is the joint label space's
   assert [p.name for p in pathlib.Path(tmp_path / 'new/run').iterdir()] == ['config.json']
 
 
 def test_workdir_of_another_config(tmp_path):
-  checkpoint.open_workdir(configs.default(), tmp_path)
-  other = configs.default()
+  checkpoint.open_workdir(config_lib.default(), tmp_path)
+  other = config_lib.default()
   other.optim.lr, other.tasks.rgb.classes = 3e-4, ('plane',)
   other.log_every = 2
   with pytest.raises(ValueError, match=r'optim\.lr is 0\.0001 there, 0\.0003 here') as error:
     checkpoint.open_workdir(other, tmp_path)
   assert 'tasks.rgb.classes' in str(error.value) and 'log_every' not in str(error.value)
-  order = configs.default()
-  order.tasks = configs.ConfigDict(sort_keys=False)
+  order = config_lib.default()
+  order.tasks = config_lib.ConfigDict(sort_keys=False)
   for name in ('rgb', 'sar', 'ifr'):
-    order.tasks[name] = configs.default().tasks[name]
+    order.tasks[name] = config_lib.default().tasks[name]
   with pytest.raises(ValueError, match=r'tasks\.\(order\)'):
     checkpoint.open_workdir(order, tmp_path)
 
 
 def test_what_a_run_may_change(tmp_path):
-  checkpoint.open_workdir(configs.default(), tmp_path)
-  config = configs.default()
+  checkpoint.open_workdir(config_lib.default(), tmp_path)
+  config = config_lib.default()
   config.update(data_root='/elsewhere', log_every=1, checkpoint_every=7)
   config.keep_checkpoints, config.mesh.expert, config.optim.steps = 9, 2, 40_000
   config.tasks.sar.test.split = 'val'

@@ -8,7 +8,8 @@ import jax
 import pytest
 from tiny import SIZE, tiny_config
 
-from sm3det_jax import compile_step, detector, sharding, train
+from sm3det_jax import detector, sharding, train
+from sm3det_jax.analysis import compile_step, hlo
 from sm3det_jax.optim import optimizer
 
 MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
@@ -35,7 +36,7 @@ def compiled(data, expert, capacity_factor=0.0):
   # XLA:CPU cannot cut the router's top_k by rows and gathers what it reads: known, and small
   router = re.compile(r' all-gather\(.*/moe/.*/top_k"')
   lines = [line for line in text.splitlines() if not router.search(line)]
-  for c in compile_step.collectives('\n'.join(lines)):
+  for c in hlo.collectives('\n'.join(lines)):
     if c['devices'] == 1:
       continue
     count, size = sent.get(c['op'], (0, 0))

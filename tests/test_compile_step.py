@@ -12,8 +12,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from tiny import batch_of, tiny_config
 
-from sm3det_jax import cli, compile_step, sharding
+from sm3det_jax import cli, sharding
 from sm3det_jax import config as config_lib
+from sm3det_jax.analysis import compile_step
+from sm3det_jax.analysis import hlo as hlo_text
 from sm3det_jax.moe import expert_parallel
 
 NEEDS_LIBTPU = pytest.mark.skipif(
@@ -35,8 +37,7 @@ def test_the_collectives_of_a_real_program():
   step = jax.shard_map(body, mesh=mesh, in_specs=both, out_specs=both)
   hlo = jax.jit(step).lower(jnp.zeros((64, 3))).compile().as_text()
   found = {
-    c['op']: (c['devices'], c['count'], c['bytes'], c['sent'])
-    for c in compile_step.collectives(hlo)
+    c['op']: (c['devices'], c['count'], c['bytes'], c['sent']) for c in hlo_text.collectives(hlo)
   }
   assert found == {
     'all-reduce': (8, 1, 96, 2 * 96 * 7 / 8),
@@ -63,7 +64,7 @@ def test_every_way_to_write_groups(groups, devices):
   line = (
     f'  %x = (bf16[4,2]{{1,0}}, f32[]) all-reduce(%a, %b), replica_groups={groups}, to_apply=%s'
   )
-  (found,) = compile_step.collectives(f'HloModule m, num_partitions=64\n{line}')
+  (found,) = hlo_text.collectives(f'HloModule m, num_partitions=64\n{line}')
   assert (found['devices'], found['bytes']) == (devices, 20)
 
 
@@ -72,7 +73,7 @@ def test_an_asynchronous_gather_counts_its_result_alone():
     '%g = (f32[2,3], f32[8,3]) all-gather-start(%x), replica_groups={{0,1,2,3}}, dimensions={0}'
   )
   done = '%d = f32[8,3] all-gather-done(%g)'
-  (found,) = compile_step.collectives(f'{line}\n{done}')
+  (found,) = hlo_text.collectives(f'{line}\n{done}')
   assert (found['count'], found['bytes'], found['sent']) == (1, 96, 72)
 
 
@@ -85,7 +86,7 @@ ENTRY %main (p: bf16[8,4]) -> f32[] {
   %fusion = bf16[8,1]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.2
   %all-reduce.6 = f32[]{:T(128)} all-reduce(%x), replica_groups={{0,1,2,3}}, to_apply=%add
 }"""
-  assert compile_step.collectives(hlo) == [
+  assert hlo_text.collectives(hlo) == [
     {'op': 'reduce-scatter', 'devices': 4, 'count': 1, 'bytes': 16, 'sent': 16 * 3},
     {'op': 'all-reduce', 'devices': 4, 'count': 1, 'bytes': 4, 'sent': 6},
   ]
@@ -135,7 +136,7 @@ def test_the_traffic_of_hbm_leaves_out_the_memory_on_the_chip():
   tile = 8 * 128
   body = 4 * tile + 4 * tile
   cut, add, copy = 4 * tile, 2 * tile + 4 * tile, 4 * tile + 4 * tile
-  assert compile_step.hbm_bytes(PROGRAM) == body + cut + add + copy
+  assert hlo_text.hbm_bytes(PROGRAM) == body + cut + add + copy
 
 
 def test_the_roofline_is_the_slowest_of_three():
@@ -277,7 +278,7 @@ def test_the_traffic_of_a_real_program(options):
   x = jax.ShapeDtypeStruct((2**22,), np.float32, sharding=sharding.replicated(mesh))
   with compile_step.uncached():
     hlo = jax.jit(lambda x: x + 1).lower(x).compile(compiler_options=options).as_text()
-  assert compile_step.hbm_bytes(hlo) == 2 * 4 * x.size
+  assert hlo_text.hbm_bytes(hlo) == 2 * 4 * x.size
 
 
 @NEEDS_LIBTPU
@@ -291,7 +292,7 @@ def test_gradients_of_spread_moments_are_scattered():
   gradient = jax.jit(jax.grad(loss), out_shardings=sharding.spread(mesh, whole, w))
   with compile_step.uncached():
     hlo = gradient.lower(w, x).compile(compiler_options=compile_step.QUICK).as_text()
-  (found,) = compile_step.collectives(hlo)
+  (found,) = hlo_text.collectives(hlo)
   assert (found['op'], found['devices'], found['bytes']) == ('reduce-scatter', 8, 4 * w.size // 8)
 
 

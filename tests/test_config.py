@@ -2,11 +2,11 @@
 
 import pytest
 
-from sm3det_jax import config as configs
+from sm3det_jax import config as config_lib
 
 
 def load(*arguments):
-  return configs.load(list(arguments))
+  return config_lib.load(list(arguments))
 
 
 @pytest.mark.parametrize(
@@ -19,10 +19,10 @@ def test_shipped_configs_load_by_name(name):
 
 def test_the_paper_s_label_space_has_26_classes():
   c = load('--config=sm3det_convnext_t')
-  assert len(configs.joint_classes(c)) == 26
-  assert configs.label_space(c, 'ifr')[21:] == ('CAR', 'BUS', 'FERIGHT_CAR', 'TRUCK', 'VAN')
+  assert len(config_lib.joint_classes(c)) == 26
+  assert config_lib.label_space(c, 'ifr')[21:] == ('CAR', 'BUS', 'FERIGHT_CAR', 'TRUCK', 'VAN')
   c.label_space = 'per_task'
-  assert len(configs.label_space(c, 'ifr')) == 5
+  assert len(config_lib.label_space(c, 'ifr')) == 5
 
 
 def test_values_change_on_the_command_line(tmp_path):
@@ -30,7 +30,7 @@ def test_values_change_on_the_command_line(tmp_path):
   path.write_text('from sm3det_jax.config import default as get_config\n')
   c = load(f'--config={path}', '--config.optim.lr=3e-4', '--config.workers=2', '--config.seed=5')
   assert (c.optim.lr, c.workers, c.seed) == (3e-4, 2, 5)
-  c = configs.override(c, ['--config.tasks.rgb.test.split=val'])
+  c = config_lib.override(c, ['--config.tasks.rgb.test.split=val'])
   assert c.tasks.rgb.test.split == 'val' and c.tasks.ifr.test.split == 'test'
 
 
@@ -41,7 +41,7 @@ def test_values_change_on_the_command_line(tmp_path):
     ('--config.optim.lr=fast', 'lr=fast'),
     ('--config.batch_size=30', r'batch_size=30 is not a multiple of 2 \+ 1 \+ 1 = 4'),
     ('--config.moe.top_k=9', 'top_k=9, num_experts=8'),
-    ('--config.balance=gradnrm', "config.balance='gradnrm': expected 'none' or 'dla'"),
+    ('--config.task_balance=gradnrm', "config.task_balance='gradnrm': expected 'none' or 'dla'"),
     ('--config.label_space=all', "'all'.*'joint' or 'per_task'"),
     ('--config.tasks.sar.head.type=yolo', "head.type='yolo'.*gfl"),
     ('--config.tasks.sar.box=obb', 'gfl.*hbb'),
@@ -59,28 +59,28 @@ def test_random_mixing_does_not_accumulate():
 
 
 def test_a_key_that_a_config_file_invents_is_named_with_its_neighbours():
-  c = configs.default()
+  c = config_lib.default()
   c.optim.warmup_step = 3
   with pytest.raises(ValueError, match='config.optim.warmup_step is not a known key.*warmup_steps'):
-    configs.check(c)
-  c = configs.default()
+    config_lib.check(c)
+  c = config_lib.default()
   c.tasks.rgb.head.rpn.sample = 3
   with pytest.raises(ValueError, match='config.tasks.rgb.head.rpn.sample .*samples'):
-    configs.check(c)
+    config_lib.check(c)
 
 
 def test_a_model_needs_tasks_and_tasks_need_classes():
-  c = configs.default()
+  c = config_lib.default()
   c.tasks.sar.classes = ()
   with pytest.raises(ValueError, match='config.tasks.sar.classes is empty'):
-    configs.check(c)
+    config_lib.check(c)
   c.tasks.sar.classes = ('ship', 'ship')
   with pytest.raises(ValueError, match='twice'):
-    configs.check(c)
+    config_lib.check(c)
   for name in list(c.tasks):
     del c.tasks[name]
   with pytest.raises(ValueError, match='config.tasks is empty'):
-    configs.check(c)
+    config_lib.check(c)
 
 
 def test_a_missing_file_lists_the_shipped_ones():
@@ -108,7 +108,7 @@ def test_a_missing_file_lists_the_shipped_ones():
 )
 def test_families_have_the_published_schedules(argument, batch, steps, balance):
   c = load(f'--config={argument}')
-  assert (c.batch_size, c.optim.steps, c.balance) == (batch, steps, balance)
+  assert (c.batch_size, c.optim.steps, c.task_balance) == (batch, steps, balance)
   assert any(c.moe.blocks) == (not argument.startswith('baselines'))
 
 
@@ -164,15 +164,15 @@ def test_arguments_that_do_not_hold_are_named_in_one_line(argument, message):
 
 def test_a_config_of_before_some_keys_gets_them():
   c, want = load('--config=quickstart'), load('--config=quickstart')
-  for section, key in ((c, 'balance'), (c, 'dwa'), (c.moe, 'level'), (c.backbone, 'stems')):
+  for section, key in ((c, 'task_balance'), (c, 'dwa'), (c.moe, 'level'), (c.backbone, 'stems')):
     del section[key]
   del c.tasks.rgb.head.nms_iou, c.tasks.sar.bands
-  assert configs.complete(c).to_dict() == want.to_dict()
+  assert config_lib.complete(c).to_dict() == want.to_dict()
 
 
 def test_a_copy_shares_nothing_and_keeps_the_order_of_tasks():
-  config = configs.default()
-  copy = configs.copied(config)
+  config = config_lib.default()
+  copy = config_lib.copied(config)
   assert list(copy.tasks) == list(config.tasks) == ['sar', 'rgb', 'ifr']
   assert copy == config
   copy.tasks.sar.head.channels = 7

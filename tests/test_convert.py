@@ -11,9 +11,10 @@ import pytest
 from tiny import tiny_config
 
 from sm3det_jax import Detector, checkpoint, cli
-from sm3det_jax import config as configs
+from sm3det_jax import config as config_lib
 from sm3det_jax.detector import build
-from sm3det_jax.interop import constants, convert, layouts, official, sources, state_files
+from sm3det_jax.interop import constants, convert, layouts, official, sources
+from sm3det_jax.interop.files import state_files
 
 STATUSES = ('loaded', 'copied', 'fresh', 'dropped', 'missing', 'unexpected', 'shape')
 
@@ -188,10 +189,10 @@ def test_imagenet_weights_fill_the_backbone_and_every_expert(config, shapes, tmp
 def with_backbone(config, kind, **changes):
   """The same model with another backbone of the same width, routed in its last two stages."""
   c = copy.deepcopy(config)
-  configs.use_backbone(c, kind)
+  config_lib.use_backbone(c, kind)
   c.backbone.update(depths=(1, 1, 1, 1), channels=(8, 16, 32, 64), **changes)
   c.moe.blocks = ((), (), (0,), (0,))
-  return configs.check(c)
+  return config_lib.check(c)
 
 
 def dense(config, shapes):
@@ -217,7 +218,7 @@ def test_tasks_with_stems_and_adapters_of_their_own(config):
   new.backbone.update(stems='per_task', adapters=True)
   new.tasks.sar.update(bands=1, mean=(0.0,), std=(1.0,))
   theirs = facebook(config, np.random.default_rng(1))
-  values, report = convert._of_state(configs.check(new), shapes_of(new), theirs, 'file')
+  values, report = convert._of_state(config_lib.check(new), shapes_of(new), theirs, 'file')
   assert not report.problems
   stem = theirs['downsample_layers.0.0.weight'].transpose(2, 3, 1, 0)
   for task in ('rgb', 'ifr'):
@@ -290,7 +291,7 @@ def alone(config, task):
   for other in set(c.tasks) - {task}:
     del c.tasks[other]
   c.batch_size, c.moe.blocks = c.tasks[task].ratio, ((), (), (), ())
-  return configs.check(c)
+  return config_lib.check(c)
 
 
 def of_one_task(state, task, start):

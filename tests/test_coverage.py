@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sm3det_jax import checkpoint, coverage, head_configs
+from sm3det_jax import checkpoint
+from sm3det_jax.analysis import coverage
+from sm3det_jax.config import heads as head_configs
 from sm3det_jax.heads import REACHED
 
 

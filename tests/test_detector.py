@@ -7,8 +7,8 @@ import pytest
 from tiny import batch_of, tiny_config
 
 from sm3det_jax import preprocess
-from sm3det_jax.backbones import layers
 from sm3det_jax.detector import build
+from sm3det_jax.layers import convolution, regularisation
 from sm3det_jax.optim import optimizer
 
 
@@ -137,14 +137,14 @@ def test_depthwise_equals_the_grouped_convolution(shape, size):
     value = lambda x, k: (f(x, k) * cotangent).sum()
     return jax.jit(lambda x, k: (f(x, k), *jax.grad(value, (0, 1))(x, k)))(x, k)
 
-  for got, want in zip(run(layers.depthwise), run(layers._grouped), strict=True):
+  for got, want in zip(run(convolution.depthwise), run(convolution._grouped), strict=True):
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 def test_depthwise_gives_the_other_platforms_a_convolution():
   x, k = jnp.zeros((1, 8, 8, 4)), jnp.zeros((7, 7, 4))
   text = {
-    p: jax.jit(layers.depthwise).trace(x, k).lower(lowering_platforms=(p,)).as_text()
+    p: jax.jit(convolution.depthwise).trace(x, k).lower(lowering_platforms=(p,)).as_text()
     for p in ('cpu', 'cuda', 'tpu')
   }
   assert 'stablehlo.convolution' not in text['cpu']
@@ -153,7 +153,7 @@ def test_depthwise_gives_the_other_platforms_a_convolution():
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
   x = jnp.ones((4000, 2, 2, 1))
-  y = np.asarray(layers.drop_path(x, 0.25, jax.random.key(0)))
+  y = np.asarray(regularisation.drop_path(x, 0.25, jax.random.key(0)))
   assert set(np.unique(y.round(4))) == {0, np.float32(1.3333)} and abs(y.mean() - 1) < 0.05
   assert (y == y[:, :1, :1]).all()
-  assert layers.drop_path(x, 0.25, None) is x
+  assert regularisation.drop_path(x, 0.25, None) is x

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from golden_heads import SIZE, Recorded, assert_gradients, assert_losses, nhwc, padded, relative
 
-from sm3det_jax import head_configs, losses
+from sm3det_jax import losses
+from sm3det_jax.config import heads as head_configs
 from sm3det_jax.detector import build
 from sm3det_jax.geometry import assign, coders, iou, nms, roi_align
 from sm3det_jax.heads import retinanet, rpn, two_stage

@@ -15,7 +15,8 @@ from golden_heads import (
   relative,
 )
 
-from sm3det_jax import head_configs, losses
+from sm3det_jax import losses
+from sm3det_jax.config import heads as head_configs
 from sm3det_jax.geometry import align_conv, assign, coders, iou, obb
 from sm3det_jax.heads import s2anet, two_stage
 from sm3det_jax.interop import layouts, official

@@ -7,7 +7,7 @@ import optax
 import pytest
 from ml_collections import FrozenConfigDict
 
-from sm3det_jax import head_configs
+from sm3det_jax.config import heads as head_configs
 from sm3det_jax.geometry import coders, iou
 from sm3det_jax.heads import HEADS, rpn, two_stage
 from sm3det_jax.necks.fpn import FPN
@@ -22,7 +22,7 @@ TARGETS = {
 
 
 def small(kind):
-  c = head_configs.HEADS[kind][1]()
+  c = head_configs.HEADS[kind].defaults()
   c.channels, c.max_detections = 16, 10
   if 'roi' in c:
     c.roi.fc_channels = 32

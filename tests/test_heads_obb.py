@@ -7,7 +7,7 @@ import optax
 import pytest
 from ml_collections import FrozenConfigDict
 
-from sm3det_jax import head_configs
+from sm3det_jax.config import heads as head_configs
 from sm3det_jax.geometry import iou
 from sm3det_jax.heads import HEADS, s2anet
 
@@ -40,7 +40,7 @@ def test_what_is_left_of_the_orientations_turns_with_the_image():
 
 
 def tiny(kind):
-  c = head_configs.HEADS[kind][1]()
+  c = head_configs.HEADS[kind].defaults()
   c.channels, c.score_threshold, c.max_detections = 16, 0.2, 8
   if kind == 's2anet':
     c.strides, c.convs = (8, 16), 1

@@ -41,10 +41,10 @@ def test_micro_batches_are_the_batches_of_a_smaller_run(monkeypatch):
 
   monkeypatch.setattr(accumulate.mixture, 'train_batches', batches)
   config = toy_config(accumulate=3)
-  got = next(accumulate.micro_batches(config, 4, 1, 2))['x']
+  got = next(train.micro_batches(config, 4, 1, 2))['x']
   np.testing.assert_array_equal(got, [[8, i, 1, 2] for i in (12, 13, 14)])
   config = toy_config()
-  assert next(accumulate.micro_batches(config, 4, 0, 1))['x'].tolist() == [24, 4, 0, 1]
+  assert next(train.micro_batches(config, 4, 0, 1))['x'].tolist() == [24, 4, 0, 1]
 
 
 def test_each_micro_batch_divides_over_the_devices():

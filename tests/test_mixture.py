@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import mixture, prepare, source, transforms
+from data_pipelines import task as task_lib
 from sm3det_jax.config import ConfigDict, default, label_space, task
 
 SIZES = {'radar': 7, 'colour': 5, 'heat': 11}  # windows of each data set
@@ -71,7 +72,7 @@ class WithBackend(NoBackend):
 
 @pytest.fixture(autouse=True)
 def windows(monkeypatch):
-  monkeypatch.setattr(mixture, 'Source', Windows)
+  monkeypatch.setattr(task_lib, 'Source', Windows)
 
 
 def make_config(**changes):
@@ -162,7 +163,7 @@ def test_augmentation_differs_between_epochs():
 
 @pytest.mark.parametrize('workers', [1, 2])
 def test_worker_processes_load_the_same_and_make_no_backend(monkeypatch, workers):
-  monkeypatch.setattr(mixture, 'Source', NoBackend)
+  monkeypatch.setattr(task_lib, 'Source', NoBackend)
   for own, theirs in zip(
     take(3, make_config()), take(3, make_config(workers=str(workers))), strict=True
   ):
@@ -170,7 +171,7 @@ def test_worker_processes_load_the_same_and_make_no_backend(monkeypatch, workers
 
 
 def test_the_check_for_a_backend_sees_one(monkeypatch):
-  monkeypatch.setattr(mixture, 'Source', WithBackend)
+  monkeypatch.setattr(task_lib, 'Source', WithBackend)
   with pytest.raises(RuntimeError, match='made a JAX backend'):
     take(1, make_config(workers='1'))
 
@@ -230,7 +231,7 @@ def test_windows_without_objects_are_left_out_unless_kept(monkeypatch, keep_empt
       super().__init__(*args, **kwargs)
       self.num_objects[::2] = 0
 
-  monkeypatch.setattr(mixture, 'Source', Sparse)
+  monkeypatch.setattr(task_lib, 'Source', Sparse)
   config = make_config()
   config.tasks.ifr.train.keep_empty = keep_empty
   seen = set(shown(take(6, config), 'ifr'))
@@ -427,7 +428,7 @@ def ship_config(root, workers='0'):
 
 
 def test_windows_of_prepared_images(ships, monkeypatch):
-  monkeypatch.setattr(mixture, 'Source', source.Source)
+  monkeypatch.setattr(task_lib, 'Source', source.Source)
   batches = list(mixture.eval_batches(ship_config(ships), 'sar', batch_size=4))
   assert [i for b in batches for i in b['ids']] == ['a'] * 3 + ['b'] * 3 + ['empty'] * 3
   assert np.concatenate([b['offsets'] for b in batches])[:3].tolist() == [
@@ -438,7 +439,7 @@ def test_windows_of_prepared_images(ships, monkeypatch):
   seen = np.concatenate([t['boxes'] for b in batches for t in b['truth'] if t['id'] == 'b'])
   np.testing.assert_allclose(np.unique(seen, axis=0), SHIPS[np.lexsort(SHIPS.T[::-1])])
   config = ship_config(ships)
-  assert len(mixture.Task(config, 'sar', 'train').pool) == 6  # without the empty image's windows
+  assert len(task_lib.Task(config, 'sar', 'train').pool) == 6  # without the empty image's windows
   for own, theirs in zip(take(4, config), take(4, ship_config(ships, '1')), strict=True):
     assert own['sar']['valid'].any(1).all()
     assert_equal(own, theirs)

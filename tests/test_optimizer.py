@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from sm3det_jax import config as configs
+from sm3det_jax import config as config_lib
 from sm3det_jax.optim import optimizer
 
 GROUPS = {'sar/cls': 'sar/bbox_head', 'rgb/rpn_cls': 'rgb/rpn_head', 'rgb/cls': 'rgb/roi_head'}
@@ -40,7 +40,7 @@ def test_schedule_is_the_official_one(golden):
 
 def test_one_step_by_hand():
   """Clipping over all parameters at once, Adam, decay of every parameter, DLA over both."""
-  config = configs.default()
+  config = config_lib.default()
   config.optim.update(warmup_steps=0, milestones=(), lr=0.1, weight_decay=0.05, clip_norm=1.0)
   config.dla.warmup_steps = 0
   tx, params = optimizer.build(config, GROUPS), _params()
@@ -61,7 +61,7 @@ def test_one_step_by_hand():
 
 
 def test_state_keeps_its_types():
-  tx, params = optimizer.build(configs.default(), GROUPS), _params()
+  tx, params = optimizer.build(config_lib.default(), GROUPS), _params()
   state = tx.init(params)
   step = jax.jit(lambda g, s, p: tx.update(g, s, p, losses=LOSSES)[1])
   assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, step(params, state, params))
@@ -76,7 +76,7 @@ def test_every_parameter_has_one_group():
   assert groups['backbone']['stage']['experts_w1'] == groups['neck']['kernel'] == 'shared'
   stray = _params() | {'heads_ifr': {'rpn_head': {'bias': jnp.ones(1)}}}
   with pytest.raises(ValueError, match='no rule of .* matches heads_ifr/rpn_head/bias'):
-    optimizer.build(configs.default(), GROUPS).init(stray)
+    optimizer.build(config_lib.default(), GROUPS).init(stray)
 
 
 def test_overview(caplog):

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipelines import prepare as prepare_lib
-from data_pipelines.builders import detection, presets, scan, soi_det
+from data_pipelines import prepare_command, soi_det
+from data_pipelines.builders import detection, presets, scan
 from data_pipelines.prepare import prepare
 from data_pipelines.readers import Annotation, Skipped
 from data_pipelines.source import Source
@@ -331,7 +331,7 @@ def test_soi_det_subset_by_list(tmp_path):
   content = dict(images=[dict(file_name='train/0000002.jpg')])
   write(tmp_path / 'list.json', json.dumps(content))
   for name in ('list.txt', 'list.json'):
-    only = prepare_lib.read_subset(tmp_path / name)
+    only = prepare_command.read_subset(tmp_path / name)
     assert only == {'0000002'}
   folders = [tmp_path / 'raw' / n for n in ('SARDet_100K', 'DOTA', 'DroneVehicle')]
   sar, *_ = soi_det.prepare(folders, tmp_path / 'data', only.__contains__)
@@ -358,7 +358,7 @@ def test_soi_det_names_the_missing_release(tmp_path):
 
 def arguments(*words):
   parser = argparse.ArgumentParser()
-  prepare_lib.add_arguments(parser)
+  prepare_command.add_arguments(parser)
   return parser.parse_args(words)
 
 
@@ -366,7 +366,7 @@ def test_command_line(tmp_path):
   write_coco(tmp_path / 'a', [(0, 0, [1, 2, 9, 9]), (1, 1, [1, 2, 9, 9])], names=('boat', 'junk'))
   write_dota(tmp_path / 'b', 'txt', 'png', c=square(3, 3, 'Ship'), d=square(3, 3, 'Ship'))
   write(tmp_path / 'only.txt', 'a\nb\nd\n')
-  (report,) = prepare_lib.run(
+  (report,) = prepare_command.run(
     arguments(
       '--dataset=coco,dota_txt', f'--source={tmp_path}/a,{tmp_path}/b', f'--data_dir={tmp_path}/d',
       '--name=ships', '--classes=ship', '--box=hbb', '--aliases=boat=ship', '--ignore=junk',
@@ -383,7 +383,7 @@ def test_command_line(tmp_path):
 @pytest.mark.parametrize('text', ['train', 'train=', '=a:b', 'Train=a:b', 'train=a:b,train=c:d'])
 def test_bad_splits_are_errors(text):
   with pytest.raises(ValueError, match='--splits='):
-    prepare_lib.parse_splits(text)
+    prepare_command.parse_splits(text)
 
 
 def test_ignored_classes_are_no_warnings(tmp_path, caplog):

@@ -10,7 +10,7 @@ import scene_baseline
 
 from data_pipelines import boxes as box_lib
 from data_pipelines import prepare, scenes
-from data_pipelines.scenes import infrared, optical, sar, shapes
+from data_pipelines.scenes import infrared, optical, optical_things, sar, shapes
 from data_pipelines.scenes.shapes import Thing
 from data_pipelines.source import Source
 from sm3det_jax.metrics import coco, dota
@@ -92,7 +92,7 @@ def coverage(module, thing):
   elif module is infrared:
     sprite = infrared.SPRITES[thing.name](thing, rng, 0.5)
   else:
-    sprite = optical.SPRITES[thing.name](thing, rng)
+    sprite = optical_things.SPRITES[thing.name](thing, rng)
   sprite.colour[:] = 1
   canvas = np.zeros((200, 200, sprite.colour.shape[2]), np.float32)
   sprite.paste(canvas, thing)

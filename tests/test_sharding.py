@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from sm3det_jax import config as configs
+from sm3det_jax import config as config_lib
 from sm3det_jax import sharding
 from sm3det_jax.heads.common import map_images
 from sm3det_jax.optim import optimizer
@@ -47,7 +47,7 @@ def test_mesh_errors(data, expert, message):
 
 
 def test_batch_and_experts_must_divide():
-  config = configs.default()  # 2:1:1, 8 experts
+  config = config_lib.default()  # 2:1:1, 8 experts
   sharding.check_mesh(config, _mesh(8, 1))
   config.batch_size = 16
   with pytest.raises(ValueError, match=r'4 group\(s\) of 2 \+ 1 \+ 1 = 4 images.*8 x 4 = 32'):
@@ -67,7 +67,7 @@ def _params():
 
 
 def test_rules_cover_parameters_and_optimizer_state():
-  mesh, config = _mesh(2, 4), configs.default()
+  mesh, config = _mesh(2, 4), config_lib.default()
   tx = optimizer.build(config, GROUPS)
   state = {'params': _params(), 'opt': tx.init(_params())}
   shardings = sharding.tree_sharding(mesh, state)
@@ -91,7 +91,7 @@ def test_every_path_matches_exactly_one_rule():
 
 
 def test_a_step_leaves_every_array_where_it_was():
-  mesh, config = _mesh(2, 4), configs.default()
+  mesh, config = _mesh(2, 4), config_lib.default()
   tx = optimizer.build(config, GROUPS)
 
   def create():

@@ -6,7 +6,8 @@ import re
 import jax
 import pytest
 
-from sm3det_jax import account, config
+from sm3det_jax import config
+from sm3det_jax.analysis import account
 from sm3det_jax.detector import build
 
 PAGE = pathlib.Path(__file__).parents[1] / 'docs/tables.md'

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sm3det_jax import checkpoint, logs, preprocess, sharding, train
-from sm3det_jax import config as configs
+from sm3det_jax import config as config_lib
 from sm3det_jax.optim import optimizer
 
 SIZE = 8  # px
@@ -55,7 +55,7 @@ class ToyDetector:
 
 
 def toy_config(**optim):
-  config = configs.default()
+  config = config_lib.default()
   del config.tasks['ifr']
   config.batch_size, config.log_every, config.checkpoint_every = 24, 1, 3
   config.optim.update(steps=8, milestones=(6,), warmup_steps=3, lr=1e-2, ema=0.9)
@@ -336,7 +336,7 @@ def test_normalise_batch_uses_each_task(tmp_path):
   got = preprocess.normalise_batch(batch, config)
   want = (batch['rgb']['images'].astype(np.float32) - [1, 2, 3]) / [1, 2, 4]
   np.testing.assert_allclose(got['rgb']['images'], want, rtol=1e-6)
-  want = (batch['sar']['images'] - np.array(configs.IMAGENET_MEAN)) / configs.IMAGENET_STD
+  want = (batch['sar']['images'] - np.array(config_lib.IMAGENET_MEAN)) / config_lib.IMAGENET_STD
   np.testing.assert_allclose(got['sar']['images'], want, rtol=1e-5, atol=1e-5)
   assert got['sar']['boxes'] is batch['sar']['boxes']
 

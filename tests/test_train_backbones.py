@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny import batch_of, tiny_config
 
-from sm3det_jax import config as configs
+from sm3det_jax import config as config_lib
 from sm3det_jax import detector, sharding, train
-from sm3det_jax.backbones import layers
+from sm3det_jax.layers import convolution
 from sm3det_jax.optim import optimizer
 
 
@@ -17,12 +17,12 @@ def config_with(kind):
   config = tiny_config(groups=8, ema=0.0)
   del config.tasks.rgb, config.tasks.ifr
   config.tasks.sar.ratio, config.batch_size = 1, 8
-  configs.use_backbone(config, kind)
+  config_lib.use_backbone(config, kind)
   config.backbone.update(depths=(1, 1, 1, 1), channels=(8, 16, 16, 32))
   small = dict(heads=(1, 2, 2, 2), mlp_ratios=(2.0,) * 4, layer_scale=1.0, window=4)
   config.backbone.update({k: v for k, v in small.items() if k in config.backbone})
   config.moe.update(blocks=((), (), (0,), (0,)), num_experts=4)
-  return configs.check(config)
+  return config_lib.check(config)
 
 
 def parts(config):
@@ -48,8 +48,8 @@ def test_a_step_keeps_the_form_of_the_state(kind):
 @pytest.mark.slow
 def test_batch_norm_in_training(monkeypatch):
   """Every average moves in every step."""
-  monkeypatch.setattr(layers, '_shifted', layers._grouped)  # compiles faster
-  monkeypatch.setattr(layers, '_kernel_gradient_by_tap', layers._kernel_gradient_grouped)
+  monkeypatch.setattr(convolution, '_shifted', convolution._grouped)  # compiles faster
+  monkeypatch.setattr(convolution, '_kernel_gradient_by_tap', convolution._kernel_gradient_grouped)
   config = config_with('van')
   mesh = sharding.make_mesh({'data': 1, 'expert': 1}, jax.devices()[:1])
   state = train.create_sharded_state(config, *parts(config), mesh)

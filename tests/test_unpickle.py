@@ -13,7 +13,7 @@ import numpy as np
 import pth
 import pytest
 
-from sm3det_jax.interop import safetensors, state_files, unpickle
+from sm3det_jax.interop.files import safetensors, state_files, unpickle
 
 SAVE = {'zip': pth.save, 'old': pth.save_old}
 BASE = np.arange(24, dtype=np.float32)

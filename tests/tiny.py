@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from sm3det_jax import config as configs
+from sm3det_jax import config as config_lib
 
 SIZE = 64  # px
 
 
 def tiny_config(groups=8, **optim):
   """Three tasks, MoE in the last two stages, gate noise, drop path and random sampling on."""
-  config = configs.default()
+  config = config_lib.default()
   config.batch_size = 4 * groups
   for task in config.tasks.values():
     task.size, task.max_objects, task.head.channels = (SIZE, SIZE), 4, 32
@@ -24,7 +24,7 @@ def tiny_config(groups=8, **optim):
   config.dla.warmup_steps = 2
   config.optim.update(warmup_steps=3, lr=1e-3, ema=0.99)
   config.optim.update(optim)
-  return configs.check(config)
+  return config_lib.check(config)
 
 
 def batch_of(config, step):

@@ -33,7 +33,7 @@ VERSION = '1.0.0'
 COLUMNS = {'hbb': 4, 'obb': 5}
 
 
-class Detection(tfds.core.GeneratorBasedBuilder):
+class DetectionBuilder(tfds.core.GeneratorBasedBuilder):
   """Images with horizontal or oriented boxes.
 
   Args:
@@ -130,7 +130,7 @@ def build(name: str, classes, box: str, entries: dict[str, list[Entry]], data_di
   staging, final = root / f'.{name}.incomplete', root / name / VERSION
   tfds.disable_progress_bar()
   try:
-    builder = Detection(name, classes, box, entries, staging)
+    builder = DetectionBuilder(name, classes, box, entries, staging)
     with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as unused:
       builder.download_and_prepare(download_dir=unused)
     if final.exists():

@@ -2,8 +2,16 @@
 
 import dataclasses
 
+from data_pipelines.classes import (
+  DOTA_CLASSES,
+  DOTA_V10,
+  DOTA_V15,
+  DOTA_V20,
+  DRONEVEHICLE_CLASSES,
+  HITUAV_CLASSES,
+  SAR_CLASSES,
+)
 from data_pipelines.readers import coco, dota_txt, dronevehicle_xml, rolabelimg, voc, yolo_obb
-from sm3det_jax.config import DOTA_CLASSES, DRONEVEHICLE_CLASSES, SAR_CLASSES
 
 # name of a format: (reader, kind of its boxes, fixed options of the reader)
 FORMATS = {
@@ -19,15 +27,7 @@ FORMATS = {
   'voc_rotated': (voc.read, 'obb', {'rotated': True}),
 }
 
-DOTA_V10 = (
-  'plane', 'baseball-diamond', 'bridge', 'ground-track-field', 'small-vehicle', 'large-vehicle',
-  'ship', 'tennis-court', 'basketball-court', 'storage-tank', 'soccer-ball-field', 'roundabout',
-  'harbor', 'swimming-pool', 'helicopter',
-)  # fmt: skip
-DOTA_V15 = DOTA_V10 + ('container-crane',)
-DOTA_V20 = DOTA_V15 + ('airport', 'helipad')
 TRAIN_TEST = (('train', 'train'), ('test', 'test'))
-HITUAV = ('Person', 'Car', 'Bicycle', 'OtherVehicle')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ PRESETS = {
     _coco('coco_rotated')
     + (('coco_rotated', 'rotate_json/{raw}.json', 'images/{raw}'),)
     + (('rolabelimg', 'rotate_xml', '{raw}'), ('rolabelimg', 'rotate_xml', 'images/{raw}')),
-    HITUAV,
+    HITUAV_CLASSES,
     ignore=('DontCare',),
   ),
   # SOI-Det has no validation split: it tests on DOTA's, and on the test splits of the others

@@ -29,6 +29,7 @@ import numpy as np
 
 from data_pipelines import boxes as box_lib
 from data_pipelines import images
+from data_pipelines.errors import UserError
 from data_pipelines.readers import Annotation, Skipped
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def scan(
     skipped: where what is left out is counted.
 
   Raises:
-    ValueError: a class nobody knows, or horizontal boxes for box='obb'.
+    UserError: a class nobody knows, or horizontal boxes for box='obb'.
   """
   with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
     for number, (a, file) in enumerate(zip(annotations, pool.map(_look, annotations), strict=True)):
@@ -112,7 +113,7 @@ def clean(a: Annotation, height: int, width: int, box: str, label, skipped) -> d
   where = a.labels or a.image
   columns = {'hbb': 4, 'obb': 5}[box]
   if len(a.boxes) and a.boxes.shape[1] < columns:
-    raise ValueError(f'{where}: horizontal boxes, but the data set is to hold oriented ones')
+    raise UserError(f'{where}: horizontal boxes, but the data set is to hold oriented ones')
   boxes, polygons = np.array(a.boxes, np.float32), np.array(a.polygons, np.float32).reshape(-1, 8)
   if box == 'hbb' and boxes.shape[1] == 5:
     boxes = box_lib.polygon_to_hbb(polygons)
@@ -167,7 +168,7 @@ def labeller(classes, ignore=(), aliases=None) -> Callable[[str, pathlib.Path], 
     if len(found) == 1:
       return next(iter(found))
     near = difflib.get_close_matches(name, classes, 1)
-    raise ValueError(
+    raise UserError(
       f'{file}: class {name!r} is not among the classes {", ".join(classes)}'
       + (f' (did you mean {near[0]!r}?)' if near else '')
       + '; add it to the classes, give it an alias, or name it in ignore'

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from data_pipelines import boxes as box_lib
+from data_pipelines.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -183,14 +184,14 @@ def numbers(element: ElementTree.Element, keys, path: pathlib.Path) -> list[floa
   """The numbers in the children `keys` of an element.
 
   Raises:
-    ValueError: one is missing or not a number; names the file.
+    UserError: one is missing or not a number; names the file.
   """
   texts = [element.findtext(key) for key in keys]
   try:
     return [float(text) for text in texts]
   except (TypeError, ValueError):
     found = dict(zip(keys, texts, strict=True))
-    raise ValueError(f'{path}: <{element.tag}> needs numbers {", ".join(keys)}: {found}') from None
+    raise UserError(f'{path}: <{element.tag}> needs numbers {", ".join(keys)}: {found}') from None
 
 
 def flag(element: ElementTree.Element, key: str) -> int:

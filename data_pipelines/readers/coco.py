@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_pipelines import boxes as box_lib
+from data_pipelines.errors import UserError
 from data_pipelines.readers import SUFFIXES, Annotation, Skipped, find
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def read(
 
   Raises:
     FileNotFoundError: the json or the folder is not there.
-    ValueError: not COCO json, or a box of neither four nor five numbers.
+    UserError: not COCO json, or a box of neither four nor five numbers.
   """
   path, folder = find(source, labels, f'{split} labels'), find(source, images, f'{split} images')
   try:
@@ -47,7 +48,7 @@ def read(
     entries, annotations = content['images'], content['annotations']
     names = {c['id']: str(c['name']) for c in content['categories']}
   except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as e:
-    raise ValueError(f'{path}: not COCO json ({type(e).__name__}: {e})') from e
+    raise UserError(f'{path}: not COCO json ({type(e).__name__}: {e})') from e
   columns = _columns(annotations, path)
   scale = _angle_unit(annotations, angle, path) if columns == 5 else 1.0
   objects = {entry['id']: [] for entry in entries}
@@ -55,7 +56,7 @@ def read(
     if a['image_id'] not in objects:
       skipped.add('object of an image that the file does not list', path)
     elif a['category_id'] not in names:
-      raise ValueError(
+      raise UserError(
         f'{path}: category_id {a["category_id"]} is not among its categories {sorted(names)}'
       )
     else:
@@ -81,7 +82,7 @@ def read(
 def _file_name(entry, path):
   name = entry.get('file_name', entry.get('filename'))
   if not name:
-    raise ValueError(f'{path}: image {entry.get("id")} has neither file_name nor filename')
+    raise UserError(f'{path}: image {entry.get("id")} has neither file_name nor filename')
   return name
 
 
@@ -99,14 +100,14 @@ def _columns(annotations, path):
   """4 or 5 numbers a box, the same in the whole file."""
   lengths = {len(a.get('bbox') or ()) for a in annotations} or {4}
   if lengths not in ({4}, {5}):
-    raise ValueError(f'{path}: boxes of {sorted(lengths)} numbers; expected all 4 or all 5')
+    raise UserError(f'{path}: boxes of {sorted(lengths)} numbers; expected all 4 or all 5')
   return lengths.pop()
 
 
 def _angle_unit(annotations, angle, path):
   """Radians in one unit of the file's angles."""
   if angle not in ('auto', 'degree', 'radian'):
-    raise ValueError(f"angle={angle!r}: expected 'auto', 'degree' or 'radian'")
+    raise UserError(f"angle={angle!r}: expected 'auto', 'degree' or 'radian'")
   if angle == 'auto':
     largest = max(abs(a['bbox'][4]) for a in annotations)
     angle = 'degree' if largest > 2 * math.pi + 1e-3 else 'radian'

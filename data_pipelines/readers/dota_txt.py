@@ -10,6 +10,7 @@ import numpy as np
 
 from data_pipelines import images as image_lib
 from data_pipelines import tiling
+from data_pipelines.errors import UserError
 from data_pipelines.readers import Annotation, Skipped, find, oriented, pairs
 
 
@@ -36,7 +37,7 @@ def read(
 
   Raises:
     FileNotFoundError: a folder is not there.
-    ValueError: a line that is none of the above; names file and line.
+    UserError: a line that is none of the above; names file and line.
   """
   folder, images = find(source, labels, f'{split} labels'), find(source, images, f'{split} images')
   for image, file in pairs(folder, images, '.txt', skipped, _full_image):
@@ -66,7 +67,7 @@ def _rows(path):
       if not rest:
         raise ValueError
     except ValueError:
-      raise ValueError(
+      raise UserError(
         f'{path}:{number}: expected eight coordinates, a class and 0, 1 or 2, not {line.strip()!r}'
       ) from None
     rows.append((' '.join(rest), polygon, difficult))

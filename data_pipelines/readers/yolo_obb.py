@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_pipelines import images as image_lib
+from data_pipelines.errors import UserError
 from data_pipelines.readers import Annotation, Skipped, find, oriented, pairs
 
 
@@ -32,7 +33,7 @@ def read(
 
   Raises:
     FileNotFoundError: a folder or the yaml is not there.
-    ValueError: a line that is not the above; names file and line.
+    UserError: a line that is not the above; names file and line.
   """
   classes = class_names(_yaml(source))
   folder = find(source, labels, f'{split} labels')
@@ -56,7 +57,7 @@ def _rows(path, classes, scale):
       if len(polygon) != 8:
         raise ValueError
     except (ValueError, KeyError):
-      raise ValueError(
+      raise UserError(
         f'{path}:{number}: expected a class number of {sorted(classes)} and eight coordinates, '
         f'not {line.strip()!r}'
       ) from None
@@ -81,7 +82,7 @@ def class_names(path: pathlib.Path) -> dict[int, str]:
   `0: a` or `- a` a line below it, `[a, b]`, `{0: a, 1: b}`.
 
   Raises:
-    ValueError: no names are found.
+    UserError: no names are found.
   """
   lines = [
     re.sub(r'(^|\s)#.*', '', l).rstrip() for l in path.read_text(encoding='utf-8').splitlines()
@@ -105,5 +106,5 @@ def class_names(path: pathlib.Path) -> dict[int, str]:
     number = int(key) if colon and key.strip().isdigit() else len(found)
     found[number] = (value if colon else item).strip().removeprefix('- ').strip('\'" ')
   if not found:
-    raise ValueError(f'{path}: no class names below `names:`')
+    raise UserError(f'{path}: no class names below `names:`')
   return found

@@ -4,13 +4,8 @@ from typing import Any
 
 import flax.linen as nn
 
-from sm3det_jax.backbones.convnext import ConvNeXt
-from sm3det_jax.backbones.lsknet import LSKNet
-from sm3det_jax.backbones.pvt_v2 import PVTv2
-from sm3det_jax.backbones.swin import Swin
-from sm3det_jax.backbones.van import VAN
-
-BACKBONES = {'convnext': ConvNeXt, 'lsknet': LSKNet, 'pvt_v2': PVTv2, 'swin': Swin, 'van': VAN}
+from sm3det_jax.config.backbones import BACKBONES
+from sm3det_jax.config.registry import resolve
 
 
 def build(config: Any, groups: int = 1) -> nn.Module:
@@ -24,9 +19,10 @@ def build(config: Any, groups: int = 1) -> nn.Module:
     groups: of images whose balance of experts is judged apart (`moe.aux_stats`).
   """
   arguments = dict(config.backbone)
-  kind, same_start = BACKBONES[arguments.pop('type')], arguments.pop('experts_from_one')
+  kind = resolve(BACKBONES[arguments.pop('type')].module)
+  same_start = arguments.pop('experts_from_one')
   names = ('num_experts', 'top_k', 'noisy', 'gate', 'softmax', 'level', 'implementation')
-  moe = {k: config.moe[k] for k in names} | {'groups': groups, 'same_start': same_start}
+  moe = {k: config.moe[k] for k in names} | {'stat_groups': groups, 'same_start': same_start}
   moe['capacity_factor'] = config.moe.capacity_factor or None
   remat = 'backbone' in config.remat
   return kind(moe_blocks=config.moe.blocks, moe=moe, remat=remat, **arguments)

@@ -2,37 +2,14 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from sm3det_jax.activations import gelu
-from sm3det_jax.backbones.layers import (
-  Dense,
-  DepthwiseConv,
-  Norm,
-  Patchify,
-  drop_path,
-  drop_path_rates,
-  run_block,
-  stem_name,
-)
+from sm3det_jax.backbones.stages import run_block, stem_name
+from sm3det_jax.layers.convolution import DepthwiseConv, Patchify
+from sm3det_jax.layers.feed_forward import FeedForward
+from sm3det_jax.layers.linear import Dense
+from sm3det_jax.layers.norm import Norm
+from sm3det_jax.layers.regularisation import drop_path, drop_path_rates
 from sm3det_jax.moe.layer import MoE, Usage
-from sm3det_jax.precision import wide
-
-
-class GRN(nn.Module):
-  """Global response normalisation over (H, W) (ConvNeXt V2)."""
-
-  epsilon: float = 1e-6
-
-  @nn.compact
-  def __call__(self, x):
-    gamma = self.param('gamma', nn.initializers.zeros, (x.shape[-1],))
-    beta = self.param('beta', nn.initializers.zeros, (x.shape[-1],))
-    y = wide(x)
-    norm = jnp.sqrt(jnp.maximum((y * y).sum((1, 2), keepdims=True), 1e-24))
-    response = norm / (norm.mean(-1, keepdims=True) + self.epsilon)
-    gamma, beta = (v.astype(y.dtype)[None, None, None] for v in (gamma, beta))
-    return (gamma * (y * response) + beta + y).astype(x.dtype)
 
 
 class Adapter(nn.Module):
@@ -45,18 +22,6 @@ class Adapter(nn.Module):
     c = x.shape[-1]
     y = nn.relu(Dense(max(c // self.reduction, 1), name='fc1')(x.mean((1, 2), keepdims=True)))
     return x * nn.sigmoid(Dense(c, name='fc2')(y))
-
-
-class FFN(nn.Module):
-  """Linear to 4C, exact GELU, GRN where asked for, linear back."""
-
-  grn: bool
-
-  @nn.compact
-  def __call__(self, x):
-    c = x.shape[-1]
-    y = gelu(Dense(4 * c, name='fc1')(x))
-    return Dense(c, name='fc2')(GRN(name='grn')(y) if self.grn else y)
 
 
 class Block(nn.Module):
@@ -80,7 +45,7 @@ class Block(nn.Module):
   def __call__(self, x, noise_key=None, drop_key=None) -> tuple[jax.Array, Usage | None]:
     y, usage = Norm(name='norm')(DepthwiseConv(name='dwconv')(x)), None
     if self.moe is None:
-      y = FFN(self.grn, name='ffn')(y)
+      y = FeedForward(4 * x.shape[-1], self.grn, name='ffn')(y)
     else:
       y, usage = MoE(hidden=4 * x.shape[-1], name='moe', **self.moe)(y, noise_key)
     if self.adapter:

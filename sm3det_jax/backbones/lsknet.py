@@ -3,8 +3,10 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sm3det_jax.backbones.layers import Conv, Dense, fan_out_init
 from sm3det_jax.backbones.van import VAN, local_then_wide
+from sm3det_jax.layers.convolution import Conv
+from sm3det_jax.layers.initialisers import fan_out_init
+from sm3det_jax.layers.linear import Dense
 
 
 class SelectiveGate(nn.Module):
@@ -19,7 +21,7 @@ class SelectiveGate(nn.Module):
     ]
     both = jnp.concatenate(parts, -1)
     summary = jnp.concatenate([both.mean(-1, keepdims=True), both.max(-1, keepdims=True)], -1)
-    weights = nn.sigmoid(Conv(2, 7, init=fan_out_init, name='squeeze')(summary))
+    weights = nn.sigmoid(Conv(2, 7, kernel_init=fan_out_init, name='squeeze')(summary))
     y = parts[0] * weights[..., :1] + parts[1] * weights[..., 1:]
     return x * Dense(c, fan_out_init, name='mix')(y)
 

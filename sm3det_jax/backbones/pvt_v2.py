@@ -6,8 +6,13 @@ The released code has no PVT-v2; docs/decisions says how MoE and sizes were chos
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sm3det_jax.backbones.layers import Dense, Norm, Patchify, attend, drop_path, kernel_init
 from sm3det_jax.backbones.pyramid import MixFFN, Pyramid, split
+from sm3det_jax.layers.attention import attend
+from sm3det_jax.layers.convolution import Patchify
+from sm3det_jax.layers.initialisers import truncated_normal
+from sm3det_jax.layers.linear import Dense
+from sm3det_jax.layers.norm import Norm
+from sm3det_jax.layers.regularisation import drop_path
 
 
 class Attention(nn.Module):
@@ -59,7 +64,7 @@ class PVTv2(Pyramid, kw_only=True):
   reductions: tuple[int, ...]
   qkv_bias: bool = True
 
-  linear_init = staticmethod(kernel_init)
+  linear_init = staticmethod(truncated_normal)
 
   def block(self, stage, ffn, drop_path_rate, name):
     attention = dict(

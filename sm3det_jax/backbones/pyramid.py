@@ -3,19 +3,13 @@
 import flax.linen as nn
 import jax
 
-from sm3det_jax.activations import gelu
-from sm3det_jax.backbones.layers import (
-  Conv,
-  Dense,
-  DepthwiseConv,
-  Norm,
-  depthwise_fan_out_init,
-  drop_path_rates,
-  dropout,
-  fan_out_init,
-  run_block,
-  stem_name,
-)
+from sm3det_jax.backbones.stages import run_block, stem_name
+from sm3det_jax.layers.activations import gelu
+from sm3det_jax.layers.convolution import Conv, DepthwiseConv
+from sm3det_jax.layers.initialisers import depthwise_fan_out_init, fan_out_init
+from sm3det_jax.layers.linear import Dense
+from sm3det_jax.layers.norm import Norm
+from sm3det_jax.layers.regularisation import drop_path_rates, dropout
 from sm3det_jax.moe.layer import MoELinear, Usage, block_usage
 
 
@@ -48,7 +42,7 @@ class MixFFN(nn.Module):
       return y
 
     y = linear(0, x, self.hidden)
-    y = DepthwiseConv(3, init=depthwise_fan_out_init, name='dwconv')(y)
+    y = DepthwiseConv(3, kernel_init=depthwise_fan_out_init, name='dwconv')(y)
     y = dropout(gelu(y), self.drop_rate, keys[2])
     y = dropout(linear(1, y, x.shape[-1]), self.drop_rate, keys[3])
     return y, usages
@@ -95,7 +89,7 @@ class Pyramid(nn.Module, kw_only=True):
     for stage, (depth, channels) in enumerate(zip(self.depths, self.channels, strict=True)):
       size, stride = (3, 2) if stage else (7, 4)
       embed = f'embed{stage}' if stage else stem_name('embed0', self.stems, task)
-      x = Conv(channels, size, stride, init=fan_out_init, name=embed)(x)
+      x = Conv(channels, size, stride, kernel_init=fan_out_init, name=embed)(x)
       x = self.embed_norm(name=f'{embed}_norm')(x)
       for j in range(depth):
         key = None if rng is None else jax.random.fold_in(rng, index)

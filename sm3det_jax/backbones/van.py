@@ -3,21 +3,18 @@
 import flax.linen as nn
 import jax
 
-from sm3det_jax.activations import gelu
-from sm3det_jax.backbones.layers import (
-  BatchNorm,
-  Dense,
-  DepthwiseConv,
-  depthwise_fan_out_init,
-  drop_path,
-  fan_out_init,
-)
 from sm3det_jax.backbones.pyramid import MixFFN, Pyramid, split
+from sm3det_jax.layers.activations import gelu
+from sm3det_jax.layers.convolution import DepthwiseConv
+from sm3det_jax.layers.initialisers import depthwise_fan_out_init, fan_out_init
+from sm3det_jax.layers.linear import Dense
+from sm3det_jax.layers.norm import BatchNorm
+from sm3det_jax.layers.regularisation import drop_path
 
 
 def local_then_wide(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Depthwise 5x5 of x, and depthwise 7x7 of dilation 3 of that; called inside a module."""
-  local = DepthwiseConv(5, init=depthwise_fan_out_init, name='local')(x)
+  local = DepthwiseConv(5, kernel_init=depthwise_fan_out_init, name='local')(x)
   return local, DepthwiseConv(7, 3, depthwise_fan_out_init, name='wide')(local)
 
 

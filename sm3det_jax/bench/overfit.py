@@ -28,7 +28,7 @@ def measure(
     quickstart.shortened(config, steps)
   with tempfile.TemporaryDirectory() as temporary:
     workdir = pathlib.Path(workdir or temporary)
-    quickstart.open_workdir(config, workdir, {'train': SCENES})
+    quickstart.draw_and_prepare(config, workdir, {'train': SCENES})
     train.train(config, workdir)
     config, variables = checkpoint.restore_for_inference(workdir)
     metrics = evaluate.evaluate(config, variables, out_dir=workdir)

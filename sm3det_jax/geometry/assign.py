@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from data_pipelines.errors import UserError
 from sm3det_jax.geometry import hbb
 from sm3det_jax.geometry import iou as iou_lib
 
@@ -132,7 +133,7 @@ def sample(gt_inds, num, positive_fraction, mode='random', rng=None):
     (positive, negative) bool masks [n].
 
   Raises:
-    ValueError: for an unknown mode, or 'random' without rng.
+    UserError: for an unknown mode, or 'random' without rng.
   """
   positive, negative = gt_inds > 0, gt_inds == 0
   if mode == 'all':
@@ -141,11 +142,11 @@ def sample(gt_inds, num, positive_fraction, mode='random', rng=None):
     choose = _first
   elif mode == 'random':
     if rng is None:
-      raise ValueError("sampling 'random' needs an rng key, got None; pass one or use 'firstk'")
+      raise UserError("sampling 'random' needs an rng key, got None; pass one or use 'firstk'")
     key = jax.random.uniform(rng, gt_inds.shape)
     choose = lambda mask, limit, size: _lowest(key, mask, limit, size)
   else:
-    raise ValueError(f"sampling mode is {mode!r}, must be 'random', 'all' or 'firstk'")
+    raise UserError(f"sampling mode is {mode!r}, must be 'random', 'all' or 'firstk'")
   most = int(num * positive_fraction)
   positive = choose(positive, most, most)
   return positive, choose(negative, num - positive.sum(), num)

@@ -13,7 +13,7 @@ class CascadeRCNN(TwoStage):
   Every stage has one box for all classes.
 
   Attributes:
-    config: as `sm3det_jax.head_configs.cascade_rcnn`.
+    config: as `sm3det_jax.config.heads.cascade_rcnn`.
     num_classes: of its label space.
   """
 

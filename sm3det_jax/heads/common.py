@@ -28,7 +28,7 @@ class Head(nn.Module):
   """A task's head; the subclasses say which.
 
   Attributes:
-    config: of the head, see `sm3det_jax.head_configs`.
+    config: of the head, see `sm3det_jax.config.heads`.
     num_classes: of its label space.
   """
 

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from sm3det_jax import losses
-from sm3det_jax.backbones.layers import Conv
 from sm3det_jax.geometry import assign, hbb, iou, nms
 from sm3det_jax.heads.common import PRIOR, Detections, map_images
+from sm3det_jax.layers.convolution import Conv
 
 
-class DenseHead(nn.Module):
+class TowerHead(nn.Module):
   """Two towers of convolutions, shared over levels.
 
   Attributes:

@@ -16,7 +16,7 @@ class FasterRCNN(TwoStage):
   """The task's head: horizontal proposals, one stage with a box for every class.
 
   Attributes:
-    config: as `sm3det_jax.head_configs.faster_rcnn`.
+    config: as `sm3det_jax.config.heads.faster_rcnn`.
     num_classes: of its label space.
   """
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from sm3det_jax import losses
-from sm3det_jax.backbones.layers import Conv, GroupNorm
 from sm3det_jax.geometry import assign, coders, hbb, iou
 from sm3det_jax.heads import dense
 from sm3det_jax.heads.common import (
@@ -20,6 +19,8 @@ from sm3det_jax.heads.common import (
   level_shapes,
   map_images,
 )
+from sm3det_jax.layers.convolution import Conv
+from sm3det_jax.layers.norm import GroupNorm
 
 
 class GFLHead(nn.Module):

@@ -8,7 +8,7 @@ class OrientedRCNN(TwoStage):
   """The task's head: oriented proposals by midpoint offsets, one stage on rotated RoIAlign.
 
   Attributes:
-    config: as `sm3det_jax.head_configs.oriented_rcnn`.
+    config: as `sm3det_jax.config.heads.oriented_rcnn`.
     num_classes: of its label space.
   """
 

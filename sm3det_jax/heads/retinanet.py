@@ -21,7 +21,7 @@ class RetinaNet(Head):
   def setup(self):
     c = self.config
     anchors = c.scales_per_octave * len(c.anchor_ratios)
-    self.bbox_head = dense.DenseHead(anchors * self.num_classes, anchors * 4, c.channels, c.convs)
+    self.bbox_head = dense.TowerHead(anchors * self.num_classes, anchors * 4, c.channels, c.convs)
 
   def raw(self, features):
     """Maps of the levels: class logits [B, H, W, A * classes], deltas [B, H, W, A * 4]."""

@@ -12,7 +12,7 @@ class RoITransformer(TwoStage):
   The first stage has one box for all classes, the second one for each.
 
   Attributes:
-    config: as `sm3det_jax.head_configs.roi_transformer`.
+    config: as `sm3det_jax.config.heads.roi_transformer`.
     num_classes: of its label space.
   """
 

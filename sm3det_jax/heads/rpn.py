@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from sm3det_jax import losses
-from sm3det_jax.backbones.layers import Conv
 from sm3det_jax.geometry import assign, iou, nms, obb
 from sm3det_jax.heads.common import flat, level_anchors, level_shapes, map_images
+from sm3det_jax.layers.convolution import Conv
 
 
 class RPNHead(nn.Module):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines.errors import UserError
 from sm3det_jax.geometry import align_conv, coders, hbb, nms, obb
 from sm3det_jax.heads import dense
 from sm3det_jax.heads.common import (
@@ -88,7 +89,7 @@ class AlignConv(nn.Module):
     return out
 
 
-class ODMHead(dense.DenseHead):
+class ODMHead(dense.TowerHead):
   """The second dense head: classes are told from what does not depend on the orientation."""
 
   def setup(self):
@@ -110,8 +111,8 @@ class S2ANet(Head):
   def setup(self):
     c = self.config
     if c.channels % ORIENTATIONS:
-      raise ValueError(f'head s2anet: channels={c.channels} is no multiple of {ORIENTATIONS}')
-    self.fam_head = dense.DenseHead(self.num_classes, 5, c.channels, c.convs)
+      raise UserError(f'head s2anet: channels={c.channels} is no multiple of {ORIENTATIONS}')
+    self.fam_head = dense.TowerHead(self.num_classes, 5, c.channels, c.convs)
     self.align_conv = AlignConv(c.strides)
     self.odm_head = ODMHead(self.num_classes, 5, c.channels, c.convs)
 

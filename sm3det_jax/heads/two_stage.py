@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from sm3det_jax import losses
-from sm3det_jax.backbones.layers import Dense
 from sm3det_jax.geometry import assign, coders, iou, nms, obb, roi_align
 from sm3det_jax.heads import rpn
 from sm3det_jax.heads.common import Detections, Head, map_images
+from sm3det_jax.layers.linear import Dense
 from sm3det_jax.precision import wide
 
 uniform, normal = nn.initializers.xavier_uniform(), nn.initializers.xavier_normal()

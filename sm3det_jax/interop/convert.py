@@ -13,11 +13,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_pipelines.errors import UserError
 from sm3det_jax import checkpoint
 from sm3det_jax.config import joint_classes, label_space
 from sm3det_jax.detector import build
 from sm3det_jax.heads.common import start_stage
-from sm3det_jax.interop import constants, layouts, official, sources, state_files
+from sm3det_jax.interop import constants, layouts, official, sources
+from sm3det_jax.interop.files import state_files
 from sm3det_jax.interop.report import PROBLEMS, Report, Row
 
 SHOWN = 3  # names in a one-line error
@@ -39,7 +41,7 @@ def to_workdir(config: ConfigDict, file: str | os.PathLike, out: str | os.PathLi
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: a damaged or refused file; arrays missing, unexpected or of other shapes (a table
+    UserError: a damaged or refused file; arrays missing, unexpected or of other shapes (a table
       of all of them is logged); `out` holds a run.
   """
   state = state_files.read(file)
@@ -47,7 +49,7 @@ def to_workdir(config: ConfigDict, file: str | os.PathLike, out: str | os.PathLi
   values, report = _of_state(config, shapes, state, str(file))
   if report.problems:
     logger.error('%s\n%s', report.summary(), report.table(*PROBLEMS))
-    raise ValueError(_refusal(config, report))
+    raise UserError(_refusal(config, report))
   whole = all(r.status != 'fresh' for r in report.rows)
   checkpoint.save_weights(out, config, _filled(shapes if whole else _fresh(config), values))
   (pathlib.Path(out) / 'conversion.txt').write_text(f'{report.summary()}\n\n{report.table()}\n')
@@ -98,7 +100,7 @@ def load_matching(
 
   Raises:
     FileNotFoundError: no such file or run.
-    ValueError: a damaged or refused file; nothing fits.
+    UserError: a damaged or refused file; nothing fits.
   """
   values, report = _matching(variables, source, config)
   return _filled(variables, values), report
@@ -123,7 +125,7 @@ def _matching(variables, source, config):
   else:
     values, report = _of_state(config, variables, state_files.read(source), str(source))
   if not values:
-    raise ValueError(f'{report.summary()}: nothing of it fits this config')
+    raise UserError(f'{report.summary()}: nothing of it fits this config')
   return values, report
 
 
@@ -182,7 +184,7 @@ def _official(state, config, whole, wanted):
     backbone, rest = (backbone, rest) if backbone else (rest, {})
   elif any(re.match(sources.HEAD, n) for n in rest):
     if len(config.tasks) != 1:
-      raise ValueError(
+      raise UserError(
         'the file holds a detector of one task, whose name it does not say; '
         f'this config has {", ".join(config.tasks)}. Give one with that task alone'
       )

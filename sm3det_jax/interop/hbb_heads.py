@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from sm3det_jax import head_configs
+from sm3det_jax.config import heads as head_configs
 from sm3det_jax.heads.cascade_rcnn import CascadeRCNN
 from sm3det_jax.heads.faster_rcnn import FasterRCNN
 from sm3det_jax.interop import two_stage

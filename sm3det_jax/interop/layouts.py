@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.errors import UserError
+
 
 class Entry(NamedTuple):
   """One array of ours and where it comes from."""
@@ -89,10 +91,10 @@ def expect(part: dict, *kinds: str) -> str:
   """The `type` of a part of an official `model` dict.
 
   Raises:
-    ValueError: it is none of `kinds`.
+    UserError: it is none of `kinds`.
   """
   if part['type'] not in kinds:
-    raise ValueError(f'{part["type"]} is not supported here, only {", ".join(kinds)}')
+    raise UserError(f'{part["type"]} is not supported here, only {", ".join(kinds)}')
   return part['type']
 
 
@@ -100,10 +102,10 @@ def fixed(name: str, theirs, ours) -> None:
   """Refuses a setting of an official `model` dict that is not one here.
 
   Raises:
-    ValueError: theirs differs from ours.
+    UserError: theirs differs from ours.
   """
   if theirs != ours:
-    raise ValueError(f'{name}={theirs} is not supported here, only {ours}')
+    raise UserError(f'{name}={theirs} is not supported here, only {ours}')
 
 
 def plain_losses(*heads: dict) -> None:

@@ -4,7 +4,7 @@ import math
 
 import ml_collections
 
-from sm3det_jax import head_configs
+from sm3det_jax.config import heads as head_configs
 from sm3det_jax.heads import s2anet as s2anet_head
 from sm3det_jax.heads.oriented_rcnn import OrientedRCNN
 from sm3det_jax.heads.roi_transformer import RoITransformer

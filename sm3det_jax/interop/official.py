@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from sm3det_jax import config as configs
+from data_pipelines.errors import UserError
+from sm3det_jax import config as config_lib
 from sm3det_jax.backbones import build as build_backbone
-from sm3det_jax.interop import backbones, hbb_heads, layouts, obb_heads, sources
+from sm3det_jax.interop import backbones, constructors, hbb_heads, layouts, obb_heads, sources
 from sm3det_jax.interop.layouts import Entry, affine, expect, get, put
 from sm3det_jax.interop.two_stage import first
 
@@ -50,11 +51,11 @@ def config_from_official(model: dict) -> ml_collections.ConfigDict:
   What the dict leaves out has the official constructor's default.
 
   Raises:
-    ValueError: a detector, backbone or head of another kind.
+    UserError: a detector, backbone or head of another kind.
   """
-  c = configs.default()
+  c = config_lib.default()
   expect(model, *DETECTORS)
-  c.backbone, c.moe = backbones.config(model['backbone'])
+  c.backbone, c.moe = constructors.config(model['backbone'])
   c.neck.channels = model['neck']['out_channels']
   c.neck.extra_convs = bool(model['neck'].get('add_extra_convs', False))
   head = model.get('sar_bbox_head') or first(model['sar_roi_head']['bbox_head'])
@@ -62,7 +63,7 @@ def config_from_official(model: dict) -> ml_collections.ConfigDict:
   del c.tasks
   c.tasks = ml_collections.ConfigDict(sort_keys=False)
   for name, box in TASKS.items():
-    c.tasks[name] = configs.task(box, '', classes, ratio=2 if name == 'sar' else 1)
+    c.tasks[name] = config_lib.task(box, '', classes, ratio=2 if name == 'sar' else 1)
     parts = (model.get(f'{name}_{part}_head') for part in ('rpn', 'fam', 'bbox'))
     head = next(part for part in parts if part)
     c.tasks[name].head = HEADS[expect(head, *HEADS)](model, name)
@@ -74,7 +75,7 @@ def from_state_dict(state_dict: dict, config: ml_collections.ConfigDict) -> dict
   """Our variables, {'params': ...}, of a whole official detector.
 
   Raises:
-    ValueError: names every array that is missing or that nothing here takes.
+    UserError: names every array that is missing or that nothing here takes.
   """
   return _variables(entries(config), state_dict)
 
@@ -89,7 +90,7 @@ def _variables(table, state_dict):
     put(variables, (entry.collection, *entry.path), jnp.asarray(layouts.ours(entry, state_dict)))
   unexpected = [n for n in state_dict if n not in taken and not n.endswith(IGNORED)]
   if missing or (unexpected := sorted(unexpected)):
-    raise ValueError(f'state dict does not fit: missing {missing}, unexpected {unexpected}')
+    raise UserError(f'state dict does not fit: missing {missing}, unexpected {unexpected}')
   return variables
 
 
@@ -120,13 +121,13 @@ def backbone(arguments: dict, state_dict: dict) -> tuple[Backbone, dict]:
     (backbone, variables) for `backbone.apply(variables, images)`.
 
   Raises:
-    ValueError: as `interop.backbones.config` and `from_state_dict`.
+    UserError: as `interop.constructors.config` and `from_state_dict`.
   """
   experts = [int(m[1]) for n in state_dict if (m := re.search(r'\.experts\.(\d+)\.', n))]
   if experts:  # a constructor's default is 2 or 4, the weights know
     arguments = {'num_experts': max(experts) + 1} | arguments
-  c = configs.default()
-  c.backbone, c.moe = backbones.config(arguments)
+  c = config_lib.default()
+  c.backbone, c.moe = constructors.config(arguments)
   table = backbones.entries(c)
   wanted = {name for entry in table for name in entry.names}
   state_dict = sources.of_backbone(state_dict, c.backbone.type, wanted)

@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 
+from data_pipelines.errors import UserError
 from sm3det_jax.heads.common import start_stage
 
 DROPPED = r'ema_.*|.*\.attn_mask'  # averages that mmcv has swapped in, constants of Swin
@@ -75,12 +76,12 @@ def of_one_task(state: dict, task: str, strides: tuple, stages: int, wanted: set
   stride 2) becomes the convolution that does the same, where the model has one.
 
   Raises:
-    ValueError: it reads other stages than a head with these strides.
+    UserError: it reads other stages than a head with these strides.
   """
   laterals = sum(bool(re.fullmatch(r'neck\.lateral_convs\.\d+\.conv\.weight', n)) for n in state)
   start = start_stage(strides)
   if laterals != stages - start:
-    raise ValueError(
+    raise UserError(
       f'the pyramid of the file reads {laterals} stages of the backbone, task {task} reads '
       f'{stages - start} (strides {tuple(strides)})'
     )

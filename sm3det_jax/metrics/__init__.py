@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.errors import UserError
+
 
 class Result(NamedTuple):
   """Scores of one task under one protocol.
@@ -48,15 +50,15 @@ def match_images(predictions: list[dict], truths: list[dict]) -> list[tuple[dict
   """(truth, prediction) of every image, in the order of `truths`.
 
   Raises:
-    ValueError: an image that is there twice, or is in one list only.
+    UserError: an image that is there twice, or is in one list only.
   """
   found, known = {p['id']: p for p in predictions}, {t['id'] for t in truths}
   for name, ids, items in (('predictions', found, predictions), ('truths', known, truths)):
     if len(ids) != len(items):
-      raise ValueError(f'{name} hold {len(items)} images but only {len(ids)} different ids')
+      raise UserError(f'{name} hold {len(items)} images but only {len(ids)} different ids')
   if found.keys() != known:
     example = max(found.keys() ^ known, key=str)  # the same one on every run
-    raise ValueError(
+    raise UserError(
       f'{len(found)} predicted and {len(known)} labelled images differ, e.g. in {example!r}'
     )
   return [(t, found[t['id']]) for t in truths]

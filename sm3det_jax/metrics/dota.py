@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.errors import UserError
 from sm3det_jax import metrics
 from sm3det_jax.metrics import polygon
 
@@ -57,10 +58,10 @@ def evaluate(
     metrics.Result.
 
   Raises:
-    ValueError: an unknown protocol; an image that is there twice, or is in one list only.
+    UserError: an unknown protocol; an image that is there twice, or is in one list only.
   """
   if protocol not in PROTOCOLS:
-    raise ValueError(f'protocol={protocol!r}: expected one of {sorted(PROTOCOLS)}')
+    raise UserError(f'protocol={protocol!r}: expected one of {sorted(PROTOCOLS)}')
   rules = PROTOCOLS[protocol]
   pairs = metrics.match_images(predictions, truths)
   if rules.skip_empty:
@@ -101,7 +102,7 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, method: str) ->
     )  # 0.30000000000000004 as in the devkit
     return float(envelope[first].mean())
   if method != 'area':
-    raise ValueError(f"method={method!r}: expected 'area' or 'voc07'")
+    raise UserError(f"method={method!r}: expected 'area' or 'voc07'")
   return float((np.diff(recall, prepend=0.0) * envelope[:-1]).sum())
 
 
@@ -178,7 +179,7 @@ def read_task1(folder: str | os.PathLike, classes: tuple[str, ...]) -> list[dict
   A class without a file has no detections. Images without a detection do not appear.
 
   Raises:
-    ValueError: a line that is not `image score` and eight numbers; it names the file and line.
+    UserError: a line that is not `image score` and eight numbers; it names the file and line.
   """
   images = {}
   for label, name in enumerate(classes):
@@ -190,7 +191,7 @@ def read_task1(folder: str | os.PathLike, classes: tuple[str, ...]) -> list[dict
         if len(quad) != 8:
           raise ValueError
       except ValueError:
-        raise ValueError(
+        raise UserError(
           f'{path}:{number}: expected "image score x1 y1 .. x4 y4", got {line!r}'
         ) from None
       images.setdefault(image, []).append((score, label, quad))

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sm3det_jax.activations import gelu, gelu_and_slope
+from data_pipelines.errors import UserError
+from sm3det_jax.layers.activations import gelu, gelu_and_slope
 from sm3det_jax.precision import wide
 
 
@@ -214,9 +215,9 @@ def load(indices: jax.Array, num_experts: int) -> jax.Array:
 
 def _dispatch(kind, x, indices, weights, params, implementation, capacity_factor, return_stats):
   if implementation not in IMPLEMENTATIONS:
-    raise ValueError(f'implementation={implementation!r}: expected one of {IMPLEMENTATIONS}')
+    raise UserError(f'implementation={implementation!r}: expected one of {IMPLEMENTATIONS}')
   if capacity_factor is not None:
-    raise ValueError(f'{implementation=} is dropless and takes no {capacity_factor=}')
+    raise UserError(f'{implementation=} is dropless and takes no {capacity_factor=}')
   y = run(kind, x, indices, weights, params, implementation)
   if not return_stats:
     return y
@@ -242,7 +243,7 @@ def expert_ffn(
     [N, C], or a pair with the statistics.
 
   Raises:
-    ValueError: an unknown implementation, or a capacity factor for a dropless one.
+    UserError: an unknown implementation, or a capacity factor for a dropless one.
   """
   return _dispatch(
     FFN, x, indices, weights, (w1, b1, w2, b2), implementation, capacity_factor, return_stats

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from data_pipelines.errors import UserError
 from sm3det_jax.moe import dispatch
 from sm3det_jax.precision import wide
 
@@ -49,7 +50,7 @@ def expert_ffn(
     [N, C], or a pair with the statistics.
 
   Raises:
-    ValueError: a number of experts that the axis `expert` does not divide.
+    UserError: a number of experts that the axis `expert` does not divide.
   """
   params = (w1, b1, w2, b2)
   return _parallel(
@@ -82,12 +83,12 @@ def _parallel(
   kind, x, indices, weights, params, mesh, capacity_factor, return_stats, implementation
 ):
   if implementation not in dispatch.IMPLEMENTATIONS:
-    raise ValueError(f'{implementation=}: expected one of {dispatch.IMPLEMENTATIONS}')
+    raise UserError(f'{implementation=}: expected one of {dispatch.IMPLEMENTATIONS}')
   mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
   n, (num_experts, *_) = len(x), params[0].shape
   peers, devices = mesh.shape.get(AXIS, 1), max(mesh.size, 1)  # 0 outside of a mesh
   if num_experts % peers:
-    raise ValueError(f'{num_experts} experts do not divide over mesh axis {AXIS!r} of {peers}')
+    raise UserError(f'{num_experts} experts do not divide over mesh axis {AXIS!r} of {peers}')
   how = transport(peers, indices.shape[1], x.dtype.itemsize, _has_ragged(mesh), capacity_factor)
   body = functools.partial(
     TRANSPORTS[how], kind, peers=peers, num_experts=num_experts, implementation=implementation,

@@ -37,7 +37,7 @@ def block_usage(layers: list[Usage]) -> Usage:
   return jax.tree.map(lambda *x: jnp.concatenate(x), *layers)
 
 
-class Sparse(nn.Module, kw_only=True):
+class MoELayer(nn.Module, kw_only=True):
   """A routed layer over grid cells (SM3Det section 3.3; released code); `experts` says of what.
 
   Attributes:
@@ -45,7 +45,7 @@ class Sparse(nn.Module, kw_only=True):
     level: what has experts of its own, every cell of the 'grid' or an 'image' (by its mean).
     implementation, capacity_factor: as `expert_parallel.expert_ffn`; with the latter, collection
       'metrics' gets the share of its choices that each image lost.
-    groups: of tokens whose balance is judged apart: 1, or the number of devices.
+    stat_groups: of tokens whose balance is judged apart: 1, or the number of devices.
     same_start: every expert starts as a copy of one random one.
     kernel_init: of an expert's kernels.
   """
@@ -58,7 +58,7 @@ class Sparse(nn.Module, kw_only=True):
   level: str = 'grid'
   implementation: str = 'blocked'
   capacity_factor: float | None = None
-  groups: int = 1
+  stat_groups: int = 1
   same_start: bool = True
   kernel_init: nn.initializers.Initializer = nn.initializers.truncated_normal(0.02)
 
@@ -79,20 +79,20 @@ class Sparse(nn.Module, kw_only=True):
     grid = routing.indices.reshape(*x.shape[:-1], -1)
     self.sow('intermediates', 'experts_of_cells', grid)
     y = self.experts(x, routing)
-    by_group = lambda v: v.reshape(self.groups, -1, self.num_experts).sum(1)
+    by_group = lambda v: v.reshape(self.stat_groups, -1, self.num_experts).sum(1)
     return y, Usage(by_group(routing.importance), by_group(routing.load))
 
   def experts(self, x: jax.Array, routing: Routing) -> jax.Array:
     """x [B, H, W, C] -> [B, H, W, D], parameters made on the way."""
     raise NotImplementedError
 
-  def layer(self, name: str, c: int, d: int) -> tuple[jax.Array, jax.Array]:
+  def expert_params(self, name: str, c: int, d: int) -> tuple[jax.Array, jax.Array]:
     """Kernels [E, c, d] and biases [E, d] of one layer of every expert."""
     e, init = self.num_experts, stacked(self.kernel_init, self.same_start)
     kernel = self.param(f'experts_w{name}', init, (e, c, d))
     return kernel, self.param(f'experts_b{name}', nn.initializers.zeros, (e, d))
 
-  def dispatch(self, experts, x, routing, params):
+  def send(self, experts, x, routing, params):
     """`experts`: one of expert_parallel's functions; `params` in its order."""
     y, stats = experts(
       x.reshape(-1, x.shape[-1]), routing.indices, routing.weights, *params, return_stats=True,
@@ -103,25 +103,25 @@ class Sparse(nn.Module, kw_only=True):
     return y.reshape(*x.shape[:-1], -1)
 
 
-class MoE(Sparse, kw_only=True):
+class MoE(MoELayer, kw_only=True):
   """Experts are FFNs: linear to `hidden`, exact GELU, linear back."""
 
   hidden: int
 
   def experts(self, x, routing):
     c = x.shape[-1]
-    params = (*self.layer('1', c, self.hidden), *self.layer('2', self.hidden, c))
-    return self.dispatch(expert_parallel.expert_ffn, x, routing, params)
+    params = (*self.expert_params('1', c, self.hidden), *self.expert_params('2', self.hidden, c))
+    return self.send(expert_parallel.expert_ffn, x, routing, params)
 
 
-class MoELinear(Sparse, kw_only=True):
+class MoELinear(MoELayer, kw_only=True):
   """Experts are linear layers (1x1 convolutions) to `features`."""
 
   features: int
 
   def experts(self, x, routing):
-    params = self.layer('', x.shape[-1], self.features)
-    return self.dispatch(expert_parallel.expert_linear, x, routing, params)
+    params = self.expert_params('', x.shape[-1], self.features)
+    return self.send(expert_parallel.expert_linear, x, routing, params)
 
 
 def stacked(init, same: bool):

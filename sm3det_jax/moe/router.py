@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from data_pipelines.errors import UserError
 from sm3det_jax.precision import wide
 
 
@@ -89,7 +90,7 @@ class Router(nn.Module):
   def __call__(self, x: jax.Array, noise_key: jax.Array | None = None) -> Routing:
     """Routes tokens `x` [N, C]; noise is drawn when a key is given."""
     if not 1 <= self.top_k <= self.num_experts:
-      raise ValueError(f'top_k={self.top_k} must be 1 to num_experts={self.num_experts}')
+      raise UserError(f'top_k={self.top_k} must be 1 to num_experts={self.num_experts}')
     x = wide(x)
     noise = std = None
     w_noise = self.param('noise', nn.initializers.zeros, (x.shape[-1], self.num_experts))

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sm3det_jax.backbones.layers import Conv
+from sm3det_jax.layers.convolution import Conv
 
 
 def upsample(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
@@ -33,7 +33,7 @@ class FPN(nn.Module):
 
   def setup(self):
     init = nn.initializers.xavier_uniform()
-    conv = lambda size, stride: Conv(self.channels, size, stride, init=init)
+    conv = lambda size, stride: Conv(self.channels, size, stride, kernel_init=init)
     self.lateral = [conv(1, 1) for _ in range(self.stages)]
     self.output = [conv(3, 1) for _ in range(self.stages)]
     count = self.levels - self.stages + 1

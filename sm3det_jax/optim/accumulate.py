@@ -4,17 +4,10 @@ Losses are those of each micro-batch, whose mean goes into the log and to the ta
 not one large batch: see docs/scaling.md.
 """
 
-import contextlib
-import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-from data_pipelines import mixture
-from sm3det_jax.config import ConfigDict, copied
 
 
 def mean_gradient(gradient: Callable, count: int) -> Callable:
@@ -56,16 +49,3 @@ def mean_gradient(gradient: Callable, count: int) -> Callable:
     return (total, (terms, changed)), grads
 
   return run
-
-
-def micro_batches(config: ConfigDict, step: int, host: int, hosts: int) -> Iterator[Any]:
-  """`mixture.train_batches`, with the micro-batches of a step stacked where there are several.
-
-  Micro-batch `j` of `n` of step `i` is batch `i n + j` of a run with batches a n-th as large. With
-  tasks in their ratio a step so has the samples that it has without accumulation.
-  """
-  count, config = config.optim.accumulate, copied(config)
-  config.batch_size //= count
-  with contextlib.closing(mixture.train_batches(config, step * count, host, hosts)) as batches:
-    while parts := list(itertools.islice(batches, count)):
-      yield parts[0] if count == 1 else jax.tree.map(lambda *x: np.stack(x), *parts)

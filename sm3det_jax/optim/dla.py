@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from data_pipelines.errors import UserError
+
 VARIANTS = ('released', 'paper')
 HEAD_POLICIES = ('normal', 'reverse', 'none')
 SHARED_POLICIES = ('sigmoid_kl', 'kl', 'min', 'avg', 'max', 'none')
@@ -94,17 +96,11 @@ def step(
     {group: scalar, ..., 'shared': scalar} and the next state, of the same types as `state`.
 
   Raises:
-    ValueError: an unknown variant or policy, a term without a group, a group named 'shared'.
+    UserError: an unknown variant or policy, a term without a group, a group named 'shared'.
   """
   _check(state, term_to_group, variant, head_policy, shared_policy)
   names = sorted(state.history)
-  past = jnp.stack([state.history[name] for name in names])  # [n]
-  current = jnp.stack([_scalar(losses.get(name), past.dtype) for name in names])
-  valid = jnp.isfinite(current) & (current > 0)
-  current = jnp.where(valid, current, 1)
-  history = jnp.where(past > 0, past, current)
-  updated = jnp.where(past > 0, (1 - decay) * history + decay * current, current)
-
+  past, current, valid, history, updated = _values(state, losses, names, decay)
   paper = variant == 'paper'
   tasks = term_to_task or {name: re.split('[/_]', name)[0] for name in names}
   _, units = np.unique([tasks[n] if paper else n for n in names], return_inverse=True)  # [n] -> U
@@ -148,14 +144,14 @@ def scale_by_dla(
     Its state is `ScaleByDlaState`.
 
   Raises:
-    ValueError: at `init`, for a parameter group that is not 'shared' and has no loss term.
+    UserError: at `init`, for a parameter group that is not 'shared' and has no loss term.
   """
   groups = sorted(set(term_to_group.values()) | {'shared'})
 
   def init_fn(params):
     unknown = sorted(set(jax.tree.leaves(param_groups(params))) - set(groups))
     if unknown:
-      raise ValueError(f'parameter groups {unknown} have no loss term; groups: {groups}')
+      raise UserError(f'parameter groups {unknown} have no loss term; groups: {groups}')
     state = init(term_to_group)
     dtype = next(iter(state.history.values())).dtype
     return ScaleByDlaState(state, {group: jnp.ones((), dtype) for group in groups})
@@ -178,14 +174,25 @@ def _check(state, term_to_group, variant, head_policy, shared_policy):
     ('shared_policy', shared_policy, SHARED_POLICIES),
   ):
     if value not in known:
-      raise ValueError(f'dla.{key}={value!r}: expected one of {", ".join(known)}')
+      raise UserError(f'dla.{key}={value!r}: expected one of {", ".join(known)}')
   without = sorted(set(state.history) - set(term_to_group))
   if without:
-    raise ValueError(
+    raise UserError(
       f'loss terms {without} have no group; groups are given for {sorted(term_to_group)}'
     )
   if 'shared' in term_to_group.values():
-    raise ValueError("a group of loss terms is named 'shared', the name of backbone and neck")
+    raise UserError("a group of loss terms is named 'shared', the name of backbone and neck")
+
+
+def _values(state, losses, names, decay):
+  """Of every term [n]: past history, current loss, whether it counts, history now and next."""
+  past = jnp.stack([state.history[name] for name in names])
+  current = jnp.stack([_scalar(losses.get(name), past.dtype) for name in names])
+  valid = jnp.isfinite(current) & (current > 0)
+  current = jnp.where(valid, current, 1)
+  history = jnp.where(past > 0, past, current)
+  updated = jnp.where(past > 0, (1 - decay) * history + decay * current, current)
+  return past, current, valid, history, updated
 
 
 def _scalar(loss, dtype):

@@ -62,7 +62,7 @@ def build(config: Any, term_groups: Mapping[str, str]) -> optax.GradientTransfor
     config: uses `optim`, `balance` and what that names, `tasks`.
     term_groups: {loss term: group}, as `detector.term_groups`.
   """
-  c, kind = config.optim, config.balance
+  c, kind = config.optim, config.task_balance
   steps = [
     optax.clip_by_global_norm(c.clip_norm),
     optax.scale_by_adam(*c.betas),

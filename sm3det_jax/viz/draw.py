@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 
+from data_pipelines.images import stretch
 from sm3det_jax.metrics import polygon
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -40,14 +41,6 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
   if image.shape[2] == 2:
     return np.concatenate([image, image.mean(2, keepdims=True).astype(np.uint8)], 2)
   return image.repeat(3, 2) if image.shape[2] == 1 else image[..., :3].copy()
-
-
-def stretch(image: np.ndarray) -> np.ndarray:
-  """Values between their 0.5 and 99.5 percentiles (of about 1,000 rows) as uint8 0..255."""
-  values = np.nan_to_num(image.astype(np.float32))
-  low, high = np.percentile(values[:: -(-len(values) // 1000)], (0.5, 99.5))
-  values = (values - low) * (255 / max(high - low, 1e-12))
-  return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 def draw(

@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from sm3det_jax.config.registry import HeadKind
+
 
 def gfl() -> ConfigDict:
   """Generalised focal loss head for horizontal boxes (facts: mmdet 2.x GFLHead, ATSS)."""
@@ -147,13 +149,42 @@ def s2anet() -> ConfigDict:
   )  # fmt: skip
 
 
-HEADS = {  # kind: (box format, defaults)
-  'gfl': ('hbb', gfl),
-  'retinanet': ('hbb', retinanet),
-  'faster_rcnn': ('hbb', faster_rcnn),
-  'cascade_rcnn': ('hbb', cascade_rcnn),
-  'oriented_rcnn': ('obb', oriented_rcnn),
-  'roi_transformer': ('obb', roi_transformer),
-  's2anet': ('obb', s2anet),
+HEADS = {
+  'gfl': HeadKind(
+    'hbb', gfl, 'sm3det_jax.heads.gfl:GFL', 'sm3det_jax.interop.hbb_heads:gfl_entries'
+  ),
+  'retinanet': HeadKind(
+    'hbb',
+    retinanet,
+    'sm3det_jax.heads.retinanet:RetinaNet',
+    'sm3det_jax.interop.hbb_heads:retinanet_entries',
+  ),
+  'faster_rcnn': HeadKind(
+    'hbb',
+    faster_rcnn,
+    'sm3det_jax.heads.faster_rcnn:FasterRCNN',
+    'sm3det_jax.interop.hbb_heads:faster_rcnn_entries',
+  ),
+  'cascade_rcnn': HeadKind(
+    'hbb',
+    cascade_rcnn,
+    'sm3det_jax.heads.cascade_rcnn:CascadeRCNN',
+    'sm3det_jax.interop.hbb_heads:cascade_rcnn_entries',
+  ),
+  'oriented_rcnn': HeadKind(
+    'obb',
+    oriented_rcnn,
+    'sm3det_jax.heads.oriented_rcnn:OrientedRCNN',
+    'sm3det_jax.interop.obb_heads:oriented_rcnn_entries',
+  ),
+  'roi_transformer': HeadKind(
+    'obb',
+    roi_transformer,
+    'sm3det_jax.heads.roi_transformer:RoITransformer',
+    'sm3det_jax.interop.obb_heads:roi_transformer_entries',
+  ),
+  's2anet': HeadKind(
+    'obb', s2anet, 'sm3det_jax.heads.s2anet:S2ANet', 'sm3det_jax.interop.obb_heads:s2anet_entries'
+  ),
 }
 DEFAULT = {'hbb': 'gfl', 'obb': 'oriented_rcnn'}  # kind by box format

@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from sm3det_jax import account, sharding, train
-from sm3det_jax.config import ConfigDict, copied
+from data_pipelines.errors import UserError
+from sm3det_jax import sharding, train
+from sm3det_jax.analysis import account, hlo
+from sm3det_jax.config import ConfigDict, batch_scaling, copied
 from sm3det_jax.detector import build
-from sm3det_jax.optim import batch_scaling, optimizer
+from sm3det_jax.optim import optimizer
 
 
 class Chip(NamedTuple):
@@ -37,18 +39,6 @@ CHIPS = {  # by JAX's name of the device
   'TPU v6 lite': Chip(918e12, 31.25 * 2**30, 1640e9, 4 * 90e9),
   'TPU v5': Chip(459e12, 95.74 * 2**30, 2765e9, 6 * 90e9),
 }
-SENT = {  # bytes that a device sends; v = bytes of the result on it, p = devices that take part
-  'all-reduce': lambda v, p: 2 * v * (p - 1) / p,
-  'all-gather': lambda v, p: v * (p - 1) / p,
-  'reduce-scatter': lambda v, p: v * (p - 1),
-  'all-to-all': lambda v, p: v * (p - 1) / p,
-  'ragged-all-to-all': lambda v, p: v * (p - 1) / p,  # at most: v is the buffer
-  'collective-permute': lambda v, p: v,
-}
-BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2, 'f64': 8, 's64': 8}
-OPERATION = re.compile(rf' = (.*?) ({"|".join(sorted(SENT, key=len, reverse=True))})(-start)?\(')
-# how libtpu writes a reduce-scatter: a computation of an all-reduce and the cut of its result
-SCATTER = re.compile(r'%all-reduce-scatter[\w.]* \(.*\) -> (.*) \{')
 HOST = re.compile(
   r' (?:infeed|outfeed)\(|is_host_transfer=true|custom_call_target="\w*callback\w*"'
 )
@@ -56,11 +46,6 @@ FULL = re.compile(  # arguments and results included
   r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm'
   r'|HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)'
 )
-INSTRUCTION = re.compile(r'%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:, |$)')
-FREE = {  # instructions that move nothing themselves
-  'after-all', 'bitcast', 'call', 'conditional', 'constant', 'get-tuple-element', 'parameter',
-  'tuple', 'while',
-}  # fmt: skip
 QUICK = {'exec_time_optimization_effort': -1.0}  # XLA compiles every block of a stage anew
 GIB = 2**30
 
@@ -79,13 +64,13 @@ def compile_step(config: ConfigDict, topology: str, quick: bool = False) -> dict
     'hbm_gib' of a device: 'parameters', 'optimizer', 'batch' (what the step is given), 'used' and
     'capacity' of the whole program, and 'shortfall', 0 where it fits;
     'flops' of a device: those of the matrix products of forward and backward pass;
-    and, where it fits, 'bytes' that a device moves to and from HBM (see `hbm_bytes`),
+    and, where it fits, 'bytes' that a device moves to and from HBM (see `hlo.hbm_bytes`),
     'collectives' [{'op', 'devices', 'count', 'bytes', 'sent'}] of a device, and 'roofline' with
     'compute_ms', 'memory_ms', 'links_ms' and 'images_per_second', at most;
     'compile_s' and 'host_gib', the time and the host's memory that it took.
 
   Raises:
-    ValueError: libtpu is not installed, a topology that it does not know, a mesh that does not fit,
+    UserError: libtpu is not installed, a topology that it does not know, a mesh that does not fit,
       or a step that calls the host.
   """
   config = batch_scaling.scaled(config)
@@ -126,11 +111,11 @@ def compile_step(config: ConfigDict, topology: str, quick: bool = False) -> dict
   else:
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if found := HOST.findall(text):
-      raise ValueError(f'the compiled step calls the host: {sorted(set(found))}')
+      raise UserError(f'the compiled step calls the host: {sorted(set(found))}')
     used = memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
     report['hbm_gib'] |= {'used': used / GIB, 'capacity': chip.hbm / GIB, 'shortfall': 0.0}
-    report['bytes'] = hbm_bytes(text)
-    report['collectives'] = collectives(text)
+    report['bytes'] = hlo.hbm_bytes(text)
+    report['collectives'] = hlo.collectives(text)
     report['roofline'] = roofline(report, chip)
   report['compile_s'] = time.perf_counter() - start
   report['host_gib'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -154,7 +139,7 @@ def slice_devices(topology: str) -> list[jax.Device]:
   """The devices of a slice, as the TPU compiler knows them; errors as `compile_step`."""
   found = importlib.util.find_spec('libtpu')
   if found is None:
-    raise ValueError("the TPU compiler is missing: pip install 'sm3det-jax[tpu]'")
+    raise UserError("the TPU compiler is missing: pip install 'sm3det-jax[tpu]'")
   library = os.path.join(found.submodule_search_locations[0], 'libtpu.so')
   # ask no metadata server what this machine is, and share the library: no TPU is used
   os.environ.update(
@@ -167,12 +152,12 @@ def slice_devices(topology: str) -> list[jax.Device]:
   try:
     devices = topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
   except jax.errors.JaxRuntimeError as error:
-    raise ValueError(
+    raise UserError(
       f'--topology={topology}: expected a kind and a shape such as v5e:2x4, v6e:16x16 or '
       f'v5p:8x8x8 ({error})'
     ) from error
   if (kind := devices[0].device_kind) not in CHIPS:
-    raise ValueError(f'--topology={topology}: {kind}; known chips: {", ".join(CHIPS)}')
+    raise UserError(f'--topology={topology}: {kind}; known chips: {", ".join(CHIPS)}')
   return devices
 
 
@@ -225,78 +210,6 @@ def _held(tree):
   return sum(
     math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)
   )
-
-
-def collectives(hlo: str) -> list[dict]:
-  """Collectives of a compiled program's text, those alike added up; in loops they count once.
-
-  Returns:
-    [{'op', 'devices' that take part, 'count', 'bytes' of the results, 'sent' bytes}] of a device.
-  """
-  total, scattered = {}, None
-  for line in hlo.splitlines():
-    if line.endswith('{'):  # a computation begins
-      scattered = SCATTER.match(line)
-    if not (found := OPERATION.search(line)):
-      continue
-    shapes, op, start = found.groups()
-    if scattered and op == 'all-reduce':
-      shapes, op = scattered[1], 'reduce-scatter'
-    sizes = [_bytes(*shape) for shape in re.findall(r'(\w+)\[([\d,]*)\]', shapes)]
-    if start and op != 'all-reduce':  # its value is (operands, results)
-      sizes = sizes[len(sizes) // 2 :]
-    devices, size = _group_size(line, hlo), sum(sizes)
-    entry = total.setdefault((op, devices), {'count': 0, 'bytes': 0, 'sent': 0})
-    entry['count'] += 1
-    entry['bytes'] += size
-    entry['sent'] += SENT[op](size, devices)
-  return [{'op': op, 'devices': devices, **entry} for (op, devices), entry in total.items()]
-
-
-def hbm_bytes(hlo: str) -> int:
-  """Bytes that a compiled program reads from HBM and writes to it; bodies of loops count once.
-
-  What an instruction reads and writes counts whole, but for copies to and from the memory on the
-  chip, which has layouts with S(...) and counts nothing. (XLA's own 'bytes accessed' has both.)
-  """
-  inside, total, arrays = False, 0, {}
-  fused = set(re.findall(r' calls=%([\w.-]+)', hlo))
-  for line in hlo.splitlines():
-    if line.endswith('{'):  # a computation begins
-      inside = line.removeprefix('ENTRY ').removeprefix('%').split(' ')[0] in fused
-    if inside or not (found := INSTRUCTION.search(line)):
-      continue
-    name, shapes, op, operands = found.groups()
-    arrays[name] = [
-      (_bytes(dtype, shape), 'S(' not in layout)
-      for dtype, shape, layout in re.findall(r'(\w+)\[([\d,]*)\](\{[^}]*\})?', shapes)
-    ]
-    if op in FREE or op.endswith('-done') or 'custom_call_target="ConcatBitcast"' in line:
-      continue
-    if op in ('copy-start', 'slice-start'):  # its value holds both ends
-      ends = arrays[name][:2]
-      total += min(size for size, _ in ends) * sum(in_hbm for _, in_hbm in ends)
-      continue
-    read = [array for operand in re.findall(r'%([\w.-]+)', operands) for array in arrays[operand]]
-    total += sum(size for size, in_hbm in arrays[name] + read if in_hbm)
-  return total
-
-
-def _bytes(dtype, shape):
-  return BYTES.get(dtype, 4) * math.prod(int(n) for n in shape.split(',') if n)
-
-
-def _group_size(line, hlo):
-  """Devices that exchange with one another; XLA writes its groups in one of four forms."""
-  if found := re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', line):
-    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-    axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])  # a part of an axis has its size
-    return math.prod(int(part or sizes[name]) for name, part in axes)
-  if found := re.search(r'replica_groups=\[(?:\d+,)*(\d+)\]<=', line):
-    return int(found[1])
-  if found := re.search(r'(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}', line):
-    return found[1].count(',') + 1
-  return int(re.search(r'num_partitions=(\d+)', hlo)[1])
 
 
 def roofline(report: dict, chip: Chip) -> dict:

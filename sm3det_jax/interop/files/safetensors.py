@@ -8,6 +8,8 @@ import struct
 import ml_dtypes
 import numpy as np
 
+from data_pipelines.errors import UserError
+
 DTYPES = {
   'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': ml_dtypes.bfloat16,
   'F8_E4M3': ml_dtypes.float8_e4m3fn, 'F8_E5M2': ml_dtypes.float8_e5m2, 'I64': 'int64',
@@ -23,18 +25,18 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: the header contradicts itself or the file's length.
+    UserError: the header contradicts itself or the file's length.
   """
   content = pathlib.Path(path).read_bytes()
   try:
     (length,) = struct.unpack_from('<Q', content)
     if length > len(content) - 8:
-      raise ValueError(f'a header of {length} bytes in a file of {len(content)}')
+      raise UserError(f'a header of {length} bytes in a file of {len(content)}')
     header = json.loads(content[8 : 8 + length])
     header.pop('__metadata__', None)
     return _arrays(header, memoryview(content)[8 + length :])
   except (AttributeError, KeyError, TypeError, ValueError, struct.error) as error:
-    raise ValueError(
+    raise UserError(
       f'{path} is damaged, cut short or not of safetensors: {type(error).__name__}: {error}'
     ) from error
 
@@ -47,11 +49,11 @@ def _arrays(header, data):
     for n in shape:
       size *= n
     if start != end or stop - start != size or any(n < 0 for n in shape):
-      raise ValueError(f'{name}: bytes {start} to {stop} after {end}, for {dtype} of {shape}')
+      raise UserError(f'{name}: bytes {start} to {stop} after {end}, for {dtype} of {shape}')
     arrays[name] = np.frombuffer(data[start:stop], dtype).reshape(shape)
     end = stop
   if end != len(data):
-    raise ValueError(f'{end} bytes of arrays announced, {len(data)} there')
+    raise UserError(f'{end} bytes of arrays announced, {len(data)} there')
   return arrays
 
 

@@ -10,7 +10,6 @@ import logging
 import jax
 import numpy as np
 
-from data_pipelines import mixture
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.heads import REACHED
 
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 def share(config: ConfigDict, task: str, images: int = IMAGES) -> tuple[float, int]:
   """(share of a task's training objects that its anchors reach, objects looked at)."""
-  c, data = config.tasks[task], mixture.Task(config, task, 'train')
+  c, data = config.tasks[task], task.Task(config, task, 'train')
   reached = jax.jit(functools.partial(REACHED[c.head.type], c.head, tuple(c.size)))
   hits = total = 0
   for position in range(min(images, len(data.pool))):

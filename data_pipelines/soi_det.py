@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from data_pipelines import prepare as prepare_lib
+from data_pipelines.errors import UserError
 from data_pipelines.source import Source
 
 # the parts of SARDet-100K that SOI-Det takes, and those it leaves
@@ -48,7 +49,7 @@ def prepare(
 
   Raises:
     FileNotFoundError: a release is not there.
-    ValueError: file names that do not tell the part of SARDet-100K, and no subset.
+    UserError: file names that do not tell the part of SARDet-100K, and no subset.
   """
   folders = _folders([pathlib.Path(s) for s in sources])
   if subset is None and not list(folders['sar'].glob('Annotations/after_merge_*.json')):
@@ -65,7 +66,7 @@ def _folders(sources):
   if len(sources) == 3:
     return dict(zip(FOLDERS, sources, strict=True))
   if len(sources) != 1:
-    raise ValueError(
+    raise UserError(
       f'soi_det needs one source or three (SAR, optical, infrared), not {len(sources)}'
     )
   found = {}
@@ -86,7 +87,7 @@ def in_subset(id: str) -> bool:
   Told are names that begin with the part's name, and HRSID's own (P0001_0_800_1200_2000).
 
   Raises:
-    ValueError: the name does not tell; the release numbers its files, so that takes a list.
+    UserError: the name does not tell; the release numbers its files, so that takes a list.
   """
   if re.fullmatch(r'P\d{4}(_\d+){4}', id):
     return True
@@ -94,7 +95,7 @@ def in_subset(id: str) -> bool:
   for names, answer in ((TAKEN, True), (LEFT, False)):
     if plain.startswith(tuple(re.sub('[-_ ]', '', n).lower() for n in names)):
       return answer
-  raise ValueError(
+  raise UserError(
     f'the file name {id!r} does not tell which part of SARDet-100K it is from; give the images of '
     f'{", ".join(TAKEN)} with --subset=FILE (a name a line, or a COCO json of the subset)'
   )

@@ -18,8 +18,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from sm3det_jax.interop import pickle_machine
-from sm3det_jax.interop.pickle_machine import Known, Refused, flat
+from data_pipelines.errors import UserError
+from sm3det_jax.interop.files import pickle_machine
+from sm3det_jax.interop.files.pickle_machine import Known, Refused, flat
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older form
 STORAGES = {  # PyTorch's names of storages and what lies in them
@@ -36,7 +37,7 @@ def load(path: str | os.PathLike) -> Any:
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: the file holds another class or function (named in the message); it is damaged, cut
+    UserError: the file holds another class or function (named in the message); it is damaged, cut
       short, or not of `torch.save`.
   """
   path = pathlib.Path(path)
@@ -56,10 +57,10 @@ def readable(path):
   except FileNotFoundError:
     raise
   except Refused as error:
-    raise ValueError(f'{path} is refused, nothing of it was run: {error}') from None
+    raise UserError(f'{path} is refused, nothing of it was run: {error}') from None
   except Exception as error:  # a torn or forged file may break any of them
     reason = f'{type(error).__name__}: {error}'
-    raise ValueError(f'{path} is damaged, cut short or of another kind: {reason:.200}') from error
+    raise UserError(f'{path} is damaged, cut short or of another kind: {reason:.200}') from error
 
 
 def _from_zip(archive):
@@ -71,7 +72,7 @@ def _from_zip(archive):
   def storage(key, dtype, count):
     entry = entries[f'{root}data/{key}']
     if entry.file_size != count * dtype.itemsize:
-      raise ValueError(f'storage {key} has {entry.file_size} bytes, not {count} of {dtype}')
+      raise UserError(f'storage {key} has {entry.file_size} bytes, not {count} of {dtype}')
     return np.frombuffer(archive.read(entry), dtype)
 
   return pickle_machine.run(io.BytesIO(archive.read(f'{root}data.pkl')), _known(storage))
@@ -83,13 +84,13 @@ def _from_pickles(file, size):
   def storage(key, dtype, count):
     """Room for what the end of the file holds; tensors are views of it before it is there."""
     if not 0 <= count * dtype.itemsize <= size:
-      raise ValueError(f'storage {key} of {count} {dtype} in {size} bytes')
+      raise UserError(f'storage {key} of {count} {dtype} in {size} bytes')
     storages[key] = np.empty(count, dtype)
     return storages[key]
 
   known = _known(storage)
   if pickle_machine.run(file, known) != MAGIC:
-    raise ValueError('its first number is not that of PyTorch')
+    raise UserError('its first number is not that of PyTorch')
   pickle_machine.run(file, known)  # version of the form
   _little_endian(pickle_machine.run(file, known)['little_endian'])
   result = pickle_machine.run(file, known)
@@ -103,7 +104,7 @@ def _from_pickles(file, size):
 
 def _little_endian(is_it):
   if not is_it:
-    raise ValueError('its numbers are big-endian')
+    raise UserError('its numbers are big-endian')
 
 
 def _known(storage: Callable) -> Known:
@@ -118,7 +119,7 @@ def _known(storage: Callable) -> Known:
       storages[key] = storage(key, _is_dtype(dtype), count)
     array = storages[key]
     if array.dtype != dtype:
-      raise ValueError(f'storage {key} is both {array.dtype} and {dtype}')
+      raise UserError(f'storage {key} is both {array.dtype} and {dtype}')
     return array
 
   return Known(VALUES, CALLS, _build, persistent)
@@ -128,12 +129,12 @@ def _tensor(storage, offset, shape, strides, *_):
   """A view of a storage, checked to lie within it."""
   numbers = (offset, *shape, *strides)
   if type(storage) is not np.ndarray or any(type(n) is not int or n < 0 for n in numbers):
-    raise ValueError('a tensor without storage, or with an offset, shape or stride below 0')
+    raise UserError('a tensor without storage, or with an offset, shape or stride below 0')
   if 0 in shape:
     return np.empty(shape, storage.dtype)
   last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
   if last >= len(storage):
-    raise ValueError(f'a tensor of {shape} reaches beyond its storage of {len(storage)}')
+    raise UserError(f'a tensor of {shape} reaches beyond its storage of {len(storage)}')
   steps = [s * storage.dtype.itemsize for s in strides]
   return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)
 
@@ -162,7 +163,7 @@ def _scalar(dtype, content):
 def _encode(text, encoding):
   """Bytes, as Python 3 writes them for Python 2."""
   if encoding != 'latin1':
-    raise ValueError('bytes in another encoding than latin1')
+    raise UserError('bytes in another encoding than latin1')
   return text.encode('latin1')
 
 

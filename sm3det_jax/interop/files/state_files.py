@@ -8,7 +8,8 @@ import zipfile
 
 import numpy as np
 
-from sm3det_jax.interop import safetensors, unpickle
+from data_pipelines.errors import UserError
+from sm3det_jax.interop.files import safetensors, unpickle
 
 WRAPPINGS = ('state_dict', 'model')  # of mmcv and timm, of Facebook and Microsoft
 
@@ -18,7 +19,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: a damaged file, one with other classes than tensors and plain data, or one without
+    UserError: a damaged file, one with other classes than tensors and plain data, or one without
       tensors.
   """
   path = pathlib.Path(path)
@@ -39,7 +40,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     state = {str(k): v for k, v in inside.items() if isinstance(v, np.ndarray)}
   if not state:
     keys = ', '.join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-    raise ValueError(f'{path} holds no state dict, but {keys:.200}')
+    raise UserError(f'{path} holds no state dict, but {keys:.200}')
   if all(name.startswith('module.') for name in state):  # of a model trained on several GPUs
     state = {name.removeprefix('module.'): array for name, array in state.items()}
   return state
@@ -54,11 +55,11 @@ def write(path: str | os.PathLike, state: dict[str, np.ndarray], classes: tuple[
     classes: names that the heads score; only .pth keeps them, where mmcv looks for them.
 
   Raises:
-    ValueError: another suffix.
+    UserError: another suffix.
   """
   path = pathlib.Path(path)
   if path.suffix not in ('.pth', '.safetensors', '.npz'):
-    raise ValueError(f'{path}: expected a file ending in .pth, .safetensors or .npz')
+    raise UserError(f'{path}: expected a file ending in .pth, .safetensors or .npz')
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.suffix == '.pth':
     _write_pth(path, state, classes)

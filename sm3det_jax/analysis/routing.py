@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from data_pipelines import mixture
+from data_pipelines.errors import UserError
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import build
 from sm3det_jax.moe import stats
@@ -31,10 +32,10 @@ def measure(config: ConfigDict, variables: dict, split: str | None = None) -> di
     [E]}}]}; shares of the grid cells that are not padding.
 
   Raises:
-    ValueError: a model without MoE layers.
+    UserError: a model without MoE layers.
   """
   if not any(config.moe.blocks):
-    raise ValueError('this model has no MoE layer: config.moe.blocks is empty')
+    raise UserError('this model has no MoE layer: config.moe.blocks is empty')
   detector, layers = build(config), collections.defaultdict(dict)
   for task, c in config.tasks.items():
     counts = collections.defaultdict(list)

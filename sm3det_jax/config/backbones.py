@@ -6,6 +6,9 @@ the rest was chosen: ConvNeXt-L, PVT-v2 and Swin have none.
 
 from ml_collections import ConfigDict
 
+from data_pipelines.errors import UserError
+from sm3det_jax.config.registry import BackboneKind
+
 
 def _even(depth: int) -> tuple[int, ...]:
   return tuple(range(0, depth, 2))
@@ -18,7 +21,7 @@ def _even_blocks(depths) -> dict:
 
 def _of(size: str, kind: str, values: dict):
   if size not in values:
-    raise ValueError(f'{kind} has no size {size!r}, only {", ".join(values)}')
+    raise UserError(f'{kind} has no size {size!r}, only {", ".join(values)}')
   return values[size]
 
 
@@ -118,12 +121,24 @@ def swin(size: str = 'T') -> tuple[ConfigDict, dict]:
   return ConfigDict(backbone), _even_blocks(depths)
 
 
-BACKBONES = {  # kind: function of the size -> (config.backbone, changes of config.moe)
-  'convnext': convnext,
-  'lsknet': lsknet,
-  'pvt_v2': pvt_v2,
-  'swin': swin,
-  'van': van,
+BACKBONES = {
+  'convnext': BackboneKind(
+    convnext,
+    'sm3det_jax.backbones.convnext:ConvNeXt',
+    'sm3det_jax.interop.backbones:convnext_entries',
+  ),
+  'lsknet': BackboneKind(
+    lsknet, 'sm3det_jax.backbones.lsknet:LSKNet', 'sm3det_jax.interop.backbones:van_entries'
+  ),
+  'pvt_v2': BackboneKind(
+    pvt_v2, 'sm3det_jax.backbones.pvt_v2:PVTv2', 'sm3det_jax.interop.backbones:pvt_v2_entries'
+  ),
+  'swin': BackboneKind(
+    swin, 'sm3det_jax.backbones.swin:Swin', 'sm3det_jax.interop.backbones:swin_entries'
+  ),
+  'van': BackboneKind(
+    van, 'sm3det_jax.backbones.van:VAN', 'sm3det_jax.interop.backbones:van_entries'
+  ),
 }
 PER_STAGE = ('channels', 'mlp_ratios', 'heads', 'reductions')
 
@@ -137,23 +152,23 @@ def check(backbone: ConfigDict, moe: ConfigDict) -> None:
   per_stage = {f'config.backbone.{k}': backbone[k] for k in PER_STAGE if k in backbone}
   for key, value in (routed | per_stage).items():
     if len(value) != stages:
-      raise ValueError(f'{key} has {len(value)} stages, config.backbone.depths has {stages}')
+      raise UserError(f'{key} has {len(value)} stages, config.backbone.depths has {stages}')
   for key, blocks in routed.items():
     for stage, depth in enumerate(backbone.depths):
       if any(not 0 <= j < depth for j in blocks[stage]):
-        raise ValueError(
+        raise UserError(
           f'{key}: stage {stage} has blocks 0 to {depth - 1}, not all of {tuple(blocks[stage])}'
         )
   for channels, heads in zip(backbone.channels, backbone.get('heads', ()), strict=False):
     if channels % heads:
-      raise ValueError(f'config.backbone: {channels} channels do not divide into {heads} heads')
+      raise UserError(f'config.backbone: {channels} channels do not divide into {heads} heads')
   if squad := backbone.get('squad'):
     if set(squad) - {'ffn', 'conv3x3', 'conv5x5'}:
-      raise ValueError(f"config.backbone.squad={squad}: expected 'ffn', 'conv3x3', 'conv5x5'")
+      raise UserError(f"config.backbone.squad={squad}: expected 'ffn', 'conv3x3', 'conv5x5'")
     if moe.num_experts % len(squad):
-      raise ValueError(
+      raise UserError(
         f'config.moe.num_experts={moe.num_experts} is no multiple of the {len(squad)} in '
         'config.backbone.squad'
       )
   if backbone.get('grn') and any(moe.blocks):
-    raise ValueError('config.backbone.grn: experts have no GRN, so config.moe.blocks must be empty')
+    raise UserError('config.backbone.grn: experts have no GRN, so config.moe.blocks must be empty')

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.extend import core
 
+from data_pipelines.errors import UserError
 from sm3det_jax.config import copied
 from sm3det_jax.detector import build
 
@@ -35,10 +36,10 @@ def account(config: ml_collections.ConfigDict, size: tuple[int, int] | None = No
     'parts' {part: {'params': count, 'gmacs': {task: count}}}.
 
   Raises:
-    ValueError: a size that is no multiple of 32, or a loop of unknown length with products in it.
+    UserError: a size that is no multiple of 32, or a loop of unknown length with products in it.
   """
   if size and any(side < 32 or side % 32 for side in size):
-    raise ValueError(f'size {size[0]}x{size[1]}: both have to be multiples of 32')
+    raise UserError(f'size {size[0]}x{size[1]}: both have to be multiples of 32')
   detector = build(_counted(config))
   variables = jax.eval_shape(detector.init, jax.random.key(0))
   params = collections.Counter()
@@ -169,6 +170,6 @@ def _trips(equation, scope, counts):
     return 1, 0
   found = EXPERT_LOOP.search(scope)
   if not found:
-    raise ValueError(f'a loop of unknown length has matrix products in it: {scope}')
+    raise UserError(f'a loop of unknown length has matrix products in it: {scope}')
   choices, blocks, rows = map(int, found.groups())
   return choices / rows, blocks - choices / rows

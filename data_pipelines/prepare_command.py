@@ -1,0 +1,91 @@
+"""`sm3det prepare`: data sets in their own formats -> prepared data sets that training reads.
+
+    sm3det prepare --dataset=sardet100k --source=DIR --data_dir=data
+    sm3det prepare --dataset=coco,voc --source=DIR1,DIR2 --data_dir=data --name=ships \\
+      --classes=ship --splits=train=train.json:images --splits=train=Annotations:JPEGImages
+"""
+
+import argparse
+import json
+import pathlib
+import re
+
+from data_pipelines import prepare, soi_det
+from data_pipelines.builders.presets import PRESETS
+from data_pipelines.errors import UserError
+from data_pipelines.prepare import Report
+
+
+def parse_splits(text: str) -> dict[str, str]:
+  """'train=LABELS:IMAGES,test=...' -> {split: 'LABELS:IMAGES'}.
+
+  Raises:
+    UserError: not of that form.
+  """
+  splits = {}
+  for part in text.split(','):
+    split, equals, place = part.partition('=')
+    if not (re.fullmatch('[a-z][a-z0-9]*', split) and equals and place):
+      raise UserError(f'--splits={text}: expected split=LABELS:IMAGES,..., not {part!r}')
+    if split in splits:
+      raise UserError(f'--splits={text}: split {split!r} twice; name each source of its own')
+    splits[split] = place
+  return splits
+
+
+def read_subset(path) -> set[str]:
+  """File names without suffix from a COCO json, or a text with one a line.
+
+  Raises:
+    FileNotFoundError: no such file.
+  """
+  path = pathlib.Path(path)
+  text = path.read_text(encoding='utf-8-sig')
+  if text.lstrip().startswith('{'):
+    names = [i.get('file_name', i.get('filename')) for i in json.loads(text)['images']]
+  else:
+    names = text.split()
+  return {pathlib.PurePosixPath(n).stem for n in names}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the arguments of `sm3det prepare`, for `run`."""
+  known = ', '.join(['soi_det', *PRESETS])
+  add = parser.add_argument
+  add('--dataset', required=True, help=f'data set or format, or several by commas: {known}')
+  add('--source', required=True, help='its folder; one a data set, by commas')
+  add('--data_dir', required=True, help='root of the prepared data sets (config.data_root)')
+  add('--name', help='name of the prepared data set; by default that of the data set')
+  add('--classes', default='', help='class names in label order, by commas')
+  places = 'where labels and images lie below the source; given once a source, in order'
+  example = 'train=LABELS:IMAGES,test=LABELS:IMAGES'
+  add('--splits', action='append', default=[], metavar=example, help=places)
+  add('--box', choices=['hbb', 'obb'], help='hbb takes the enclosing boxes of oriented labels')
+  add('--ignore', default='', help='class names to leave out, by commas')
+  add('--aliases', default='', help='spelling=class,... for names the class list spells otherwise')
+  add('--subset', help='text file (a name a line) or COCO json: take only these images')
+
+
+def run(args: argparse.Namespace) -> list[Report]:
+  """Does what `sm3det prepare` was asked for.
+
+  Raises:
+    as `prepare`.
+  """
+  subset = read_subset(args.subset).__contains__ if args.subset else None
+  datasets, sources = args.dataset.split(','), args.source.split(',')
+  if datasets == ['soi_det']:
+    return soi_det.prepare(sources, args.data_dir, subset=subset)
+  report = prepare.prepare(
+    datasets,
+    sources,
+    args.data_dir,
+    name=args.name,
+    classes=tuple(filter(None, args.classes.split(','))),
+    splits=[parse_splits(s) for s in args.splits],
+    box=args.box,
+    ignore=tuple(filter(None, args.ignore.split(','))),
+    aliases=dict(pair.split('=', 1) for pair in filter(None, args.aliases.split(','))),
+    subset=subset,
+  )
+  return [report]

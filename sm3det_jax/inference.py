@@ -1,0 +1,56 @@
+"""What evaluation, prediction and routing share: the jitted pass, and windows to whole images."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from sm3det_jax import preprocess
+from sm3det_jax.config import ConfigDict, label_space
+from sm3det_jax.detector import M2Det
+
+
+def detect_step(detector: M2Det, config: ConfigDict, task: str) -> Callable:
+  """Jitted (variables, images [n, H, W, bands] in the files' type, shapes [n, 2]) -> Detections."""
+  c = config.tasks[task]
+
+  @jax.jit
+  def step(variables, images, shapes):
+    images = preprocess.normalise(images, c.mean, c.std, shapes)
+    return detector.detect(variables, images, task, shapes)
+
+  return step
+
+
+def own_labels(config: ConfigDict, task: str) -> np.ndarray:
+  """Label of the head -> the task's own label, -1 for other tasks' classes."""
+  own = list(config.tasks[task].classes)
+  return np.array([own.index(n) if n in own else -1 for n in label_space(config, task)])
+
+
+def to_image(found, row: int, own: np.ndarray, scale: float = 1.0, offset=(0, 0)) -> dict:
+  """One window's detections in the pixels of the whole image, with the task's own labels.
+
+  Args:
+    found: Detections as numpy arrays.
+    row: which window of the batch.
+    own: from `own_labels`; other tasks' classes are left out.
+    scale: resized / original size of the window.
+    offset: x, y of the window in the image.
+
+  Returns:
+    `boxes` [k, 4 | 5] float64, `scores` [k], `labels` [k], `full` (True if no row was left unused,
+    so that the head's cap may have cost detections).
+  """
+  labels = own[found.labels[row]]
+  keep = found.valid[row] & (labels >= 0)
+  boxes = np.asarray(found.boxes[row][keep], np.float64)
+  boxes[:, :4] /= scale
+  corners = 4 if boxes.shape[-1] == 4 else 2  # x, y twice, or once
+  boxes[:, :corners] += np.tile(np.asarray(offset, np.float64), corners // 2)
+  return {
+    'boxes': boxes,
+    'scores': np.asarray(found.scores[row][keep], np.float64),
+    'labels': labels[keep],
+    'full': bool(found.valid[row].all()),
+  }
