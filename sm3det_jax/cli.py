@@ -1,12 +1,12 @@
 """`sm3det <verb>`: a verb parses its arguments and calls the room that does the work."""
 
 import argparse
-import importlib
 import json
 import logging
 import sys
 
 from data_pipelines.errors import UserError
+from sm3det_jax import bench
 
 WORKDIR = 'folder of the run: config, checkpoints, logs and results'
 
@@ -92,7 +92,9 @@ def _parser():
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
   p = verb('bench', _bench, 'measure a speed, or whether a model learns', True, workdir=False)
-  p.add_argument('name', choices=['train_step', 'overfit'], help='what to measure')
+  found = bench.names()
+  what = '; '.join(f'{name}: {text}' for name, text in found.items()).replace('%', '%%')
+  p.add_argument('name', choices=found, help=what)
   p.add_argument('--steps', type=int, help='to time, or to train for')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
   return parser
@@ -217,7 +219,7 @@ def _compile(args):
 def _bench(args):
   from sm3det_jax import config
 
-  measure = importlib.import_module(f'sm3det_jax.bench.{args.name}').measure
+  measure = bench.load(args.name)
   c = config.load(args.overrides)
   result = measure(c) if args.steps is None else measure(c, args.steps)
   if args.json:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from sm3det_jax import Detector, cli, logs
+from sm3det_jax import Detector, bench, cli, logs
 
 
 def run(*arguments):
@@ -32,6 +32,21 @@ def test_a_second_quickstart_has_nothing_left_to_train(tiny_run):
   first, again = (json.loads((tiny_run / p / 'metrics.json').read_text()) for p in ('.', 'again'))
   assert first == again
   assert (tiny_run / 'metrics.jsonl').read_text() == before
+
+
+def test_a_benchmark_is_found_by_its_file(tmp_path, monkeypatch, capsys):
+  (tmp_path / 'first_batch.py').write_text(
+    '"""`sm3det bench first_batch`: 100 % of nothing."""\n'
+    'def measure(config, steps=3):\n  return {"steps": steps, "batch": config.batch_size}\n'
+  )
+  monkeypatch.setattr(bench, '__path__', [*bench.__path__, str(tmp_path)])
+  assert set(bench.names()) == {'train_step', 'overfit', 'first_batch'}
+  assert bench.names()['train_step'].startswith('how long')
+  with pytest.raises(SystemExit):
+    run('bench', '--help')
+  assert 'first_batch: 100 % of nothing.' in ' '.join(capsys.readouterr().out.split())
+  assert run('bench', 'first_batch', '--config=quickstart', '--steps=2', '--json') == 0
+  assert json.loads(capsys.readouterr().out) == {'steps': 2, 'batch': 6}
 
 
 def test_routing_shares_add_up(tiny_run):
