@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
   for t in c.tasks.values():
     t.size, t.max_objects = (SIZE, SIZE), 48
     t.head.channels = 64
-    if t.box == 'hbb':
+    if t.kind == 'hbb':
       t.head.update(convs=2, anchor_scale=4.0, pre_nms=200, max_detections=60)
       t.train.flip = (0.25, 0.25, 0.25)
     else:

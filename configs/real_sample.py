@@ -53,7 +53,7 @@ def _small(c):
   for t in c.tasks.values():
     t.size, t.max_objects = (320, 320), 128
     t.head.channels = 64
-    if t.box == 'hbb':
+    if t.kind == 'hbb':
       t.head.update(convs=2, anchor_scale=4.0, pre_nms=300)
     else:
       t.head.anchor_scales = (4.0,)

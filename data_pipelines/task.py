@@ -42,8 +42,8 @@ class Task:
     split = split or self.config[role].split
     where = f'config.tasks.{name}: data set {self.config.dataset!r}, split {split!r}'
     self.source = Source(config.data_root, self.config.dataset, split, tile=self.config[role].tile)
-    if self.source.box != self.config.box:
-      raise UserError(f'{where} has boxes of kind {self.source.box!r}, not {self.config.box!r}')
+    if self.source.box != self.config.kind:
+      raise UserError(f'{where} has boxes of kind {self.source.box!r}, not {self.config.kind!r}')
     unknown = sorted(set(self.source.classes) - set(self.config.classes))
     if unknown:
       raise UserError(
@@ -94,7 +94,7 @@ class Task:
     (height, width), most = self.config.size, self.config.max_objects
     batch = {
       'images': np.zeros((size, height, width, self.config.bands), self.dtype),
-      'boxes': np.zeros((size, most, 4 if self.config.box == 'hbb' else 5), np.float32),
+      'boxes': np.zeros((size, most, 4 if self.config.kind == 'hbb' else 5), np.float32),
       'labels': np.zeros((size, most), np.int32),
       'valid': np.zeros((size, most), bool),
       'shapes': np.full((size, 2), self.config.size, np.int32),
@@ -122,7 +122,7 @@ class Task:
   def truth(self, sample: dict) -> dict:
     """Ground truth of an untransformed sample: full-image pixels, the task's own labels."""
     x, y = sample['offset']
-    shift = (x, y, x, y) if self.config.box == 'hbb' else (x, y, 0, 0, 0)
+    shift = (x, y, x, y) if self.config.kind == 'hbb' else (x, y, 0, 0, 0)
     return {
       'id': sample['id'],
       'boxes': sample['boxes'] + np.array(shift, np.float32),

@@ -139,7 +139,7 @@ def train_transform(sample: dict, config, rng: np.random.Generator, classes=None
 
   Args:
     sample: from a Source.
-    config: of the task (`sm3det_jax.config.task`); `size`, `bands`, `box` and its `train` part.
+    config: of the task (`sm3det_jax.config.task`); `size`, `bands`, `kind` and its `train` part.
     rng: the sample's own generator.
     classes: names of the sample's labels; the task's own if not given.
 
@@ -149,13 +149,13 @@ def train_transform(sample: dict, config, rng: np.random.Generator, classes=None
   train = config.train
   sample = resize_keep_ratio(sample, config.size)
   sample = flip(sample, train.flip, rng)
-  if config.box == 'obb':
+  if config.kind == 'obb':
     classes = config.classes if classes is None else classes
     round_ones = [k for k, name in enumerate(classes) if name in train.right_angles]
     sample = rotate(sample, train.rotate, bool(np.isin(sample['labels'], round_ones).any()), rng)
   elif train.rotate:
     raise UserError(
-      f'train.rotate={train.rotate} needs oriented boxes, the task has {config.box!r}'
+      f'train.rotate={train.rotate} needs oriented boxes, the task has {config.kind!r}'
     )
   sample = filter_small(sample, train.min_side)
   return sample | {'image': to_bands(sample['image'], config.bands, sample['id'])}

@@ -94,7 +94,7 @@ def evaluate(
       )
     windows, examples = _detect(detector, config, variables, mesh, name, batches, total, pictures)
     whole = [t | {'labels': data.own[t['labels']]} for t in data.source.truth()]
-    result, merged = score(windows, whole, c.box, tuple(c.classes), protocols)
+    result, merged = score(windows, whole, c.kind, tuple(c.classes), protocols)
     at_cap = sum(w['full'] for w in windows)  # the head's cap may have cost them detections
     summaries[name] = result.summary | {'windows': total, 'windows_at_cap': at_cap}
     curves[name] = result.curves
@@ -187,7 +187,7 @@ def _of_all_processes(windows, rounds):
 
 
 def _write_task(out, task, c, merged, examples):
-  if c.box == 'obb':
+  if c.kind == 'obb':
     dota.write_task1(out / 'task1' / task, merged, tuple(c.classes))
   for k, (image, scale, window) in enumerate(examples):
     shift = np.tile(window['offset'], 4)

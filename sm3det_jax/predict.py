@@ -95,7 +95,7 @@ class Detector:
     own, found = own_labels(self.config, task), []
     for i in range(0, len(windows), batch):
       found += self._detect(image, windows[i : i + batch], batch, task, own)
-    found = merge.merge([f | {'id': 0} for f in found], merge.IOU[c.box])[0]
+    found = merge.merge([f | {'id': 0} for f in found], merge.IOU[c.kind])[0]
     keep = np.flatnonzero(found['scores'] >= score_threshold)
     result = {k: found[k][keep] for k in ('boxes', 'scores', 'labels')}
     return result | {'names': [c.classes[k] for k in result['labels']]}
@@ -148,7 +148,7 @@ def _sample(image, c):
   """A sample without objects, as the transforms take it."""
   return {
     'image': image,
-    'boxes': np.zeros((0, 4 if c.box == 'hbb' else 5), np.float32),
+    'boxes': np.zeros((0, 4 if c.kind == 'hbb' else 5), np.float32),
     'polygons': np.zeros((0, 8), np.float32),
     'labels': np.zeros(0, np.int32),
     'difficult': np.zeros(0, bool),

@@ -60,7 +60,7 @@ def tiny_run(tmp_path_factory) -> pathlib.Path:
   for task in c.tasks.values():
     task.size, task.head.channels = (128, 128), 32
     task.head.score_threshold = 0.001  # an untrained model finds something too
-    if task.box == 'obb':
+    if task.kind == 'obb':
       task.head.proposals.update(pre_nms=32, max_proposals=32)
       task.head.roi.update(fc_channels=32, samples=16)
       task.head.max_detections = 20

@@ -44,7 +44,7 @@ def test_values_change_on_the_command_line(tmp_path):
     ('--config.task_balance=gradnrm', "config.task_balance='gradnrm': expected 'none' or 'dla'"),
     ('--config.label_space=all', "'all'.*'joint' or 'per_task'"),
     ('--config.tasks.sar.head.type=yolo', "head.type='yolo'.*gfl"),
-    ('--config.tasks.sar.box=obb', 'gfl.*hbb'),
+    ('--config.tasks.sar.kind=obb', 'gfl.*hbb'),
     ('--config.tasks.rgb.bands=4', 'bands=4 but 3 means'),
   ],
 )
@@ -67,6 +67,15 @@ def test_a_key_that_a_config_file_invents_is_named_with_its_neighbours():
   c.tasks.rgb.head.rpn.sample = 3
   with pytest.raises(ValueError, match='config.tasks.rgb.head.rpn.sample .*samples'):
     config_lib.check(c)
+
+
+def test_the_former_name_of_a_task_s_kind_is_told_the_new_one():
+  c = config_lib.default()
+  c.tasks.sar.box = 'hbb'
+  with pytest.raises(ValueError, match='config.tasks.sar.box=.*`kind`'):
+    config_lib.check(c)
+  with pytest.raises(ValueError, match='config.tasks.sar.kind=.*hbb'):
+    load('--config=quickstart', '--config.tasks.sar.kind=hb')
 
 
 def test_a_model_needs_tasks_and_tasks_need_classes():
@@ -167,6 +176,9 @@ def test_a_config_of_before_some_keys_gets_them():
   for section, key in ((c, 'task_balance'), (c, 'dwa'), (c.moe, 'level'), (c.backbone, 'stems')):
     del section[key]
   del c.tasks.rgb.head.nms_iou, c.tasks.sar.bands
+  for task in c.tasks.values():
+    task.box = task.kind
+    del task.kind
   assert config_lib.complete(c).to_dict() == want.to_dict()
 
 

@@ -417,7 +417,7 @@ def get_config():
   del c.tasks.ifr
   for task in c.tasks.values():
     task.size, task.head.channels = (128, 128), 32
-    if task.box == 'obb':
+    if task.kind == 'obb':
       task.head.proposals.update(pre_nms=64, max_proposals=32)
       task.head.roi.update(samples=32, fc_channels=16)
   c.backbone.update(depths=(1, 1, 1, 1), channels=(8, 8, 16, 16))

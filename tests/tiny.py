@@ -35,7 +35,7 @@ def batch_of(config, step):
     n, m = groups * task.ratio, task.max_objects
     centre, side = rng.uniform(16, 48, (n, m, 2)), rng.uniform(10, 24, (n, m, 2))
     boxes = np.concatenate([centre - side / 2, centre + side / 2], -1)
-    if task.box == 'obb':
+    if task.kind == 'obb':
       angle = rng.uniform(-np.pi / 2, np.pi / 2, (n, m, 1))
       boxes = np.concatenate([centre, np.sort(side)[..., ::-1], angle], -1)
     batch[name] = {

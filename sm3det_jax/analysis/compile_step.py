@@ -185,7 +185,7 @@ def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict:
     n, m = groups * task.ratio, task.max_objects
     batch[name] = {
       'images': array(jnp.uint8, n, *task.size, task.bands),
-      'boxes': array(jnp.float32, n, m, 4 if task.box == 'hbb' else 5),
+      'boxes': array(jnp.float32, n, m, 4 if task.kind == 'hbb' else 5),
       'labels': array(jnp.int32, n, m),
       'valid': array(jnp.bool, n, m),
       'shapes': array(jnp.int32, n, 2),

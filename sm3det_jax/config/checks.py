@@ -33,16 +33,18 @@ def check(config: ConfigDict) -> ConfigDict:
   if not len(config.tasks):
     raise UserError('config.tasks is empty: a model needs at least one task')
   for name, c in config.tasks.items():
-    if c.get('box') not in ('hbb', 'obb'):
-      raise UserError(f"config.tasks.{name}.box={c.get('box')!r}: expected 'hbb' or 'obb'")
-    _unknown_keys(c, defaults.task(c.box, '', ()), f'config.tasks.{name}', skip=('head',))
+    if 'box' in c:
+      raise UserError(f'config.tasks.{name}.box={c.box!r}: the key is called `kind` now')
+    if c.get('kind') not in ('hbb', 'obb'):
+      raise UserError(f"config.tasks.{name}.kind={c.get('kind')!r}: expected 'hbb' or 'obb'")
+    _unknown_keys(c, defaults.task(c.kind, '', ()), f'config.tasks.{name}', skip=('head',))
     if c.head.type not in HEADS:
       raise UserError(f'config.tasks.{name}.head.type={c.head.type!r}: expected {sorted(HEADS)}')
-    kind = HEADS[c.head.type]
-    _unknown_keys(c.head, kind.defaults(), f'config.tasks.{name}.head')
-    if kind.box != c.box:
+    row = HEADS[c.head.type]
+    _unknown_keys(c.head, row.defaults(), f'config.tasks.{name}.head')
+    if row.box != c.kind:
       raise UserError(
-        f'config.tasks.{name}: head {c.head.type!r} gives {kind.box}, the task is {c.box}'
+        f'config.tasks.{name}: head {c.head.type!r} gives {row.box}, the task is {c.kind}'
       )
     if not c.classes:
       raise UserError(f'config.tasks.{name}.classes is empty')

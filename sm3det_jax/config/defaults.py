@@ -10,11 +10,11 @@ from sm3det_jax.config.heads import DEFAULT, HEADS
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def task(box: str, dataset: str, classes: tuple, ratio: int = 1, **changes) -> ConfigDict:
+def task(kind: str, dataset: str, classes: tuple, ratio: int = 1, **changes) -> ConfigDict:
   """One task: what it detects, the prepared data set it reads, its head.
 
   Args:
-    box: 'hbb' (x1, y1, x2, y2) or 'obb' (cx, cy, w, h, theta; le90).
+    kind: 'hbb' (x1, y1, x2, y2) or 'obb' (cx, cy, w, h, theta; le90).
     dataset: name of the prepared data set below `config.data_root`.
     classes: class names; the order is the label order.
     ratio: images of this task in a group (2:1:1 in the paper).
@@ -22,11 +22,11 @@ def task(box: str, dataset: str, classes: tuple, ratio: int = 1, **changes) -> C
   """
   c = ConfigDict(
     dict(
-      box=box,
+      kind=kind,
       dataset=dataset,
       classes=tuple(classes),
       ratio=ratio,
-      head=head(DEFAULT[box]),
+      head=head(DEFAULT[kind]),
       bands=3,  # a one-band file is repeated to three, as upstream reads it
       mean=IMAGENET_MEAN,
       std=IMAGENET_STD,
@@ -35,12 +35,11 @@ def task(box: str, dataset: str, classes: tuple, ratio: int = 1, **changes) -> C
       train=dict(
         split='train',
         tile=dict(size=0, overlap=0, keep=0.7),  # size 0: whole images
-        flip=(0.5, 0.0, 0.0)
-        if box == 'hbb'
-        else (0.25, 0.25, 0.25),  # horizontal, vertical, diagonal
-        rotate=0.0 if box == 'hbb' else 0.5,  # probability of a rotation by U(-180, 180) degrees
+        # horizontal, vertical, diagonal
+        flip=(0.5, 0.0, 0.0) if kind == 'hbb' else (0.25, 0.25, 0.25),
+        rotate=0.0 if kind == 'hbb' else 0.5,  # probability of a rotation by U(-180, 180) degrees
         right_angles=(),  # classes that allow only rotations by 90, 180, 270 degrees
-        min_side=0.0 if box == 'hbb' else 5.0,  # px; smaller boxes are not trained on
+        min_side=0.0 if kind == 'hbb' else 5.0,  # px; smaller boxes are not trained on
         keep_empty=False,
       ),
       test=dict(split='test', tile=dict(size=0, overlap=0, keep=0.7)),
@@ -169,8 +168,11 @@ def complete(config: ConfigDict) -> ConfigDict:
     del config.balance
   _fill(config.backbone, backbone(config.backbone.type)[0])
   for c in config.tasks.values():
+    if 'box' in c:  # its name before there were tasks without boxes
+      c.kind = c.box
+      del c.box
     _fill(c.head, head(c.head.type))
-    _fill(c, task(c.box, '', ()))
+    _fill(c, task(c.kind, '', ()))
   _fill(config, default())
   return config
 
