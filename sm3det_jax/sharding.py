@@ -20,7 +20,7 @@ AXES = ('data', 'expert')
 # Of the whole training state: optimizer moments and averages carry the names of their parameters.
 RULES = (
   (r'(.*/)?experts_\w+', PartitionSpec('expert')),  # leading axis: the experts
-  (r'(?!(.*/)?experts_\w+$).*', PartitionSpec()),
+  ('.*', PartitionSpec()),
 )
 
 logger = logging.getLogger(__name__)
@@ -149,8 +149,11 @@ def put_batch(batch: Any, mesh: Mesh, micro_batches: int = 1) -> Any:
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
 
 
-def put_tree(tree: Any, mesh: Mesh, rules: Sequence = RULES) -> Any:
-  """A tree of arrays where `rules` say; those of one process have to be the same on all of them."""
+def put_tree(tree: Any, mesh: Mesh, rules: Sequence | None = None) -> Any:
+  """A tree of arrays where `rules` say; those of one process have to be the same on all of them.
+
+  Args and errors as `tree_sharding`.
+  """
   where = tree_sharding(mesh, tree, rules)
   local = lambda x: jax.device_get(x) if getattr(x, 'is_fully_addressable', True) else x
   return jax.tree.map(lambda x, s: jax.device_put(local(x), s), tree, where)
@@ -161,20 +164,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def tree_sharding(mesh: Mesh, tree: Any, rules: Sequence = RULES) -> Any:
+def tree_sharding(mesh: Mesh, tree: Any, rules: Sequence | None = None) -> Any:
   """`NamedSharding` of every array of a tree (parameters, optimizer state), by `rules`.
 
   Args:
     mesh: from `make_mesh`.
     tree: arrays or `jax.ShapeDtypeStruct`s.
-    rules: (regex, PartitionSpec) pairs.
+    rules: (regex, PartitionSpec) pairs, the first that matches counts. By default `RULES`, which
+      describe all models: one that finds nothing, as that of experts in a dense model, is fine.
 
   Raises:
     UserError: as `match`.
   """
+  specs = match(tree, RULES, all_used=False) if rules is None else match(tree, rules)
   return jax.tree.map(
     lambda spec: NamedSharding(mesh, spec),
-    match(tree, rules),
+    specs,
     is_leaf=lambda x: isinstance(x, PartitionSpec),
   )
 
@@ -203,23 +208,30 @@ def spread(mesh: Mesh, shardings: Any, like: Any) -> Any:
   return jax.tree.map(one, shardings, like)
 
 
-def match(tree: Any, rules: Sequence[tuple[str, Any]]) -> Any:
-  """A tree of the same form with the value of the one rule that matches each leaf's path.
+def match(tree: Any, rules: Sequence[tuple[str, Any]], all_used: bool = True) -> Any:
+  """A tree of the same form with the value of the first rule that matches each leaf's path.
 
   Args:
     tree: any pytree; a leaf's path is its keys joined by '/', such as 'params/neck/kernel'.
-    rules: (regex of the whole path, value) pairs.
+    rules: (regex of the whole path, value) pairs, in order.
+    all_used: every rule has to decide about a leaf.
 
   Raises:
-    UserError: leaves that no rule matches, or that several do; both are listed.
+    UserError: leaves that no rule matches, which are listed; a rule that decides about none, be it
+      that it matches nothing or that rules before it take all that it matches.
   """
   paths = [
     jax.tree_util.keystr(path, simple=True, separator='/')
     for path, _ in jax.tree.leaves_with_path(tree)
   ]
-  found = [[value for regex, value in rules if re.fullmatch(regex, path)] for path in paths]
-  for many, problem in ((0, 'no rule'), (2, 'more than one rule')):
-    wrong = [p for p, f in zip(paths, found, strict=True) if min(len(f), 2) == many]
-    if wrong:
-      raise UserError(f'{problem} of {[r for r, _ in rules]} matches {", ".join(wrong)}')
-  return jax.tree.unflatten(jax.tree.structure(tree), [values[0] for values in found])
+  regexes = [regex for regex, _ in rules]
+  found = [next((i for i, r in enumerate(regexes) if re.fullmatch(r, p)), None) for p in paths]
+  if missed := [p for p, i in zip(paths, found, strict=True) if i is None]:
+    raise UserError(f'no rule of {regexes} matches {", ".join(missed)}')
+  for unused in sorted(set(range(len(rules))) - set(found)) if all_used else ():
+    taken = any(re.fullmatch(regexes[unused], p) for p in paths)
+    why = (
+      'decides nothing: rules before it take all that it matches' if taken else 'matches nothing'
+    )
+    raise UserError(f'rule {regexes[unused]!r} {why}; rules in order: {regexes}')
+  return jax.tree.unflatten(jax.tree.structure(tree), [rules[i][1] for i in found])

@@ -79,6 +79,15 @@ def test_every_parameter_has_one_group():
     optimizer.build(config_lib.default(), GROUPS).init(stray)
 
 
+def test_what_has_no_loss_term_of_its_own_in_a_head_is_shared():
+  params = _params()
+  params['heads_sar']['align_conv'] = {'kernel': jnp.ones(1)}
+  groups = optimizer.parameter_groups(params, GROUPS)
+  assert groups['heads_sar']['align_conv']['kernel'] == 'shared'
+  with pytest.raises(ValueError, match="rule 'heads_sar/dfl_head/.*' matches nothing"):
+    optimizer.parameter_groups(params, GROUPS | {'sar/dfl': 'sar/dfl_head'})
+
+
 def test_overview(caplog):
   with caplog.at_level(logging.INFO):
     optimizer.log_parameters(_params(), GROUPS)

@@ -78,16 +78,28 @@ def test_rules_cover_parameters_and_optimizer_state():
   assert shardings['opt'][-1].dla.history['sar/cls'].spec == whole
 
 
-def test_every_path_matches_exactly_one_rule():
+def test_the_first_rule_that_matches_counts():
   tree = {'a': {'b': 1, 'c': 2}, 'd': [3]}
-  assert sharding.match(tree, [('a/.*', 'x'), ('d/0', 'y')]) == {
-    'a': {'b': 'x', 'c': 'x'},
-    'd': ['y'],
+  assert sharding.match(tree, [('a/b', 'x'), ('a/.*', 'y'), ('.*', 'z')]) == {
+    'a': {'b': 'x', 'c': 'y'},
+    'd': ['z'],
   }
   with pytest.raises(ValueError, match=r"no rule of \['a/.', 'd'\] matches d/0"):
     sharding.match(tree, [('a/.', 'x'), ('d', 'y')])
-  with pytest.raises(ValueError, match='more than one rule of .* matches a/b, a/c'):
-    sharding.match(tree, [('a/.*', 'x'), ('.*', 'y')])
+
+
+def test_a_rule_that_decides_nothing_is_an_error():
+  tree = {'a': {'b': 1, 'c': 2}, 'd': [3]}
+  with pytest.raises(ValueError, match="rule 'e/.*' matches nothing; rules in order: .'a/.*', 'e/"):
+    sharding.match(tree, [('a/.*', 'x'), ('e/.*', 'y'), ('.*', 'z')])
+  with pytest.raises(ValueError, match="rule 'a/b' decides nothing: rules before it take all"):
+    sharding.match(tree, [('a/.*', 'x'), ('a/b', 'y'), ('.*', 'z')])
+  assert sharding.match({'d': 1}, [('e', 'x'), ('.*', 'y')], all_used=False) == {'d': 'y'}
+  mesh = _mesh(2, 4)
+  dense = {'kernel': jnp.ones(2)}
+  assert sharding.tree_sharding(mesh, dense)['kernel'].spec == PartitionSpec()
+  with pytest.raises(ValueError, match='matches nothing'):
+    sharding.tree_sharding(mesh, dense, sharding.RULES)
 
 
 def test_a_step_leaves_every_array_where_it_was():

@@ -44,15 +44,13 @@ def parameter_groups(params: Any, term_groups: Mapping[str, str]) -> Any:
     term_groups: {loss term: group}, a group being 'task/module' such as 'rgb/rpn_head'.
 
   Returns:
-    'task/module' for a head's parameters, 'shared' for all outside of heads and for alignment
-    convolutions.
+    'task/module' for the parameters of a head's module that has loss terms, 'shared' for the rest
+    of the head (as in the reference, which looks for modules by name) and all outside of heads.
 
   Raises:
-    ValueError: a head's parameter in no module that has a loss term; it is listed.
+    UserError: a head without a loss term, whose parameters are listed; a group without parameters.
   """
-  rules = [(f'heads_{re.escape(group)}/.*', group) for group in sorted(set(term_groups.values()))]
-  # as in the reference, whose name rule finds no alignment convolution among the heads
-  return match(params, [*rules, (r'(?!heads_).*|heads_[^/]+/align_conv/.*', 'shared')])
+  return match(params, _group_rules(term_groups))
 
 
 def build(config: Any, term_groups: Mapping[str, str]) -> optax.GradientTransformationExtraArgs:
@@ -70,7 +68,7 @@ def build(config: Any, term_groups: Mapping[str, str]) -> optax.GradientTransfor
     optax.scale_by_learning_rate(schedule(c)),
   ]
   if kind == 'dla':
-    groups = lambda p: parameter_groups(p, term_groups)
+    groups = lambda p: match(p, _group_rules(term_groups), all_used=False)
     steps.append(dla.scale_by_dla(term_groups, groups, **config.dla))
   tx = optax.chain(*steps)
   if kind in balance.TRANSFORMS:
@@ -87,6 +85,13 @@ def build(config: Any, term_groups: Mapping[str, str]) -> optax.GradientTransfor
 def multipliers(opt_state: Any) -> dict[str, jax.Array]:
   """{group or task: multiplier} of the last update, out of the state of `build`'s optimizer."""
   return optax.tree.get(opt_state, 'multipliers', default={})
+
+
+def _group_rules(term_groups):
+  groups = sorted(set(term_groups.values()))
+  heads = '|'.join(sorted({re.escape(group.split('/')[0]) for group in groups}))
+  rules = [(f'heads_{re.escape(group)}/.*', group) for group in groups]
+  return [*rules, (rf'(?!heads_).*|heads_({heads})/.*', 'shared')]
 
 
 def gradient_norm(grads: Any) -> jax.Array:
