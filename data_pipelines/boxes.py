@@ -9,6 +9,8 @@ import math
 import cv2
 import numpy as np
 
+COLUMNS = {'hbb': 4, 'obb': 5}  # of the boxes of a kind
+
 
 def le90(obb: np.ndarray) -> np.ndarray:
   """The same rectangles with w >= h and theta in [-pi/2, pi/2); float32 [n, 5]."""
@@ -21,15 +23,26 @@ def le90(obb: np.ndarray) -> np.ndarray:
   return out
 
 
-def obb_to_polygon(obb: np.ndarray) -> np.ndarray:
-  """Corners [n, 8]: for theta = 0 top left, top right, bottom right, bottom left."""
-  cx, cy, w, h, theta = np.asarray(obb, np.float64).reshape(-1, 5).T
+def to_polygon(boxes: np.ndarray) -> np.ndarray:
+  """Corners of boxes in float64, clockwise on screen from the box's own top left.
+
+  Args:
+    boxes: [n, 4] HBB, [n, 5] OBB of any angle, or [n, 8] corners, which stay.
+
+  Returns:
+    [n, 8].
+  """
+  boxes = np.asarray(boxes, np.float64)
+  if boxes.shape[-1] == 8:
+    return boxes.reshape(-1, 8)
+  if boxes.shape[-1] == 4:
+    return boxes.reshape(-1, 4)[:, [0, 1, 2, 1, 2, 3, 0, 3]]
+  cx, cy, w, h, theta = boxes.reshape(-1, 5, 1).swapaxes(0, 1)  # 5 x [n, 1]
+  dx, dy = np.array([[-0.5, 0.5, 0.5, -0.5]]), np.array([[-0.5, -0.5, 0.5, 0.5]])
   cos, sin = np.cos(theta), np.sin(theta)
-  x = np.stack([-w, w, w, -w], -1) / 2
-  y = np.stack([-h, -h, h, h], -1) / 2
-  px = cx[:, None] + x * cos[:, None] - y * sin[:, None]
-  py = cy[:, None] + x * sin[:, None] + y * cos[:, None]
-  return np.stack([px, py], -1).reshape(-1, 8).astype(np.float32)
+  x = cx + dx * w * cos - dy * h * sin
+  y = cy + dx * w * sin + dy * h * cos
+  return np.stack([x, y], -1).reshape(-1, 8)
 
 
 def polygon_to_obb(polygons: np.ndarray) -> np.ndarray:
@@ -47,11 +60,6 @@ def polygon_to_obb(polygons: np.ndarray) -> np.ndarray:
   return le90(out)
 
 
-def hbb_to_polygon(hbb: np.ndarray) -> np.ndarray:
-  """Corners [n, 8] of horizontal boxes, clockwise from the top left."""
-  return np.asarray(hbb, np.float32).reshape(-1, 4)[:, [0, 1, 2, 1, 2, 3, 0, 3]]
-
-
 def polygon_to_hbb(polygons: np.ndarray) -> np.ndarray:
   """Enclosing horizontal boxes [n, 4]."""
   points = np.asarray(polygons, np.float32).reshape(-1, 4, 2)
@@ -60,19 +68,7 @@ def polygon_to_hbb(polygons: np.ndarray) -> np.ndarray:
 
 def obb_to_hbb(obb: np.ndarray) -> np.ndarray:
   """Enclosing horizontal boxes [n, 4] of oriented ones."""
-  return polygon_to_hbb(obb_to_polygon(obb))
-
-
-def to_polygon(boxes: np.ndarray) -> np.ndarray:
-  """Corners [n, 8] of boxes of either kind, told by the last axis."""
-  return obb_to_polygon(boxes) if np.shape(boxes)[-1] == 5 else hbb_to_polygon(boxes)
-
-
-def polygon_area(polygons: np.ndarray) -> np.ndarray:
-  """Areas [n] by the shoelace formula; the two lobes of a self-crossing one cancel."""
-  points = np.asarray(polygons, np.float64).reshape(-1, 4, 2)
-  x, y = points[..., 0], points[..., 1]
-  return np.abs((x * np.roll(y, -1, 1) - np.roll(x, -1, 1) * y).sum(1)) / 2
+  return polygon_to_hbb(to_polygon(obb))
 
 
 def self_crossing(polygons: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import rich.console
 import rich.progress
 from jax.experimental import multihost_utils
 
+from data_pipelines import boxes as box_lib
 from data_pipelines import mixture
 from data_pipelines.errors import UserError
 from data_pipelines.task import Task
@@ -22,7 +23,7 @@ from sm3det_jax import sharding
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import M2Det, build
 from sm3det_jax.inference import detect_step, own_labels, to_image
-from sm3det_jax.metrics import Result, coco, dota, merge, polygon, table
+from sm3det_jax.metrics import Result, coco, dota, merge, table
 from sm3det_jax.viz import draw, figures
 
 PROTOCOLS = ('paper_patches', 'devkit')
@@ -192,7 +193,7 @@ def _write_task(out, task, c, merged, examples):
   for k, (image, scale, window) in enumerate(examples):
     shift = np.tile(window['offset'], 4)
     shown = window['scores'] >= SHOWN
-    truth, quads = window['truth'], polygon.corners(window['boxes'])
+    truth, quads = window['truth'], box_lib.to_polygon(window['boxes'])
     picture = draw.compare(
       image,
       {'polygons': (truth['polygons'] - shift) * scale, 'labels': truth['labels']},

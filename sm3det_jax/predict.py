@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from data_pipelines import boxes as box_lib
 from data_pipelines import images as image_files
 from data_pipelines import readers, tiling, transforms
 from data_pipelines.errors import UserError
@@ -17,7 +18,7 @@ from sm3det_jax import checkpoint
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import build
 from sm3det_jax.inference import detect_step, own_labels, to_image
-from sm3det_jax.metrics import merge, polygon
+from sm3det_jax.metrics import merge
 from sm3det_jax.viz import draw
 
 BATCH = 4  # windows of a large image at once
@@ -202,7 +203,7 @@ def predict(
 def to_json(found: dict, path, task: str, size: tuple[int, int]) -> dict:
   """`Detector.predict`'s result as JSON: each detection with name, score, box and its corners."""
   rows = zip(
-    found['names'], found['scores'], found['boxes'], polygon.corners(found['boxes']), strict=True
+    found['names'], found['scores'], found['boxes'], box_lib.to_polygon(found['boxes']), strict=True
   )
   return {
     'image': str(path),

@@ -27,6 +27,7 @@ import dotadevkit  # noqa: E402
 from dotadevkit.evaluate import task1  # noqa: E402
 from dotadevkit.polyiou import polyiou  # noqa: E402
 
+from data_pipelines import boxes as box_lib  # noqa: E402
 from sm3det_jax.metrics import dota, merge, polygon  # noqa: E402
 
 TOLERANCE = 1e-6
@@ -44,7 +45,7 @@ def write_scene(folder: pathlib.Path, seed: int, classes: tuple[str, ...]) -> No
     boxes = np.concatenate(
       [rng.uniform(0, 400, (n, 2)), rng.uniform(5, 60, (n, 2)), rng.uniform(-2, 2, (n, 1))], 1
     )
-    quads = polygon.corners(boxes) + rng.normal(0, 1, (n, 8))  # not quite rectangles
+    quads = box_lib.to_polygon(boxes) + rng.normal(0, 1, (n, 8))  # not quite rectangles
     kinds, difficult = rng.integers(0, len(classes), n), rng.random(n) < 0.15
     rows = [
       ' '.join(f'{v:.1f}' for v in q) + f' {classes[k]} {int(d)}'
@@ -130,7 +131,7 @@ def compare_merge(boxes: int = 1500) -> float:
   """How many detections only one of the two keeps when windows are merged."""
   rng = np.random.default_rng(1)
   middle, sides = rng.uniform(0, 600, (boxes, 2)), rng.uniform(5, 60, (boxes, 2))
-  quads = polygon.corners(np.concatenate([middle, sides, rng.uniform(-2, 2, (boxes, 1))], 1))
+  quads = box_lib.to_polygon(np.concatenate([middle, sides, rng.uniform(-2, 2, (boxes, 1))], 1))
   scores = rng.permutation(boxes) / boxes  # all different
   ours = merge.nms(quads, scores, np.zeros(boxes), merge.IOU['obb'])
   # run as a file: its package imports OpenCV

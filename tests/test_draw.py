@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from sm3det_jax.metrics import coco, dota, polygon, table
+from data_pipelines import boxes as box_lib
+from sm3det_jax.metrics import coco, dota, table
 from sm3det_jax.viz import draw, figures, report
 
 NAMES = ('ship', 'storage-tank', 'plane')
@@ -55,7 +56,7 @@ def test_boxes_are_seen_and_names_cover_none(size):
   assert max(picture.shape) >= draw.SMALLEST and picture.shape[1] == zoom * width
   inside = np.zeros(picture.shape[:2], np.uint8)
   rims = inside.copy()
-  quads = np.rint(polygon.corners(boxes).reshape(-1, 4, 2) * zoom).astype(np.int32)
+  quads = np.rint(box_lib.to_polygon(boxes).reshape(-1, 4, 2) * zoom).astype(np.int32)
   for quad, label in zip(quads, labels, strict=True):
     cv2.fillPoly(inside, [quad], 255)
     cv2.polylines(rims, [quad], True, 255, draw._line_width(picture) + 6)
@@ -109,7 +110,7 @@ def scored():
   """metrics.json and curves of a small SAR and an optical task."""
   hbb = {'id': 'a', 'boxes': [[0, 0, 9, 9], [20, 20, 40, 40]], 'labels': np.array([0, 1])}
   obb = {'id': 'b', 'boxes': np.array([[9.0, 9, 8, 4, 0.5]]), 'labels': np.array([2])}
-  obb['polygons'] = polygon.corners(obb['boxes'])
+  obb['polygons'] = box_lib.to_polygon(obb['boxes'])
   sar = coco.evaluate([hbb | {'scores': [0.9, 0.8]}], [hbb], NAMES)
   rgb = dota.evaluate([obb | {'scores': [0.7]}], [obb], NAMES, 'paper_patches')
   missed = {'id': 'b', 'boxes': np.zeros((0, 5)), 'labels': np.zeros(0), 'scores': np.zeros(0)}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines import boxes as box_lib
 from data_pipelines import prepare
 from sm3det_jax import evaluate, predict
 from sm3det_jax.config import ConfigDict, default, label_space, task
@@ -52,7 +53,7 @@ def write_rgb(folder):
   (folder / 'images').mkdir(parents=True)
   (folder / 'labelTxt').mkdir()
   for i, objects in enumerate(RGB_OBJECTS):
-    quads = polygon.corners([box for _, box in objects])
+    quads = box_lib.to_polygon([box for _, box in objects])
     lines = [
       ' '.join(f'{v:.4f}' for v in q) + f' {RGB[k]} 0'
       for q, (k, _) in zip(quads, objects, strict=True)
@@ -138,7 +139,7 @@ def test_a_perfect_detector_scores_one(config, tmp_path):
   assert sorted((p['id'], len(p['labels'])) for p in back) == [('P0', 3), ('P1', 1)]
   quads = {tuple(q.round(2)) for p in back for q in p['polygons']}
   assert quads == {
-    tuple(q.round(2)) for o in RGB_OBJECTS for q in polygon.corners([box for _, box in o])
+    tuple(q.round(2)) for o in RGB_OBJECTS for q in box_lib.to_polygon([box for _, box in o])
   }
   pictures = sorted(p.name for p in (tmp_path / 'pictures').iterdir())
   assert {'sar_0.png', 'sar_1.png', 'rgb_0.png'} <= set(pictures)
@@ -231,7 +232,7 @@ def test_nms_equals_a_plain_loop():
     [rng.uniform(0, 250, (n, 2)), rng.uniform(5, 60, (n, 2)), rng.uniform(-2, 2, (n, 1))], 1
   )
   scores, labels = rng.random(n).round(2), rng.integers(0, 2, n)
-  iou, kept = polygon.iou_matrix(polygon.corners(boxes), polygon.corners(boxes)), []
+  iou, kept = polygon.iou_matrix(box_lib.to_polygon(boxes), box_lib.to_polygon(boxes)), []
   for i in np.argsort(-scores, kind='stable'):
     if all(labels[i] != labels[j] or iou[i, j] <= 0.3 for j in kept):
       kept.append(i)
@@ -246,7 +247,7 @@ def test_cut_patches_go_back_into_their_image():
 
   def patch(name, x):
     shift = np.array([[x, 0, 0, 0, 0]])
-    quads = polygon.corners(obb - shift)
+    quads = box_lib.to_polygon(obb - shift)
     entry = {'id': name, 'boxes': obb - shift, 'labels': np.zeros(1, int)}
     return entry | {'scores': np.ones(1)}, entry | {'polygons': quads, 'difficult': np.zeros(1)}
 
@@ -255,7 +256,7 @@ def test_cut_patches_go_back_into_their_image():
   found, whole = merge.uncut(list(windows), list(truths))
   assert [len(t['labels']) for t in whole] == [1, 1]
   np.testing.assert_allclose(whole[0]['boxes'], [[120, 100, 40, 20, 0.2]])
-  np.testing.assert_allclose(whole[0]['polygons'], polygon.corners(whole[0]['boxes']))
+  np.testing.assert_allclose(whole[0]['polygons'], box_lib.to_polygon(whole[0]['boxes']))
   merged = merge.merge(found, merge.IOU['obb'])
   np.testing.assert_allclose(merged[0]['boxes'], whole[0]['boxes'])
   assert dota.evaluate(merged, whole, RGB, 'devkit').summary['map'] == pytest.approx(1)

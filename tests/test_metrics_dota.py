@@ -8,6 +8,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines import boxes as box_lib
 from sm3det_jax.metrics import dota, polygon, table
 
 CLASSES = ('plane', 'ship')
@@ -31,7 +32,7 @@ def box_at(x, size=10.0, theta=0.0):
 def image(name, boxes, labels=None, scores=None, difficult=None):
   boxes = np.reshape(np.asarray(boxes, np.float64), (-1, 5))
   n = len(boxes)
-  entry = {'id': name, 'boxes': boxes, 'polygons': polygon.corners(boxes)}
+  entry = {'id': name, 'boxes': boxes, 'polygons': box_lib.to_polygon(boxes)}
   entry['labels'] = np.asarray(labels if labels is not None else [0] * n, int)
   if scores is not None:
     entry['scores'] = np.asarray(scores, np.float64)
@@ -42,8 +43,8 @@ def image(name, boxes, labels=None, scores=None, difficult=None):
 @pytest.mark.parametrize('offset', [0.0, 20_000.0])
 def test_polygon_iou_is_exact(offset):
   rng = np.random.default_rng(0)
-  a = polygon.corners(random_boxes(rng, 3000, offset=offset))
-  b = polygon.corners(random_boxes(rng, 3000, offset=offset))
+  a = box_lib.to_polygon(random_boxes(rng, 3000, offset=offset))
+  b = box_lib.to_polygon(random_boxes(rng, 3000, offset=offset))
   exact = exact_iou(a, b)
   assert (exact > 0).mean() > 0.3
   np.testing.assert_allclose(polygon.iou_pairs(a, b), exact, atol=1e-10)
@@ -58,7 +59,7 @@ def test_polygon_iou_is_exact(offset):
 def test_polygon_iou_of_near_duplicates(seed, noise):
   """The case on which vertex-collecting algorithms fail; either sense and any start corner."""
   rng = np.random.default_rng(seed)
-  a = polygon.corners(random_boxes(rng, 4, offset=rng.uniform(0, 20_000)))
+  a = box_lib.to_polygon(random_boxes(rng, 4, offset=rng.uniform(0, 20_000)))
   b = a + rng.normal(0, 1, a.shape) * noise
   b = np.roll(b.reshape(4, 4, 2)[:, :: rng.choice([-1, 1])], rng.integers(4), 1).reshape(4, 8)
   np.testing.assert_allclose(polygon.iou_pairs(a, b), exact_iou(a, b), atol=1e-8)
@@ -83,7 +84,7 @@ def test_polygon_iou_of_odd_shapes():
 
 def test_corners_turn_clockwise_on_screen():
   np.testing.assert_allclose(
-    polygon.corners([[10, 20, 4, 2, np.pi / 2]]), [[11, 18, 11, 22, 9, 22, 9, 18]], atol=1e-12
+    box_lib.to_polygon([[10, 20, 4, 2, np.pi / 2]]), [[11, 18, 11, 22, 9, 22, 9, 18]], atol=1e-12
   )
 
 

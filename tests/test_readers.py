@@ -38,7 +38,7 @@ def write(path, text):
 def same_rectangle(found, expected, atol=1e-3):
   """Oriented boxes as sets of corners, so that no angle convention matters."""
   found, expected = (
-    np.sort(box_lib.obb_to_polygon(b).reshape(-1, 4, 2).view('f4,f4'), axis=1).view('f4')
+    np.sort(np.float32(box_lib.to_polygon(b)).reshape(-1, 4, 2).view('f4,f4'), axis=1).view('f4')
     for b in (np.asarray(found, np.float32), np.asarray(expected, np.float32))
   )
   np.testing.assert_allclose(found, expected, atol=atol)

@@ -16,6 +16,7 @@ from data_pipelines import images, tiling
 from data_pipelines.prepare import prepare
 from data_pipelines.source import Source
 from sm3det_jax.geometry import obb as jax_obb
+from sm3det_jax.metrics import polygon
 
 numbers = st.floats(-300, 300, width=32)
 sides = st.floats(3, 200, width=32)
@@ -32,7 +33,7 @@ quadrilaterals = st.lists(st.tuples(*[numbers] * 8), min_size=1, max_size=5)
 @settings(max_examples=50, deadline=None)
 def test_boxes_equal_those_of_the_model(rows):
   obb = np.array(rows, np.float32)
-  np.testing.assert_allclose(box_lib.obb_to_polygon(obb), jax_obb.to_polygon(obb), atol=2e-3)
+  np.testing.assert_allclose(box_lib.to_polygon(obb), jax_obb.to_polygon(obb), atol=2e-3)
   np.testing.assert_allclose(box_lib.obb_to_hbb(obb), jax_obb.to_hbb(obb), atol=2e-3)
   ours, theirs = box_lib.le90(obb), np.asarray(jax_obb.normalise(obb))
   np.testing.assert_allclose(ours[:, :4], theirs[:, :4], atol=1e-4)
@@ -50,7 +51,7 @@ def test_minimum_rectangle_is_that_of_shapely(rows):
   for corners, box in zip(polygons.reshape(-1, 4, 2), found, strict=True):
     best = shapely.MultiPoint(corners).minimum_rotated_rectangle.area
     assert abs(box[2] * box[3] - best) <= 1e-3 * max(best, 1) + 0.05
-    rectangle = shapely.Polygon(box_lib.obb_to_polygon(box).reshape(4, 2))
+    rectangle = shapely.Polygon(box_lib.to_polygon(box).reshape(4, 2))
     assert all(rectangle.distance(shapely.Point(p)) < 0.02 for p in corners)
 
 
@@ -61,7 +62,7 @@ def test_le90_keeps_the_rectangle(rows):
   found = box_lib.le90(obb)
   assert (found[:, 2] >= found[:, 3]).all()
   assert (found[:, 4] >= -math.pi / 2).all() and (found[:, 4] < math.pi / 2).all()
-  for a, b in zip(box_lib.obb_to_polygon(obb), box_lib.obb_to_polygon(found), strict=True):
+  for a, b in zip(box_lib.to_polygon(obb), box_lib.to_polygon(found), strict=True):
     a, b = a.reshape(4, 2), b.reshape(4, 2)
     nearest = np.linalg.norm(a[:, None] - b[None], axis=-1).min(1)
     np.testing.assert_allclose(nearest, 0, atol=2e-3)
@@ -83,7 +84,7 @@ def test_self_crossing_agrees_with_shapely(row):
 
 def test_area_of_known_polygons():
   polygons = [[0, 0, 4, 0, 4, 3, 0, 3], [0, 0, 0, 3, 4, 3, 4, 0], [0, 0, 4, 0, 0, 3, 4, 3]]
-  np.testing.assert_allclose(box_lib.polygon_area(polygons), [12, 12, 0])
+  np.testing.assert_allclose(polygon.area(np.reshape(polygons, (-1, 4, 2))), [12, -12, 0])
 
 
 # windows
@@ -118,7 +119,7 @@ def test_windows_by_hand():
 @given(rectangles, st.tuples(numbers, numbers, sides, sides))
 @settings(max_examples=100, deadline=None)
 def test_kept_fraction_of_rectangles_is_that_of_shapely(rows, window):
-  polygons = box_lib.obb_to_polygon(np.array(rows, np.float32))
+  polygons = box_lib.to_polygon(np.array(rows, np.float32))
   x, y, w, h = window
   far = [x + 5000, y, x + 5000 + w, y + h]
   found = tiling.kept_fraction(polygons, [[x, y, x + w, y + h], far])
@@ -180,7 +181,7 @@ def prepared(tmp_path_factory):
   cv2.imwrite(str(folder / 'images/b.png'), large[..., ::-1])
   cv2.imwrite(str(folder / 'images/c.tif'), deep[..., [2, 1, 0, 3]])
   box = np.array([[60 + 120 * i, 300 + 10 * i, 40, 20, 0.3] for i in range(10)])
-  lines = [' '.join(f'{v:.3f}' for v in p) + ' ship 0' for p in box_lib.obb_to_polygon(box)]
+  lines = [' '.join(f'{v:.3f}' for v in p) + ' ship 0' for p in box_lib.to_polygon(box)]
   (folder / 'labelTxt/b.txt').write_text('\n'.join(lines))
   (folder / 'labelTxt/a.txt').write_text('')
   (folder / 'labelTxt/c.txt').write_text('1000 20 1040 20 1040 40 1000 40 plane 1')

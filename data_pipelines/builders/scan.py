@@ -117,7 +117,7 @@ def clean(a: Annotation, height: int, width: int, box: str, label, skipped) -> d
   boxes, polygons = np.array(a.boxes, np.float32), np.array(a.polygons, np.float32).reshape(-1, 8)
   if box == 'hbb' and boxes.shape[1] == 5:
     boxes = box_lib.polygon_to_hbb(polygons)
-    polygons = box_lib.hbb_to_polygon(boxes)
+    polygons = box_lib.to_polygon(boxes).astype(np.float32)
   boxes = boxes.reshape(-1, columns)
   labels = [label(name, where) for name in a.names]
   keep = np.ones(len(boxes), bool)
@@ -136,7 +136,7 @@ def clean(a: Annotation, height: int, width: int, box: str, label, skipped) -> d
   drop((x2 <= 0) | (y2 <= 0) | (x1 >= width) | (y1 >= height), 'box outside the image')
   crossing = box_lib.self_crossing(polygons) & keep
   if crossing.any():
-    polygons[crossing] = box_lib.obb_to_polygon(boxes[crossing])
+    polygons[crossing] = box_lib.to_polygon(boxes[crossing])
     reason = 'self-crossing quadrilateral (kept as its minimum-area rectangle)'
     skipped.add(reason, f'{where} [{a.id}]', crossing.sum())
   labels = np.array([-1 if k is None else k for k in labels], np.int32)

@@ -120,6 +120,6 @@ def _boxes(rows, columns, scale):
   rows = np.array(rows, np.float64).reshape(-1, columns)
   if columns == 5:
     obb = rows * (1, 1, 1, 1, scale)
-    return box_lib.le90(obb), box_lib.obb_to_polygon(obb)
+    return box_lib.le90(obb), box_lib.to_polygon(obb).astype(np.float32)
   hbb = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:]], -1).astype(np.float32)
-  return hbb, box_lib.hbb_to_polygon(hbb)
+  return hbb, box_lib.to_polygon(hbb).astype(np.float32)

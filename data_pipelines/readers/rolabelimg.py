@@ -31,7 +31,7 @@ def read(
   for image, file, objects in xml_files(source, split, labels, images, skipped):
     rows = [row for row in (_row(o, file, skipped) for o in objects) if row]
     obb = np.array([r[1] for r in rows], np.float64).reshape(-1, 5)
-    rows = [(r[0], p, r[2]) for r, p in zip(rows, box_lib.obb_to_polygon(obb), strict=True)]
+    rows = [(r[0], p, r[2]) for r, p in zip(rows, box_lib.to_polygon(obb), strict=True)]
     # the file's own numbers, not the rectangle around the rounded corners
     yield dataclasses.replace(oriented(image, file, rows), boxes=box_lib.le90(obb))
 

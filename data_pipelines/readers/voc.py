@@ -60,7 +60,7 @@ def _horizontal(image, path, objects, skipped):
     image=image,
     names=tuple(name for name, _, _ in rows),
     boxes=hbb,
-    polygons=box_lib.hbb_to_polygon(hbb),
+    polygons=box_lib.to_polygon(hbb).astype(np.float32),
     difficult=np.array([difficult for _, _, difficult in rows], np.int8),
     labels=path,
   )

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines import boxes as box_lib
 from data_pipelines.errors import UserError
 from sm3det_jax import metrics
 from sm3det_jax.metrics import polygon
@@ -111,10 +112,10 @@ def _image(truth, found, rules):
   n = len(truth['labels'])
   difficult = np.asarray(truth.get('difficult', np.zeros(n)), bool) & rules.ignore_difficult
   return {
-    'truth': polygon.corners(truth['polygons' if rules.polygons else 'boxes']),
+    'truth': box_lib.to_polygon(truth['polygons' if rules.polygons else 'boxes']),
     'truth_labels': np.asarray(truth['labels']),
     'difficult': difficult.reshape(n),
-    'found': polygon.corners(found['polygons' if 'polygons' in found else 'boxes']),
+    'found': box_lib.to_polygon(found['polygons' if 'polygons' in found else 'boxes']),
     'labels': np.asarray(found['labels']),
     'scores': np.asarray(found['scores'], np.float64),
   }
@@ -166,7 +167,7 @@ def write_task1(folder: str | os.PathLike, predictions: list[dict], classes: tup
     rows = []
     for p in predictions:
       mine = np.asarray(p['labels']) == label
-      quads = p['polygons'] if 'polygons' in p else polygon.corners(p['boxes'])
+      quads = p['polygons'] if 'polygons' in p else box_lib.to_polygon(p['boxes'])
       for score, quad in zip(np.asarray(p['scores'])[mine], np.asarray(quads)[mine], strict=True):
         rows.append((-score, f'{p["id"]} {score:.9g} ' + ' '.join(f'{v:.9g}' for v in quad)))
     rows.sort(key=lambda row: row[0])

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from data_pipelines import boxes as box_lib
 from data_pipelines import tiling
 from sm3det_jax.metrics import polygon
 
@@ -35,7 +36,7 @@ def nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou: float) -
 
 
 def _nms_sorted(boxes, order, iou):
-  quads = polygon.corners(boxes)[order]
+  quads = box_lib.to_polygon(boxes)[order]
   low, high = quads.reshape(-1, 4, 2).min(1), quads.reshape(-1, 4, 2).max(1)
   rivals = []  # for each box the worse ones that overlap it too much
   for i in range(0, len(quads), CHUNK):

@@ -13,29 +13,6 @@ import numpy as np
 CHUNK = 16_384  # pairs at once: a few MB for each temporary array [pairs, 4, 4]
 
 
-def corners(boxes: np.ndarray) -> np.ndarray:
-  """Corners of boxes, in float64.
-
-  Args:
-    boxes: [n, 4] x1, y1, x2, y2, or [n, 5] cx, cy, w, h, theta (radians, clockwise on screen), or
-      [n, 8] corners, returned as they are.
-
-  Returns:
-    [n, 8] x1, y1, .. x4, y4, clockwise on screen from the box's own top left.
-  """
-  boxes = np.asarray(boxes, np.float64)
-  if boxes.shape[-1] == 8:
-    return boxes.reshape(-1, 8)
-  if boxes.shape[-1] == 4:
-    return boxes.reshape(-1, 4)[:, [0, 1, 2, 1, 2, 3, 0, 3]]
-  cx, cy, w, h, theta = boxes.reshape(-1, 5, 1).swapaxes(0, 1)  # 5 x [n, 1]
-  dx, dy = np.array([[-0.5, 0.5, 0.5, -0.5]]), np.array([[-0.5, -0.5, 0.5, 0.5]])
-  cos, sin = np.cos(theta), np.sin(theta)
-  x = cx + dx * w * cos - dy * h * sin
-  y = cy + dx * w * sin + dy * h * cos
-  return np.stack([x, y], -1).reshape(-1, 8)
-
-
 def iou_pairs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """IoU of aligned pairs of quadrilaterals.
 

@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 
+from data_pipelines import boxes as box_lib
 from data_pipelines.images import stretch
-from sm3det_jax.metrics import polygon
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 SMALLEST = 640  # px, longest side of a picture; smaller images are enlarged by a whole factor
@@ -71,7 +71,7 @@ def draw(
   zoom = max(1, -(-SMALLEST // max(picture.shape[:2])))
   if zoom > 1:
     picture = cv2.resize(picture, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
-  quads = polygon.corners(np.asarray(boxes)).reshape(-1, 4, 2) * zoom  # [n, 4, 2]
+  quads = box_lib.to_polygon(np.asarray(boxes)).reshape(-1, 4, 2) * zoom  # [n, 4, 2]
   labels = np.asarray(labels, int)
   texts = [names[k] for k in labels]
   if scores is not None:
