@@ -10,7 +10,7 @@ import ml_collections
 from data_pipelines.errors import UserError
 from sm3det_jax import backbones, weighting
 from sm3det_jax.config import check, label_space
-from sm3det_jax.heads import HEADS
+from sm3det_jax.heads import head_class
 from sm3det_jax.heads.common import Detections
 from sm3det_jax.moe.layer import add_usage, balance_loss
 from sm3det_jax.necks.fpn import FPN
@@ -29,16 +29,18 @@ class Network(nn.Module):
     self.backbone = backbones.build(c, _devices() if c.moe.aux_stats == 'per_device' else 1)
     self.neck = FPN(c.neck.channels, c.neck.extra_convs, len(c.backbone.depths))
     self.heads = {
-      name: HEADS[task.head.type](task.head, self.classes[name]) for name, task in c.tasks.items()
+      name: head_class(task.head.type)(task.head, self.classes[name])
+      for name, task in c.tasks.items()
     }
     self.balance = weighting.make(c.task_balance, tuple(c.tasks), tuple(term_groups(c)))
 
   def features(self, images, task):
     stages, _ = self.backbone(images, None, task)
-    return self.neck(stages, self.heads[task].start)
+    return self.heads[task].inputs(stages, self.neck)
 
   def detect(self, images, task, shapes):
-    return self.heads[task].detect(self.features(images, task), shapes)
+    head = self.heads[task]
+    return head.detect(self.features(images, task), *_canvas(head, images), shapes)
 
   def losses(self, batch, rng, sampling):
     """The loss and its terms by 'task/term', in training of batches of some tasks."""
@@ -49,23 +51,18 @@ class Network(nn.Module):
     terms = {}
     for name, targets in batch.items():
       head = self.heads[name]
-      levels = self._levels(stages[name], name)
-      loss = lambda head, *args: head.loss(*args, sampling)
+      features = head.inputs(stages[name], self.balance.around(self.neck, name))
+      canvas = _canvas(head, targets['images'])
+      loss = lambda head, features, *args, canvas=canvas: head.loss(
+        features, *canvas, *args, sampling
+      )
       if 'heads' in self.config.remat:
         loss = nn.remat(loss)
-      new = loss(head, levels, targets, keys[name])
+      new = loss(head, features, targets, keys[name])
       terms |= {f'{name}/{term}': value for term, value in new.items()}
     if usage := add_usage(passes):
       terms['moe/balance'] = balance_loss(usage, self.config.moe.balance_weight)
     return self.balance(terms), terms
-
-  def _levels(self, stages, name):
-    """FPN levels of a task in training; GradNorm measures the gradients of the neck's layers."""
-    start = self.heads[name].start
-    if self.config.task_balance != 'gradnorm':
-      return self.neck(stages, start)
-    neck, variables = self.neck.unbind()
-    return neck.apply(self.balance.probed(variables, name), stages, start)
 
   def _stages(self, images, rng):
     """Stage outputs by task, and the usages of the experts in each pass."""
@@ -88,15 +85,16 @@ class Network(nn.Module):
     for name in {_own(self.config, name): name for name in images}.values():
       stages, _ = self.backbone(images[name], None, name)
     self.neck.touch(stages)
-    for head in self.heads.values():
-      head.touch(self.neck(stages, head.start))
+    for name, head in self.heads.items():
+      head.touch(head.inputs(stages, self.neck), *_canvas(head, images[name]))
     self.balance({term: jnp.ones(()) for term in term_groups(self.config)})
 
 
 def term_groups(config) -> dict[str, str]:
   """Parameter group ('task/module') of every loss term ('task/term') of a config."""
-  kinds = {name: HEADS[task.head.type] for name, task in config.tasks.items()}
-  return {f'{n}/{t}': f'{n}/{g}' for n, k in kinds.items() for t, g in k.GROUPS.items()}
+  heads = {name: task.head for name, task in config.tasks.items()}
+  groups = {name: head_class(head.type).groups(head) for name, head in heads.items()}
+  return {f'{name}/{t}': f'{name}/{g}' for name, terms in groups.items() for t, g in terms.items()}
 
 
 def passes_of(config, images) -> list[list[str]]:
@@ -133,6 +131,11 @@ def _cells(intermediates):
     if keys[-1] == 'experts_of_cells':
       found['/'.join(k for k in keys[:-1] if k not in ('moe', 'mlp'))] = grid
   return found
+
+
+def _canvas(head, images):
+  """((height, width),) of a task's padded images for a head that asks for it."""
+  return (images.shape[1:3],) if head.CANVAS else ()
 
 
 def _devices():

@@ -4,6 +4,7 @@ Uncertainties are learned as any parameter. Task weights ('dwa', 'gradnorm') hav
 optimizer sets them, see `optim/balance.py`. DLA weighs learning rates, not losses: a plain sum.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,14 +12,23 @@ import jax
 import jax.numpy as jnp
 
 
-class Sum(nn.Module):
+class Balance(nn.Module):
+  """A loss of terms {'task/term': scalar}; the subclasses say which."""
+
+  def around(self, neck: nn.Module, task: str) -> Callable:
+    """The neck as the head of a task calls it in training."""
+    del task
+    return neck
+
+
+class Sum(Balance):
   """The sum of all terms."""
 
   def __call__(self, terms: dict) -> jax.Array:
     return sum(terms.values())
 
 
-class Uncertainty(nn.Module):
+class Uncertainty(Balance):
   """Sum of L / (2 sigma²) + ln(1 + sigma²), a sigma a term; others are added as they are.
 
   Kendall et al. 2018, equation 7, with the regulariser that stays positive (Liebel and Koerner
@@ -38,7 +48,7 @@ class Uncertainty(nn.Module):
     return sum(weigh(k, v) if k in squares else v for k, v in terms.items())
 
 
-class TaskWeights(nn.Module):
+class TaskWeights(Balance):
   """Sum of w L, L being the sum of a task's terms; what belongs to no task is added as it is.
 
   Attributes:
@@ -54,9 +64,17 @@ class TaskWeights(nn.Module):
     weights = dict(zip(self.names, jax.lax.stop_gradient(self.weights), strict=True))
     return sum(v * weights.get(k.split('/')[0], 1.0) for k, v in terms.items())
 
-  def probed(self, variables: Any, name: str) -> Any:
+
+class GradNorm(TaskWeights):
+  """Task weights whose "gradients" are the squared norms of the tasks' gradients of the neck."""
+
+  def around(self, neck, task):
+    neck, variables = neck.unbind()
+    return lambda *args: neck.apply(self.probed(variables, task), *args)
+
+  def probed(self, variables: Any, task: str) -> Any:
     """`variables`; the "gradient" of the task's weight is their gradient's squared norm."""
-    return _probe(variables, self.weights[self.names.index(name)])
+    return _probe(variables, self.weights[self.names.index(task)])
 
 
 @jax.custom_vjp
@@ -71,8 +89,9 @@ def _probe_backward(_, g):
 _probe.defvjp(lambda tree, weight: (tree, None), _probe_backward)
 
 
-def make(balance: str, tasks: tuple[str, ...], terms: tuple[str, ...]) -> nn.Module:
+def make(balance: str, tasks: tuple[str, ...], terms: tuple[str, ...]) -> Balance:
   """The module {term: loss} -> loss of `config.task_balance`."""
   if balance == 'uncertainty':
     return Uncertainty(tuple(t for t in terms if not t.split('/')[1].startswith('rpn_')))
-  return TaskWeights(tasks) if balance in ('dwa', 'gradnorm') else Sum()
+  kinds = {'dwa': TaskWeights, 'gradnorm': GradNorm}
+  return kinds[balance](tasks) if balance in kinds else Sum()

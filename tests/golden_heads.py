@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from sm3det_jax.heads import HEADS
+from sm3det_jax.heads import head_class
 from sm3det_jax.interop import layouts, official
 
 SIZE, OBJECTS = 256, 10  # px of the recorded images; objects an image, padding included
@@ -35,7 +35,7 @@ class Recorded:
       layouts.put(tree, entry.path, jnp.asarray(layouts.ours(entry, weights)))
     self.params = tree[f'heads_{task}']
     self.classes = len(config.classes)
-    self.head = HEADS[config.head.type](FrozenConfigDict(config.head), self.classes)
+    self.head = head_class(config.head.type)(FrozenConfigDict(config.head), self.classes)
     pyramid, inputs = np.load(root / 'eval_fpn.npz'), np.load(root / 'inputs.npz')
     self.features = [nhwc(pyramid[f'{task}.p{i}']) for i in range(5)]
     self.shapes = jnp.full((len(IMAGES[task]), 2), SIZE)

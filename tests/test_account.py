@@ -11,6 +11,7 @@ from jax import lax
 from sm3det_jax import cli
 from sm3det_jax import config as config_lib
 from sm3det_jax.analysis import account
+from sm3det_jax.heads import two_stage
 
 # MoE blocks of the last stages, million parameters, 1e9 multiply-accumulates
 PUBLISHED = {
@@ -45,7 +46,7 @@ def test_the_official_model_has_as_many(name):
 def test_only_an_images_own_branch_counts_and_its_size():
   counts = account.account(of_blocks(()), (320, 160))
   head = counts['parts']['heads_rgb/roi_head']['gmacs']
-  fc = account.ROIS * (7 * 7 * 256 * 1024 + 1024 * 1024 + 1024 * (27 + 5))
+  fc = two_stage.ROIS * (7 * 7 * 256 * 1024 + 1024 * 1024 + 1024 * (27 + 5))
   assert head == {'sar': 0, 'rgb': fc / 1e9, 'ifr': 0}
   backbone = counts['parts']['backbone']['gmacs']['sar']
   full = published('dense')['parts']['backbone']['gmacs']['sar']

@@ -96,7 +96,7 @@ def test_a_step_without_a_task_changes_nothing(bad):
 
 def test_the_probe_measures_the_gradient_of_each_task_alone():
   """Loss w_a (2 x)² + w_b (3 x)² in the shared x: norms of the parts, the sum's own gradient."""
-  module = weighting.TaskWeights(TASKS)
+  module = weighting.GradNorm(TASKS)
   variables = {'params': {'weights': jnp.array([0.5, 2.0])}}
 
   def loss(x, variables):

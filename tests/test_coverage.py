@@ -10,11 +10,11 @@ import numpy as np
 from sm3det_jax import checkpoint
 from sm3det_jax.analysis import coverage
 from sm3det_jax.config import heads as head_configs
-from sm3det_jax.heads import REACHED
+from sm3det_jax.heads import head_class
 
 
 def run(kind, head, boxes, valid):
-  return jax.jit(functools.partial(REACHED[kind], head, (128, 128)))(boxes, valid)
+  return jax.jit(functools.partial(head_class(kind).reached, head, (128, 128)))(boxes, valid)
 
 
 def test_rpn_reaches_what_its_anchors_overlap_by_half():

@@ -225,7 +225,7 @@ def test_proposals_and_stages(recorded, case):
 def test_losses_and_gradients(recorded, case):
   r = recorded(case)
   terms, grads = r.losses()
-  assert set(terms) == set(r.head.GROUPS)
+  assert set(terms) == set(r.head.groups(r.head.config))
   assert_losses(terms, np.load(r.root / 'train_all_losses.npz'), 'log.sar_')
   assert_gradients(r.root, grads)
 

@@ -305,7 +305,7 @@ def loss_and_gradients(head, params, features, targets):
 def test_losses_and_gradients(recorded, run, case, task):
   r = recorded(case, task)
   (_, terms), grads = run(r, loss_and_gradients, r.features, turned(r.targets))
-  assert set(terms) == set(r.head.GROUPS)
+  assert set(terms) == set(r.head.groups(r.head.config))
   assert_losses(terms, np.load(r.root / 'train_all_losses.npz'), f'log.{task}_')
   theirs = {}
   for entry in r.entries:

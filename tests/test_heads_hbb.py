@@ -9,7 +9,7 @@ from ml_collections import FrozenConfigDict
 
 from sm3det_jax.config import heads as head_configs
 from sm3det_jax.geometry import coders, iou
-from sm3det_jax.heads import HEADS, rpn, two_stage
+from sm3det_jax.heads import head_class, rpn, two_stage
 from sm3det_jax.necks.fpn import FPN
 
 SIZE, CHANNELS, CLASSES = 64, 16, 3
@@ -36,7 +36,7 @@ def small(kind):
 def learn(kind, steps=60):
   """First and last terms, and what is detected in the end."""
   c = small(kind)
-  head = HEADS[kind](c, CLASSES)
+  head = head_class(kind)(c, CLASSES)
   rng = np.random.default_rng(0)
   features = [
     jnp.asarray(rng.normal(size=(1, -(-SIZE // s), -(-SIZE // s), CHANNELS)), jnp.float32)
@@ -70,7 +70,7 @@ LONG = [pytest.param(k, marks=pytest.mark.slow) for k in ('faster_rcnn', 'cascad
 @pytest.mark.parametrize('kind', ['retinanet', *LONG])
 def test_learns_two_objects(kind):
   terms, found = learn(kind)
-  assert set(terms) == set(HEADS[kind].GROUPS)
+  assert set(terms) == set(head_class(kind).groups(small(kind)))
   total = sum(terms.values())
   assert np.isfinite(total).all() and total[-1] < 0.3 * total[0]
   good = found.valid[0] & (found.scores[0] > 0.5)

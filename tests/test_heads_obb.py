@@ -9,7 +9,7 @@ from ml_collections import FrozenConfigDict
 
 from sm3det_jax.config import heads as head_configs
 from sm3det_jax.geometry import iou
-from sm3det_jax.heads import HEADS, s2anet
+from sm3det_jax.heads import head_class, s2anet
 
 SHAPES = jnp.asarray([[64, 64]])
 TARGETS = {
@@ -57,7 +57,7 @@ def tiny(kind):
 )
 def test_a_tiny_head_learns_two_objects(kind):
   c = tiny(kind)
-  head, keys = HEADS[kind](FrozenConfigDict(c), 3), jax.random.split(jax.random.key(0), 2)
+  head, keys = head_class(kind)(FrozenConfigDict(c), 3), jax.random.split(jax.random.key(0), 2)
   features = [jax.random.normal(keys[0], (1, 64 // s, 64 // s, 16)) for s in c.strides]
   tx = optax.adam(3e-3)
 
@@ -81,8 +81,8 @@ def test_a_tiny_head_learns_two_objects(kind):
 
   params = jax.jit(lambda k: head.init(k, features, method='touch'))(keys[0])['params']
   params, terms = train(params)
-  assert set(terms) == set(head.GROUPS)
-  assert {g for g in params} == {*head.GROUPS.values()} | ({'align_conv'} & set(params))
+  assert set(terms) == set(head.groups(c))
+  assert set(params) == {*head.groups(c).values(), *head.SHARED}
   for name, values in terms.items():
     assert np.isfinite(values).all() and values[-20:].mean() < 0.5 * values[:5].mean(), name
   detect = jax.jit(lambda p: head.apply({'params': p}, features, SHAPES, method='detect'))
@@ -98,6 +98,6 @@ def test_a_tiny_head_learns_two_objects(kind):
 def test_channels_have_to_hold_eight_orientations():
   c = tiny('s2anet')
   c.channels = 20
-  head = HEADS['s2anet'](FrozenConfigDict(c), 3)
+  head = head_class('s2anet')(FrozenConfigDict(c), 3)
   with pytest.raises(ValueError, match='channels=20 is no multiple of 8'):
     jax.eval_shape(lambda: head.init(jax.random.key(0), [jnp.zeros((1, 8, 8, 16))], method='touch'))

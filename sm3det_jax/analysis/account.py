@@ -17,8 +17,8 @@ from jax.extend import core
 from data_pipelines.errors import UserError
 from sm3det_jax.config import copied
 from sm3det_jax.detector import build
+from sm3det_jax.heads import head_class
 
-ROIS = 1000  # of a two-stage head: what the paper counts
 EXPERT_LOOP = re.compile(r'experts_(\d+)_in_(\d+)x(\d+)')  # as `moe.dispatch` names it
 
 
@@ -85,13 +85,11 @@ def table(counts: dict) -> str:
 
 
 def _counted(config):
-  """A copy of `config` that computes what the paper counts: so many RoIs, no expert in vain."""
+  """A copy of `config` that computes what papers count: their number of RoIs, no expert in vain."""
   config = copied(config)
   config.moe.implementation = 'blocked'
   for task in config.tasks.values():
-    if 'proposals' in task.head:
-      proposals = task.head.proposals
-      proposals.update(max_proposals=ROIS, pre_nms=max(proposals.pre_nms, ROIS))
+    task.head.update(head_class(task.head.type).counted(task.head))
   return config
 
 

@@ -10,29 +10,19 @@ import logging
 import jax
 import numpy as np
 
+from data_pipelines.task import Task
 from sm3det_jax.config import ConfigDict
-from sm3det_jax.heads import REACHED
+from sm3det_jax.heads import head_class
 
 IMAGES = 64  # of each task, augmented as in training
-DENSE, RPN = 'objects with at least one positive anchor', 'objects with an RPN anchor of IoU >= 0.5'
-ENVELOPES = 'objects (envelopes) with an RPN anchor of IoU >= 0.5'
-WHAT = {
-  'gfl': 'objects with at least one ATSS positive',
-  'retinanet': DENSE,
-  'faster_rcnn': RPN,
-  'cascade_rcnn': RPN,
-  'oriented_rcnn': ENVELOPES,
-  'roi_transformer': ENVELOPES,
-  's2anet': DENSE,
-}
 
 logger = logging.getLogger(__name__)
 
 
 def share(config: ConfigDict, task: str, images: int = IMAGES) -> tuple[float, int]:
   """(share of a task's training objects that its anchors reach, objects looked at)."""
-  c, data = config.tasks[task], task.Task(config, task, 'train')
-  reached = jax.jit(functools.partial(REACHED[c.head.type], c.head, tuple(c.size)))
+  c, data = config.tasks[task], Task(config, task, 'train')
+  reached = jax.jit(functools.partial(head_class(c.head.type).reached, c.head, tuple(c.size)))
   hits = total = 0
   for position in range(min(images, len(data.pool))):
     batch, _ = data.stack([data.draw(position)[0]], 1)
@@ -46,5 +36,6 @@ def report(config: ConfigDict) -> dict[str, float]:
   shares = {}
   for task, c in config.tasks.items():
     shares[task], total = share(config, task)
-    logger.info('%s: %.1f %% of %d %s', task, 100 * shares[task], total, WHAT[c.head.type])
+    what = head_class(c.head.type).REACHED
+    logger.info('%s: %.1f %% of %d %s', task, 100 * shares[task], total, what)
   return shares

@@ -17,9 +17,6 @@ class CascadeRCNN(TwoStage):
     num_classes: of its label space.
   """
 
-  GROUPS = {'rpn_cls': 'rpn_head', 'rpn_bbox': 'rpn_head'} | {
-    f's{k}.{term}': 'roi_head' for k in range(3) for term in ('cls', 'bbox')
-  }
   ROI_CODERS = tuple(
     coders.DeltaXYWH((center, center, size, size))
     for center, size in ((0.1, 0.2), (0.05, 0.1), (0.033, 0.067))

@@ -27,6 +27,15 @@ class Detections(NamedTuple):
 class Head(nn.Module):
   """A task's head; the subclasses say which.
 
+  Beside what stands here a head has, of `features` as its `inputs` returns them:
+
+      raw(features) -> its maps, before any box is decoded
+      loss(features, targets, rng=None, sampling='random') -> {term: scalar}
+      detect(features, shapes) -> Detections inside of `shapes` [B, 2] (height, width)
+
+  `targets` is a task's part of a batch: boxes [B, M, 4 | 5], labels [B, M], valid [B, M], shapes
+  [B, 2]; what is not valid may hold anything.
+
   Attributes:
     config: of the head, see `sm3det_jax.config.heads`.
     num_classes: of its label space.
@@ -35,13 +44,53 @@ class Head(nn.Module):
   config: dict
   num_classes: int
 
-  @property
-  def start(self) -> int:
-    return start_stage(self.config.strides)
+  # whether raw, loss, detect and touch take the (height, width) of the padded images, in which
+  # boxes live, as a second argument; features need not tell it
+  CANVAS = False
+  # modules in none of the groups: their rate is that of what all tasks share
+  SHARED = ()
+  # what `reached` tells of the objects; a head without anchors misses none
+  REACHED = 'objects, which no anchor limits'
+
+  def inputs(self, stages: list[jax.Array], neck: Callable) -> Any:
+    """What the head reads, by default the neck's levels from its finest stride on.
+
+    Args:
+      stages: outputs of the backbone [B, h, w, C], finest first.
+      neck: (stages, first stage that is used) -> levels [B, h, w, C], finest first.
+    """
+    return neck(stages, start_stage(self.config.strides))
 
   def touch(self, features):
     """Runs every layer once, so that `init` makes all parameters."""
     return self.raw(features)
+
+  @classmethod
+  def groups(cls, config) -> dict[str, str]:
+    """The module, one of the head's parameter groups, of each loss term."""
+    raise NotImplementedError
+
+  @classmethod
+  def reached(cls, config, canvas, boxes, valid) -> jax.Array:
+    """Which of an image's objects the head can learn at all, given its anchors.
+
+    Args:
+      config: of the head.
+      canvas: static (height, width) of the padded image.
+      boxes: [M, 4 | 5].
+      valid: [M].
+
+    Returns:
+      bool [M], which `REACHED` puts in words.
+    """
+    del config, canvas, boxes
+    return valid
+
+  @classmethod
+  def counted(cls, config) -> dict:
+    """Changes of the head's config for `sm3det account`, which counts what papers count."""
+    del config
+    return {}
 
 
 def map_images(image: Callable, batch: Any) -> Any:

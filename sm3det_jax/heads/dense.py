@@ -110,6 +110,9 @@ def detect_pairs(c, decode, anchors, logits, deltas, shapes) -> Detections:
   return map_images(image, (logits, deltas, shapes))
 
 
+REACHED = 'objects with at least one positive anchor'
+
+
 def reached(c, anchors, boxes, valid) -> jax.Array:
   """Which of an image's boxes [M, 4 | 5] get at least one positive anchor: bool [M]."""
   assigned = _assigned(c, anchors, boxes, valid)

@@ -20,8 +20,7 @@ class FasterRCNN(TwoStage):
     num_classes: of its label space.
   """
 
-  GROUPS = {'rpn_cls': 'rpn_head', 'rpn_bbox': 'rpn_head', 'cls': 'roi_head', 'bbox': 'roi_head'}
-  ROI_CODER = coders.DeltaXYWH((0.1, 0.1, 0.2, 0.2))
+  ROI_CODERS = (coders.DeltaXYWH((0.1, 0.1, 0.2, 0.2)),)
   DROP_EMPTY = True
 
   def make_roi_head(self):
@@ -29,4 +28,4 @@ class FasterRCNN(TwoStage):
 
   def stages(self):
     roi = self.config.roi
-    return [Stage(self.roi_head, self.ROI_CODER, roi.pos_iou, roi.sampling_ratio)]
+    return [Stage(self.roi_head, *self.ROI_CODERS, roi.pos_iou, roi.sampling_ratio)]

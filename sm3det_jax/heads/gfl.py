@@ -58,7 +58,7 @@ class GFLHead(nn.Module):
 class GFL(Head):
   """Generalised focal loss on every location (Li et al. 2020)."""
 
-  GROUPS = {'cls': 'bbox_head', 'bbox': 'bbox_head', 'dfl': 'bbox_head'}
+  REACHED = 'objects with at least one ATSS positive'
 
   def setup(self):
     c = self.config
@@ -114,14 +114,18 @@ class GFL(Head):
 
     return dense.detect_pairs(c, decode, self._anchors(features), logits, distances, shapes)
 
+  @classmethod
+  def groups(cls, config):
+    return dict.fromkeys(('cls', 'bbox', 'dfl'), 'bbox_head')
 
-def reached(c, canvas, boxes, valid) -> jax.Array:
-  """Which of an image's boxes [M, 4] get at least one positive anchor from ATSS: bool [M]."""
-  shapes = level_shapes(canvas, c.strides)
-  levels = level_anchors(shapes, c.strides, (c.anchor_scale,), (1.0,))
-  sizes = tuple(len(a) for a in levels)
-  assigned = assign.atss(jnp.concatenate(levels), sizes, boxes, valid, c.atss_topk)
-  return (assigned[None] == jnp.arange(1, len(boxes) + 1)[:, None]).any(1) & valid
+  @classmethod
+  def reached(cls, config, canvas, boxes, valid):
+    c = config
+    shapes = level_shapes(canvas, c.strides)
+    levels = level_anchors(shapes, c.strides, (c.anchor_scale,), (1.0,))
+    sizes = tuple(len(a) for a in levels)
+    assigned = assign.atss(jnp.concatenate(levels), sizes, boxes, valid, c.atss_topk)
+    return (assigned[None] == jnp.arange(1, len(boxes) + 1)[:, None]).any(1) & valid
 
 
 def _image_loss(c, num_classes, anchors, stride, logits, distances, boxes, labels, assigned):

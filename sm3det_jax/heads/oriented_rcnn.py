@@ -1,7 +1,7 @@
 """Oriented R-CNN, the oriented head on optical and infrared images (Xie et al. 2021)."""
 
 from sm3det_jax.geometry import coders
-from sm3det_jax.heads.two_stage import RoIHead, Stage, TwoStage
+from sm3det_jax.heads.two_stage import ENVELOPES, RoIHead, Stage, TwoStage
 
 
 class OrientedRCNN(TwoStage):
@@ -12,13 +12,13 @@ class OrientedRCNN(TwoStage):
     num_classes: of its label space.
   """
 
-  GROUPS = {'rpn_cls': 'rpn_head', 'rpn_bbox': 'rpn_head', 'cls': 'roi_head', 'bbox': 'roi_head'}
   RPN_CODER = coders.MidpointOffset()
-  ROI_CODER = coders.DeltaXYWHA()
+  ROI_CODERS = (coders.DeltaXYWHA(),)
+  REACHED = ENVELOPES
 
   def make_roi_head(self):
     return RoIHead(self.num_classes, self.config.roi.fc_channels)
 
   def stages(self):
     roi = self.config.roi
-    return [Stage(self.roi_head, self.ROI_CODER, roi.pos_iou, roi.sampling_ratio)]
+    return [Stage(self.roi_head, *self.ROI_CODERS, roi.pos_iou, roi.sampling_ratio)]

@@ -16,7 +16,7 @@ CODER = coders.DeltaXYWH()
 class RetinaNet(Head):
   """Class logits and deltas of every anchor (Lin et al. 2017)."""
 
-  GROUPS = {'cls': 'bbox_head', 'bbox': 'bbox_head'}
+  REACHED = dense.REACHED
 
   def setup(self):
     c = self.config
@@ -45,14 +45,17 @@ class RetinaNet(Head):
     """Detections inside of `shapes` [B, 2] (height, width)."""
     return dense.detect_pairs(self.config, CODER.decode, *self._run(features), shapes)
 
+  @classmethod
+  def groups(cls, config):
+    return dict.fromkeys(('cls', 'bbox'), 'bbox_head')
+
+  @classmethod
+  def reached(cls, config, canvas, boxes, valid):
+    anchors = octave_anchors(config, level_shapes(canvas, config.strides))
+    return dense.reached(config, jnp.concatenate(anchors), boxes, valid)
+
 
 def octave_anchors(c, shapes, dtype=jnp.float32) -> list[jax.Array]:
   """Anchors [H W A, 4] of levels of the given (height, width), of several sizes an octave."""
   scales = [c.anchor_scale * 2 ** (i / c.scales_per_octave) for i in range(c.scales_per_octave)]
   return level_anchors(shapes, c.strides, scales, c.anchor_ratios, dtype)
-
-
-def reached(c, canvas, boxes, valid) -> jax.Array:
-  """Which of an image's boxes [M, 4] get at least one positive anchor: bool [M]."""
-  anchors = octave_anchors(c, level_shapes(canvas, c.strides))
-  return dense.reached(c, jnp.concatenate(anchors), boxes, valid)

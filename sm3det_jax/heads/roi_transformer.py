@@ -3,7 +3,7 @@
 import functools
 
 from sm3det_jax.geometry import coders
-from sm3det_jax.heads.two_stage import RoIHead, RoIHeads, Stage, TwoStage, normal
+from sm3det_jax.heads.two_stage import ENVELOPES, RoIHead, RoIHeads, Stage, TwoStage, normal
 
 
 class RoITransformer(TwoStage):
@@ -16,11 +16,8 @@ class RoITransformer(TwoStage):
     num_classes: of its label space.
   """
 
-  GROUPS = {
-    'rpn_cls': 'rpn_head', 'rpn_bbox': 'rpn_head', 's0.cls': 'roi_head', 's0.bbox': 'roi_head',
-    's1.cls': 'roi_head', 's1.bbox': 'roi_head',
-  }  # fmt: skip
   ROI_CODERS = (coders.DeltaXYWHToXYWHA(), coders.DeltaXYWHA((0.05, 0.05, 0.1, 0.1, 0.5)))
+  REACHED = ENVELOPES
 
   def make_roi_head(self):
     deltas = (5, 5 * self.num_classes)

@@ -104,9 +104,8 @@ class ODMHead(dense.TowerHead):
 class S2ANet(Head):
   """Boxes from anchors (FAM), judged again on features aligned with them (ODM)."""
 
-  GROUPS = {
-    'fam.cls': 'fam_head', 'fam.bbox': 'fam_head', 'odm.cls': 'odm_head', 'odm.bbox': 'odm_head'
-  }  # fmt: skip
+  SHARED = ('align_conv',)  # as in the reference, whose name rule does not find it in the head
+  REACHED = dense.REACHED
 
   def setup(self):
     c = self.config
@@ -170,13 +169,17 @@ class S2ANet(Head):
     boxes = CODER.decode(anchors[index], deltas[index], shape.astype(deltas.dtype))
     return obb.normalise(boxes), jax.nn.sigmoid(logits[index])
 
+  @classmethod
+  def groups(cls, config):
+    return {f'{part}.{term}': f'{part}_head' for part in ('fam', 'odm') for term in ('cls', 'bbox')}
+
+  @classmethod
+  def reached(cls, config, canvas, boxes, valid):
+    """Of FAM's anchors."""
+    anchors = square_anchors(config, level_shapes(canvas, config.strides))
+    return dense.reached(config.fam, jnp.concatenate(anchors), boxes, valid)
+
 
 def square_anchors(c, shapes, dtype=jnp.float32):
   """One square OBB [H W, 5] of angle 0 for every cell of levels of the given (height, width)."""
   return [hbb.to_obb(a) for a in level_anchors(shapes, c.strides, (c.anchor_scale,), (1.0,), dtype)]
-
-
-def reached(c, canvas, boxes, valid) -> jax.Array:
-  """Which of an image's boxes [M, 5] get at least one positive anchor of FAM: bool [M]."""
-  anchors = square_anchors(c, level_shapes(canvas, c.strides))
-  return dense.reached(c.fam, jnp.concatenate(anchors), boxes, valid)

@@ -18,6 +18,8 @@ from sm3det_jax.heads.common import Detections, Head, map_images
 from sm3det_jax.layers.linear import Dense
 from sm3det_jax.precision import wide
 
+ENVELOPES = 'objects (envelopes) with an RPN anchor of IoU >= 0.5'
+ROIS = 1000  # of an image, which papers count
 uniform, normal = nn.initializers.xavier_uniform(), nn.initializers.xavier_normal()
 
 
@@ -91,7 +93,9 @@ class TwoStage(Head):
   """A task's head of two or more stages; the subclasses say which."""
 
   RPN_CODER = coders.DeltaXYWH()
+  ROI_CODERS = ()  # of the stages
   DROP_EMPTY = False  # see RPNHead
+  REACHED = 'objects with an RPN anchor of IoU >= 0.5'
 
   def setup(self):
     self.rpn_head = rpn.RPNHead(self.config, self.RPN_CODER, self.DROP_EMPTY)
@@ -136,14 +140,33 @@ class TwoStage(Head):
         (rois, valid, targets['boxes'], targets['labels'], targets['valid'], keys[:, k]),
       )
       cls, reg = stage.head(roi_features(c, stage, features, samples.boxes))
-      name = f's{k}.' if len(stages) > 1 else ''
       new = stage_loss(c.roi.bbox_beta, self.num_classes, samples, cls, reg)
-      terms |= {name + term: stage.weight * value for term, value in new.items()}
+      terms |= {self._prefix(k) + term: stage.weight * value for term, value in new.items()}
       if stage is not stages[-1]:
         rois, valid = jax.vmap(lambda *x, stage=stage: refined(stage, *x))(
           samples, reg, targets['shapes']
         )
     return terms
+
+  @classmethod
+  def _prefix(cls, stage):
+    """Of the stage's terms."""
+    return f's{stage}.' if len(cls.ROI_CODERS) > 1 else ''
+
+  @classmethod
+  def groups(cls, config):
+    prefixes = map(cls._prefix, range(len(cls.ROI_CODERS)))
+    of_rois = [prefix + term for prefix in prefixes for term in ('cls', 'bbox')]
+    return {'rpn_cls': 'rpn_head', 'rpn_bbox': 'rpn_head'} | dict.fromkeys(of_rois, 'roi_head')
+
+  @classmethod
+  def reached(cls, config, canvas, boxes, valid):
+    return rpn.reached(config, canvas, boxes, valid)
+
+  @classmethod
+  def counted(cls, config):
+    pre_nms = max(config.proposals.pre_nms, ROIS)
+    return {'proposals': {'max_proposals': ROIS, 'pre_nms': pre_nms}}
 
   def rpn_targets(self, targets):
     """The targets with boxes in the format of the proposals."""

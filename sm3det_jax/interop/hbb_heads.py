@@ -80,7 +80,7 @@ def two_stage_head(model: dict, task: str) -> ml_collections.ConfigDict:
   cascade = expect(roi, 'StandardRoIHead', 'CascadeRoIHead') == 'CascadeRoIHead'
   c = head_configs.cascade_rcnn() if cascade else head_configs.faster_rcnn()
   stages = roi['bbox_head'] if cascade else [roi['bbox_head']]
-  coders = CascadeRCNN.ROI_CODERS if cascade else [FasterRCNN.ROI_CODER]
+  coders = CascadeRCNN.ROI_CODERS if cascade else FasterRCNN.ROI_CODERS
   fixed('num_stages', len(stages), len(coders))
   for head, coder in zip(stages, coders, strict=True):
     fixed('target_stds', tuple(head['bbox_coder']['target_stds']), coder.stds)

@@ -40,7 +40,7 @@ def oriented_rcnn(model: dict, task: str) -> ml_collections.ConfigDict:
   c, roi = head_configs.oriented_rcnn(), model[f'{task}_roi_head']
   expect(model[f'{task}_rpn_head'], 'OrientedRPNHead')
   expect(roi, 'OrientedStandardRoIHead')
-  _same_stages(model, task, [OrientedRCNN.ROI_CODER], [True])
+  _same_stages(model, task, OrientedRCNN.ROI_CODERS, [True])
   two_stage.fill(c, model, task)
   c.roi.pos_iou = float(model[f'{task}_train_cfg']['rcnn']['assigner']['pos_iou_thr'])
   c.roi.sampling_ratio = roi['bbox_roi_extractor']['roi_layer']['sample_num']
