@@ -14,7 +14,8 @@ from data_pipelines.classes import (
   joint_classes,
   label_space,
 )
-from sm3det_jax.config.checks import CHOICES, check
+from sm3det_jax.config.checks import check
+from sm3det_jax.config.choices import CHOICES
 from sm3det_jax.config.defaults import (
   IMAGENET_MEAN,
   IMAGENET_STD,

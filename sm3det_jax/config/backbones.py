@@ -140,35 +140,3 @@ BACKBONES = {
     van, 'sm3det_jax.backbones.van:VAN', 'sm3det_jax.interop.backbones:van_entries'
   ),
 }
-PER_STAGE = ('channels', 'mlp_ratios', 'heads', 'reductions')
-
-
-def check(backbone: ConfigDict, moe: ConfigDict) -> None:
-  """Raises a ValueError if stages, MoE positions or experts of a backbone contradict each other."""
-  stages = len(backbone.depths)
-  routed = {'config.moe.blocks': moe.blocks}
-  if backbone.get('fc2_blocks'):
-    routed['config.backbone.fc2_blocks'] = backbone.fc2_blocks
-  per_stage = {f'config.backbone.{k}': backbone[k] for k in PER_STAGE if k in backbone}
-  for key, value in (routed | per_stage).items():
-    if len(value) != stages:
-      raise UserError(f'{key} has {len(value)} stages, config.backbone.depths has {stages}')
-  for key, blocks in routed.items():
-    for stage, depth in enumerate(backbone.depths):
-      if any(not 0 <= j < depth for j in blocks[stage]):
-        raise UserError(
-          f'{key}: stage {stage} has blocks 0 to {depth - 1}, not all of {tuple(blocks[stage])}'
-        )
-  for channels, heads in zip(backbone.channels, backbone.get('heads', ()), strict=False):
-    if channels % heads:
-      raise UserError(f'config.backbone: {channels} channels do not divide into {heads} heads')
-  if squad := backbone.get('squad'):
-    if set(squad) - {'ffn', 'conv3x3', 'conv5x5'}:
-      raise UserError(f"config.backbone.squad={squad}: expected 'ffn', 'conv3x3', 'conv5x5'")
-    if moe.num_experts % len(squad):
-      raise UserError(
-        f'config.moe.num_experts={moe.num_experts} is no multiple of the {len(squad)} in '
-        'config.backbone.squad'
-      )
-  if backbone.get('grn') and any(moe.blocks):
-    raise UserError('config.backbone.grn: experts have no GRN, so config.moe.blocks must be empty')

@@ -135,7 +135,7 @@ def s2anet() -> ConfigDict:
   return ConfigDict(
     dict(
       type='s2anet',
-      channels=256,  # a multiple of 8
+      channels=256,
       convs=2,
       strides=(8, 16, 32, 64, 128),
       anchor_scale=4.0,
@@ -151,7 +151,11 @@ def s2anet() -> ConfigDict:
 
 HEADS = {
   'gfl': HeadKind(
-    'hbb', gfl, 'sm3det_jax.heads.gfl:GFL', 'sm3det_jax.interop.hbb_heads:gfl_entries'
+    'hbb',
+    gfl,
+    'sm3det_jax.heads.gfl:GFL',
+    'sm3det_jax.interop.hbb_heads:gfl_entries',
+    channels=32,  # the groups of its norms
   ),
   'retinanet': HeadKind(
     'hbb',
@@ -184,7 +188,11 @@ HEADS = {
     'sm3det_jax.interop.obb_heads:roi_transformer_entries',
   ),
   's2anet': HeadKind(
-    'obb', s2anet, 'sm3det_jax.heads.s2anet:S2ANet', 'sm3det_jax.interop.obb_heads:s2anet_entries'
+    'obb',
+    s2anet,
+    'sm3det_jax.heads.s2anet:S2ANet',
+    'sm3det_jax.interop.obb_heads:s2anet_entries',
+    channels=8,  # the orientations of its filters
   ),
 }
 DEFAULT = {'hbb': 'gfl', 'obb': 'oriented_rcnn'}  # kind by box format

@@ -16,6 +16,7 @@ class HeadKind(NamedTuple):
   defaults: Callable  # () -> its config
   module: Any  # the class
   official: str = ''  # the arrays of the official model: (task, config) -> entries; '': none
+  channels: int = 1  # what its `channels` are a multiple of
 
 
 class BackboneKind(NamedTuple):
