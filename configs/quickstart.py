@@ -11,8 +11,6 @@ from data_pipelines.scenes import CLASSES
 from sm3det_jax import config as config_lib
 
 SIZE = 192  # px
-SEED = 0  # of the scenes
-SCENES = {'train': 480, 'test': 48}  # a modality
 
 
 def get_config() -> ConfigDict:

@@ -3,14 +3,14 @@
 With the sample's folders below `S` and the prepared sets to go below `data`:
 
     sm3det prepare --name=real_sar --dataset=ssdd,hrsid --source=S/sar_ssdd,S/sar_hrsid \
-      --data_dir=data \
+      --data_root=data \
       --splits=train=Annotations/train.json:JPEGImages/train,test=Annotations/test.json:JPEGImages/test \
       --splits=train=Annotations/offshore_train.json:JPEGImages,test=Annotations/inshore_test.json:official_samples
-    sm3det prepare --name=real_rgb --dataset=dota,dota,yolo_obb --data_dir=data \
+    sm3det prepare --name=real_rgb --dataset=dota,dota,yolo_obb --data_root=data \
       --source=S/optical_dota,S/optical_dota/val_tiles_labels_by_full_image,S/optical_dota8 \
       --splits=train=labelTxt:images --splits=test=full_image_labelTxt:images \
       --splits=train=labels/train:images/train,test=labels/val:images/val
-    sm3det prepare --name=real_ifr --dataset=hituav --source=S/ir_hituav --data_dir=data
+    sm3det prepare --name=real_ifr --dataset=hituav --source=S/ir_hituav --data_root=data
     sm3det train --config=real_sample --workdir=runs/real --config.data_root=data
     sm3det evaluate --workdir=runs/real
 

@@ -1,6 +1,6 @@
 """SM3Det with ConvNeXt-T on SOI-Det, the paper's main run (its table 1: overall mAP 50.20).
 
-    sm3det prepare --dataset=soi_det --source=SARDET,DOTA,DRONEVEHICLE --data_dir=data
+    sm3det prepare --dataset=soi_det --source=SARDET,DOTA,DRONEVEHICLE --data_root=data
     sm3det train --config=sm3det_convnext_t --workdir=runs/sm3det_t --config.data_root=data
     sm3det evaluate --workdir=runs/sm3det_t
 

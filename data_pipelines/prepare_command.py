@@ -1,7 +1,7 @@
 """`sm3det prepare`: data sets in their own formats -> prepared data sets that training reads.
 
-    sm3det prepare --dataset=sardet100k --source=DIR --data_dir=data
-    sm3det prepare --dataset=coco,voc --source=DIR1,DIR2 --data_dir=data --name=ships \\
+    sm3det prepare --dataset=sardet100k --source=DIR --data_root=data
+    sm3det prepare --dataset=coco,voc --source=DIR1,DIR2 --data_root=data --name=ships \\
       --classes=ship --splits=train=train.json:images --splits=train=Annotations:JPEGImages
 """
 
@@ -33,18 +33,37 @@ def parse_splits(text: str) -> dict[str, str]:
   return splits
 
 
+def parse_aliases(text: str) -> dict[str, str]:
+  """'spelling=class,...' -> {spelling: class}.
+
+  Raises:
+    UserError: not of that form.
+  """
+  pairs = [pair.partition('=') for pair in filter(None, text.split(','))]
+  if wrong := [spelling for spelling, *rest in pairs if not (spelling and all(rest))]:
+    raise UserError(f'--aliases={text}: expected spelling=class,..., not {wrong[0]!r}')
+  return {spelling: name for spelling, _, name in pairs}
+
+
 def read_subset(path) -> set[str]:
   """File names without suffix from a COCO json, or a text with one a line.
 
   Raises:
     FileNotFoundError: no such file.
+    UserError: it is neither.
   """
   path = pathlib.Path(path)
-  text = path.read_text(encoding='utf-8-sig')
-  if text.lstrip().startswith('{'):
-    names = [i.get('file_name', i.get('filename')) for i in json.loads(text)['images']]
-  else:
-    names = text.split()
+  try:
+    text = path.read_text(encoding='utf-8-sig')
+    if text.lstrip().startswith('{'):
+      names = [i.get('file_name') or i['filename'] for i in json.loads(text)['images']]
+    else:
+      names = text.split()
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(
+      f'--subset={path}: neither a COCO file nor a text in UTF-8 with a name a line '
+      f'({type(error).__name__}: {error})'
+    ) from None
   return {pathlib.PurePosixPath(n).stem for n in names}
 
 
@@ -54,7 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add('--dataset', required=True, help=f'data set or format, or several by commas: {known}')
   add('--source', required=True, help='its folder; one a data set, by commas')
-  add('--data_dir', required=True, help='root of the prepared data sets (config.data_root)')
+  root = 'root of the prepared data sets, config.data_root of a training (once called --data_dir)'
+  add('--data_root', '--data_dir', required=True, metavar='FOLDER', help=root)
   add('--name', help='name of the prepared data set; by default that of the data set')
   add('--classes', default='', help='class names in label order, by commas')
   places = 'where labels and images lie below the source; given once a source, in order'
@@ -75,17 +95,17 @@ def run(args: argparse.Namespace) -> list[Report]:
   subset = read_subset(args.subset).__contains__ if args.subset else None
   datasets, sources = args.dataset.split(','), args.source.split(',')
   if datasets == ['soi_det']:
-    return soi_det.prepare(sources, args.data_dir, subset=subset)
+    return soi_det.prepare(sources, args.data_root, subset=subset)
   report = prepare.prepare(
     datasets,
     sources,
-    args.data_dir,
+    args.data_root,
     name=args.name,
     classes=tuple(filter(None, args.classes.split(','))),
     splits=[parse_splits(s) for s in args.splits],
     box=args.box,
     ignore=tuple(filter(None, args.ignore.split(','))),
-    aliases=dict(pair.split('=', 1) for pair in filter(None, args.aliases.split(','))),
+    aliases=parse_aliases(args.aliases),
     subset=subset,
   )
   return [report]

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import pathlib
+import re
 
 import numpy as np
 from etils import epath
@@ -163,11 +164,17 @@ def dataset_folder(data_root, dataset: str) -> epath.Path:
     FileNotFoundError: names what is there.
   """
   root = epath.Path(data_root)
-  versions = sorted((root / dataset).glob('*.*.*')) if (root / dataset).exists() else []
+  versions = _versions(root / dataset)
   if not versions:
-    there = sorted({p.parent.name for p in root.glob('*/*.*.*')}) if root.exists() else []
+    there = sorted(p.name for p in root.iterdir() if _versions(p)) if root.is_dir() else []
     raise FileNotFoundError(
       f'no prepared data set {dataset!r} in {pathlib.Path(data_root).absolute()} '
       f'(there: {", ".join(there) or "nothing"}); make it with `sm3det prepare`'
     )
   return versions[-1]
+
+
+def _versions(folder):
+  """Its versions, the newest last. No `glob`: brackets in the user's names would be a pattern."""
+  found = folder.iterdir() if folder.is_dir() else ()
+  return sorted(p for p in found if re.fullmatch(r'\d+\.\d+\.\d+', p.name))

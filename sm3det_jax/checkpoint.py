@@ -8,6 +8,7 @@
 All randomness is a function of seed and step, and so is the data, so the position stands for both.
 """
 
+import fnmatch
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -64,11 +66,19 @@ def load_config(workdir: str | os.PathLike) -> ConfigDict:
 
   Raises:
     FileNotFoundError: there is no run in `workdir`.
+    UserError: its config.json is none.
   """
   path = pathlib.Path(workdir) / 'config.json'
   if not path.exists():
     raise FileNotFoundError(f'{path} does not exist: no run was started in this --workdir')
-  return complete(_unjson(json.loads(path.read_text())))
+  try:
+    return complete(_unjson(json.loads(path.read_text())))
+  except UserError:
+    raise
+  except (ValueError, KeyError, AttributeError, TypeError) as error:
+    raise UserError(
+      f"{path} is not a run's config, torn or changed by hand ({type(error).__name__}: {error})"
+    ) from error
 
 
 def manager(workdir: str | os.PathLike, keep: int = 2) -> ocp.CheckpointManager:
@@ -188,8 +198,19 @@ def _open(workdir, options):
     'training': ocp.StandardCheckpointHandler(),
     'position': ocp.JsonCheckpointHandler(),
   }
-  path = pathlib.Path(workdir).absolute() / 'checkpoints'
+  path = _LiteralPath(pathlib.Path(workdir).absolute()) / 'checkpoints'
   return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
+
+
+class _LiteralPath(type(epath.Path())):
+  """A path whose own folders are names, not patterns, in `glob` too.
+
+  Orbax finds the parts that it merges into a checkpoint by `glob`: below a folder called `run[v2]`
+  it would find none, and write a checkpoint that nobody can read.
+  """
+
+  def glob(self, pattern: str):
+    return (p for p in self.iterdir() if fnmatch.fnmatchcase(p.name, pattern))
 
 
 def _newest_readable(checkpoints, args_of):

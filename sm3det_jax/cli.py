@@ -1,36 +1,89 @@
-"""`sm3det <verb>`: a verb parses its arguments and calls the room that does the work."""
+"""`sm3det <verb>`: a verb parses its arguments and calls the room that does the work.
+
+It imports that room after it has read the config: a slip of the keys is told at once.
+"""
 
 import argparse
 import json
 import logging
+import pathlib
+import re
+import signal
 import sys
 
+from data_pipelines import errors
 from data_pipelines.errors import UserError
-from sm3det_jax import bench
+from sm3det_jax import __version__, bench, config
 
 WORKDIR = 'folder of the run: config, checkpoints, logs and results'
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs a verb; errors a user can mend are one line on standard error and exit status 2."""
-  parser, argv = _parser(), sys.argv[1:] if argv is None else list(argv)
+  parser, argv = _parser(), _joined(sys.argv[1:] if argv is None else argv)
   args, rest = parser.parse_known_args(argv)
-  strangers = [a for a in rest if not (args.takes_config and a.startswith('--config'))]
+  strangers = [a for a in rest if not (args.takes_config and re.match(r'--(no)?config([.=]|$)', a))]
   if strangers:
-    parser.error(f'unknown arguments: {" ".join(strangers)}')
+    parser.error(f'{args.verb}: unknown arguments: {" ".join(strangers)}')
   args.overrides = rest
   logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)
   for library in ('absl', 'jax'):  # their remarks on backends and folders help no user
     logging.getLogger(library).setLevel(logging.ERROR)
   try:
     return args.run(args) or 0
-  except (ValueError, FileNotFoundError, FloatingPointError, NotADirectoryError) as error:
-    print(f'sm3det {args.verb}: {error}', file=sys.stderr)
+  except KeyboardInterrupt:
+    print(f'sm3det {args.verb}: interrupted', file=sys.stderr)
+    return 128 + signal.SIGINT
+  except Exception as error:
+    line = errors.line(error)
+    if line is None:
+      raise
+    print(f'sm3det {args.verb}: {line}', file=sys.stderr)
     return 2
 
 
+class _Parser(argparse.ArgumentParser):
+  """No abbreviations, which would come to mean another thing with a new option; short errors."""
+
+  def __init__(self, *args, **options):
+    super().__init__(*args, allow_abbrev=False, **options)
+
+  def error(self, message):
+    self.exit(2, f'{self.prog}: {message} (see {self.prog} --help)\n')
+
+
+def _joined(argv):
+  """`--config X` and `--config.a X` as `--config=X` and `--config.a=X`."""
+  joined = []
+  for a in argv:
+    if joined and re.fullmatch(r'--config(\.[\w.]+)?', joined[-1]) and not a.startswith('--'):
+      joined[-1] += f'={a}'
+    else:
+      joined.append(str(a))
+  return joined
+
+
+def _count(text):
+  if not (text.isdigit() and int(text)):
+    raise argparse.ArgumentTypeError(f'{text!r}: expected a whole number from 1 on')
+  return int(text)
+
+
+def _size(text):
+  if not re.fullmatch('[1-9][0-9]*x[1-9][0-9]*', text):
+    raise argparse.ArgumentTypeError(f'{text!r}: expected HxW, such as 800x800')
+  return tuple(map(int, text.split('x')))
+
+
+def _mesh(text):
+  if not re.fullmatch(r'\w+:[1-9][0-9]*(,\w+:[1-9][0-9]*)*', text):
+    raise argparse.ArgumentTypeError(f'{text!r}: expected sizes of axes, as data:64,expert:4')
+  return {name: int(size) for name, size in (axis.split(':') for axis in text.split(','))}
+
+
 def _parser():
-  parser = argparse.ArgumentParser('sm3det', description='SM3Det: one detector, any sensor.')
+  parser = _Parser('sm3det', description='SM3Det: one detector, any sensor.')
+  parser.add_argument('--version', action='version', version=f'sm3det {__version__}')
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
 
   def verb(name, run, help, takes_config=False, workdir=True):
@@ -42,7 +95,7 @@ def _parser():
 
   p = verb('quickstart', _quickstart, 'train a small SM3Det on drawn scenes and evaluate it', True)
   p.set_defaults(workdir='sm3det_quickstart')
-  p.add_argument('--steps', type=int, help='training steps, instead of the config’s')
+  p.add_argument('--steps', type=_count, help='training steps, instead of the config’s')
 
   p = verb('prepare', _prepare, 'turn a data set into what training reads', workdir=False)
   _prepare_arguments(p)
@@ -67,7 +120,7 @@ def _parser():
   p.add_argument('--out', help='folder of the results; by default WORKDIR/routing')
 
   p = verb('account', _account, 'parameters and multiply-accumulates, by part', True, workdir=False)
-  p.add_argument('--size', help='HxW of the image; by default each task’s own')
+  p.add_argument('--size', type=_size, help='HxW of the image; by default each task’s own')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
   p = verb('convert', _convert, 'official weights -> a workdir, or a workdir -> a state dict', True)
@@ -82,7 +135,9 @@ def _parser():
     'compile', _compile, 'compile training for a TPU slice, on any machine', True, workdir=False
   )
   p.add_argument('--topology', required=True, help='kind and shape, such as v5e:16x16 or v5p:8x8x8')
-  p.add_argument('--mesh', default='', help='such as data:64,expert:4; by default config.mesh')
+  p.add_argument(
+    '--mesh', type=_mesh, default={}, help='such as data:64,expert:4; by default config.mesh'
+  )
   p.add_argument(
     '--saved', action='store_true', help='also compile without remat and zero1: what they save'
   )
@@ -95,9 +150,15 @@ def _parser():
   found = bench.names()
   what = '; '.join(f'{name}: {text}' for name, text in found.items()).replace('%', '%%')
   p.add_argument('name', choices=found, help=what)
-  p.add_argument('--steps', type=int, help='to time, or to train for')
+  p.add_argument('--steps', type=_count, help='to time, or to train for')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
   return parser
+
+
+def _folder(path):
+  """The folder, made now: one that cannot be is told before the work, not after it."""
+  pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+  return path
 
 
 def _prepare_arguments(parser):
@@ -107,12 +168,12 @@ def _prepare_arguments(parser):
 
 
 def _quickstart(args):
-  from sm3det_jax import config, quickstart
-
   c = config.load(['--config=quickstart', *args.overrides])
+  from sm3det_jax import quickstart
+
   if args.steps is not None:
     c = quickstart.shortened(c, args.steps)
-  print(quickstart.run(c, args.workdir))
+  print(quickstart.run(c, _folder(args.workdir)))
 
 
 def _prepare(args):
@@ -123,10 +184,10 @@ def _prepare(args):
 
 
 def _train(args):
-  from sm3det_jax import config, sharding, train
+  c = config.load(args.overrides)
+  from sm3det_jax import sharding, train
   from sm3det_jax.analysis import coverage
 
-  c = config.load(args.overrides)
   sharding.start_processes()
   coverage.report(c)
   train.train(c, args.workdir)
@@ -135,14 +196,14 @@ def _train(args):
 def _evaluate(args):
   import rich
 
-  from sm3det_jax import checkpoint, config, evaluate, sharding
+  from sm3det_jax import checkpoint, evaluate, sharding
   from sm3det_jax.metrics import table
 
   sharding.start_processes()
   c = config.override(checkpoint.load_config(args.workdir), args.overrides)
   mesh = sharding.evaluation_mesh(c.mesh)
+  out = _folder(args.out or args.workdir)
   _, variables = checkpoint.restore_for_inference(args.workdir, mesh)
-  out = args.out or args.workdir
   metrics = evaluate.evaluate(
     c, variables, mesh=mesh, split=args.split, out_dir=out, progress=not args.json
   )
@@ -161,36 +222,29 @@ def _predict(args):
 
 
 def _routing(args):
-  from sm3det_jax import checkpoint, config
+  from sm3det_jax import checkpoint
   from sm3det_jax.analysis import routing
 
-  c, variables = checkpoint.restore_for_inference(args.workdir)
-  c = config.override(c, args.overrides)
-  out = args.out or f'{args.workdir}/routing'
+  c = config.override(checkpoint.load_config(args.workdir), args.overrides)
+  out = _folder(args.out or f'{args.workdir}/routing')
+  _, variables = checkpoint.restore_for_inference(args.workdir)
   print(routing.write(routing.measure(c, variables, args.split), out))
 
 
 def _account(args):
-  from sm3det_jax import config
+  c = config.load(args.overrides)
   from sm3det_jax.analysis import account
 
-  size = None
-  if args.size:
-    height, _, width = args.size.partition('x')
-    if not (height.isdigit() and width.isdigit()):
-      raise UserError(f'--size={args.size}: expected HxW, such as 800x800')
-    size = int(height), int(width)
-  counts = account.account(config.load(args.overrides), size)
+  counts = account.account(c, args.size)
   print(json.dumps(counts) if args.json else account.table(counts))
 
 
 def _convert(args):
-  from sm3det_jax import config
-  from sm3det_jax.interop import convert
-
   needed = ('config', 'out') if args.source else ('workdir',)
   if missing := [f'--{name}' for name in needed if getattr(args, name) is None]:
     raise UserError(f'{" and ".join(missing)} missing')
+  from sm3det_jax.interop import convert
+
   if args.to:
     print(f'{convert.to_file(args.workdir, args.file)} arrays in {args.file}')
     return
@@ -201,15 +255,12 @@ def _convert(args):
 
 
 def _compile(args):
-  from sm3det_jax import config
+  c = config.load(args.overrides)
   from sm3det_jax.analysis import compile_step
 
-  c = config.load(args.overrides)
-  for axis in filter(None, args.mesh.split(',')):
-    name, _, size = axis.partition(':')
-    if name not in c.mesh or not size.isdigit():
-      raise UserError(f'--mesh={args.mesh}: expected sizes of {", ".join(c.mesh)}, as data:64')
-    c.mesh[name] = int(size)
+  if unknown := set(args.mesh) - set(c.mesh):
+    raise UserError(f'--mesh: expected sizes of {", ".join(c.mesh)}, not of {min(unknown)}')
+  c.mesh.update(args.mesh)
   report = compile_step.compile_step(c, args.topology, args.quick)
   if args.saved:
     report['hbm_gib']['saved'] = compile_step.memory_saved(report, c, args.topology, args.quick)
@@ -217,10 +268,8 @@ def _compile(args):
 
 
 def _bench(args):
-  from sm3det_jax import config
-
-  measure = bench.load(args.name)
   c = config.load(args.overrides)
+  measure = bench.load(args.name)
   result = measure(c) if args.steps is None else measure(c, args.steps)
   if args.json:
     print(json.dumps(result))

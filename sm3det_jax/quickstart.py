@@ -6,13 +6,14 @@ import pathlib
 
 import rich
 
-import configs.quickstart as scene_config
 from data_pipelines import prepare, scenes
 from sm3det_jax import checkpoint, config, evaluate, logs, train
 from sm3det_jax.analysis import routing
 from sm3det_jax.metrics import table
 from sm3det_jax.viz import report
 
+SEED = 0  # of the scenes
+SCENES = {'train': 480, 'test': 48}  # a modality
 SOURCES = {'sar': 'coco', 'optical': 'dota_txt', 'infrared': 'dronevehicle'}
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def shortened(c: config.ConfigDict, steps: int) -> config.ConfigDict:
 
 
 def run(
-  c: config.ConfigDict, workdir: str | os.PathLike, counts: dict[str, int] = scene_config.SCENES
+  c: config.ConfigDict, workdir: str | os.PathLike, counts: dict[str, int] = SCENES
 ) -> pathlib.Path:
   """Does everything; what a stopped run has done stays done.
 
@@ -61,7 +62,7 @@ def draw_and_prepare(c: config.ConfigDict, workdir: pathlib.Path, counts: dict[s
     return
   logger.info('drawing %s scenes a modality', counts)
   size = next(iter(c.tasks.values())).size[0]
-  scenes.write(workdir / 'scenes', scene_config.SEED, counts, size)
+  scenes.write(workdir / 'scenes', SEED, counts, size)
   for modality, form in SOURCES.items():
     made = prepare.prepare(
       form, workdir / 'scenes' / modality, c.data_root, name=f'scenes_{modality}',

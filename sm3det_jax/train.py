@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from data_pipelines import mixture
-from data_pipelines.errors import UserError
+from data_pipelines.errors import NotFiniteError, UserError
 from sm3det_jax import checkpoint, logs, sharding
 from sm3det_jax.config import batch_scaling, copied
 from sm3det_jax.detector import build
@@ -56,7 +56,7 @@ def train(
   Raises:
     UserError: a config that does not hold together, divide over the devices, or belong to
       `workdir`; changed data.
-    FloatingPointError: `MAX_BAD_STEPS` steps in a row without a finite loss and gradient.
+    NotFiniteError: `MAX_BAD_STEPS` steps in a row without a finite loss and gradient.
     SystemExit: after SIGTERM, with code 143, the state saved; a second SIGTERM ends at once.
   """
   sharding.start_processes()
@@ -259,7 +259,7 @@ def _stop_if_diverged(metrics, workdir, done):
     dump = {'step': done, 'batches': f'mixture.train_batches(config, step) up to {done - 1}'}
     checkpoint.write_atomically(path, json.dumps(dump | {k: str(v) for k, v in metrics.items()}))
   terms = {k: v for k, v in metrics.items() if k.startswith('loss/') and not np.isfinite(v)}
-  raise FloatingPointError(
+  raise NotFiniteError(
     f'{int(metrics["bad_in_a_row"])} steps in a row up to {done} without a finite loss and '
     f'gradient; terms that are not finite: {", ".join(terms) or "none, the gradient is not"}; '
     f'all metrics are in {path}, parameters and checkpoints are as before those steps'

@@ -168,3 +168,16 @@ def test_what_a_run_may_change(tmp_path):
   config.tasks.sar.test.split = 'val'
   checkpoint.open_workdir(config, tmp_path)
   assert json.loads((tmp_path / 'config.json').read_text())['data_root'] == '/elsewhere'
+
+
+@pytest.mark.parametrize('name', ['run[v2]', 'run*', 'a [b]/c?', '{x}'])
+def test_names_of_folders_are_no_patterns(name, tmp_path):
+  state = {'model': {'a': jnp.arange(3.0)}, 'training': {'b': jnp.ones(2)}}
+  with checkpoint.manager(tmp_path / name) as checkpoints:
+    checkpoint.save(checkpoints, state, {'step': 1})
+  for part in ('model', 'training'):
+    assert (tmp_path / name / f'checkpoints/1/{part}/manifest.ocdbt').stat().st_size
+  like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+  with checkpoint.manager(tmp_path / name) as checkpoints:
+    found, position = checkpoint.restore(checkpoints, like)
+  assert position == {'step': 1} and jax.tree.all(jax.tree.map(jnp.array_equal, found, state))

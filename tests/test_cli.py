@@ -1,12 +1,20 @@
 """The verbs on one tiny run: what they write, and one line for what a user did wrong."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from sm3det_jax import Detector, bench, cli, logs
+import sm3det_jax
+from data_pipelines import errors
+from sm3det_jax import Detector, bench, cli, config, logs
 
 
 def run(*arguments):
@@ -88,6 +96,33 @@ def test_the_detector_class(tiny_run):
     detector.predict(np.zeros((64, 64, 3), np.uint8), 'uv')
 
 
+@pytest.fixture
+def odd(tmp_path, monkeypatch):
+  """The current folder, with files that are not what they are taken for."""
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'file').write_text('x\n')
+  (tmp_path / 'bytes').write_bytes(b'\xff\x00')
+  (tmp_path / 'subset.json').write_text('{"images": [3]}')
+  (tmp_path / 's/images').mkdir(parents=True)
+  for name, text in {'torn': '{"a": ', 'empty': '{}', 'list': '[1]'}.items():
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'config.json').write_text(text)
+  for name, text in {
+    'missing': 'import nosuch\n',
+    'syntax': 'x = 1\ndef f(:\n',
+    'raises': 'def get_config():\n  return 1 / 0\n',
+    'library': 'import json\n\ndef get_config():\n  json.loads("{")\n',
+    'ours': 'from sm3det_jax import config\n\ndef get_config():\n  return config.head("yolo")\n',
+    'none': 'x = 1\n',
+  }.items():
+    (tmp_path / f'{name}.py').write_text(text)
+  return tmp_path
+
+
+COCO = ('prepare', '--dataset=coco', '--source=s', '--data_root=d', '--name=a')
+QUICK = ('train', '--workdir=w', '--config=quickstart')
+
+
 @pytest.mark.parametrize(
   'arguments, message',
   [
@@ -95,19 +130,142 @@ def test_the_detector_class(tiny_run):
     (('train', '--workdir=x', '--config=nothing'), 'no config file .nothing.'),
     (('train', '--workdir=x'), 'which config'),
     (('prepare', '--dataset=coco', '--source=none', '--data_dir=x'), 'none is not a folder'),
-    (('prepare', '--dataset=coca', '--source=none', '--data_dir=x'), 'coca'),
+    (('prepare', '--dataset=coca', '--source=none', '--data_root=x'), 'coca'),
+    ((*COCO, '--aliases=ship'), "--aliases=ship: expected spelling=class,..., not 'ship'"),
+    ((*COCO, '--splits=train=images:images'), 's/images: Is a directory'),
+    ((*COCO, '--subset=s'), 's: Is a directory'),
+    ((*COCO, '--subset=bytes'), '--subset=bytes: neither a COCO file nor'),
+    ((*COCO, '--subset=subset.json'), '--subset=subset.json: neither a COCO file nor'),
+    (('quickstart', '--workdir=file'), 'file: File exists; a file lies where a folder is'),
+    (('predict', '--workdir=file', '--task=sar', '--out=o', 's'), 'file/config.json does not'),
+    (('predict', '--workdir=torn', '--task=sar', '--out=o', 's'), 'torn/config.json is not a run'),
+    (('evaluate', '--workdir=empty'), 'empty/config.json is not a run'),
+    (('routing', '--workdir=list'), 'list/config.json is not a run'),
+    (('train', '--workdir=w', '--config=missing.py'), 'missing.py, line 1: ModuleNotFoundError'),
+    (('train', '--workdir=w', '--config=syntax.py'), 'syntax.py, line 2: SyntaxError'),
+    (('train', '--workdir=w', '--config=raises.py'), 'raises.py, line 2: ZeroDivisionError'),
+    (('train', '--workdir=w', '--config=library.py'), 'library.py, line 4: JSONDecodeError'),
+    (('train', '--workdir=w', '--config=ours.py'), "head 'yolo': expected gfl"),
+    (('train', '--workdir=w', '--config=none.py'), r'none.py: expected a function get_config\(\)'),
+    (('train', '--workdir=w', '--config=bytes'), 'bytes: .*null bytes'),
+    ((*QUICK, '--config.optim.lr', 'fast'), '--config.optim.lr=fast'),
+    ((*QUICK, '--config.optim.lrr=1'), 'config.optim.lrr is not a known key; near it: lr'),
+    ((*QUICK, '--config.optim.lr.a=1'), 'config.optim.lr is a value'),
+    ((*QUICK, '--config.data_dir=d'), 'config.data_dir .*near it: data_root'),
+    (('compile', '--config=quickstart', '--topology=v5e:4x4', '--mesh=dat:2'), 'not of dat'),
+    (('convert', '--to=official', 'x.npz'), '--workdir missing'),
   ],
 )
-def test_a_mistake_is_one_line_and_status_2(arguments, message, capsys):
+def test_a_mistake_is_one_line_and_status_2(arguments, message, odd, capsys):
   assert run(*arguments) == 2
   error = capsys.readouterr().err.strip().splitlines()[-1]
   assert error.startswith(f'sm3det {arguments[0]}: ')
-  import re
-
   assert re.search(message, error), error
 
 
-def test_an_unknown_argument_is_refused(capsys):
-  with pytest.raises(SystemExit):
-    run('train', '--workdir=x', '--confg=quickstart')
-  assert '--confg=quickstart' in capsys.readouterr().err
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (('train', '--workdir=x', '--confg=quickstart'), 'unknown arguments: --confg=quickstart'),
+    (('train', '--work=x', '--config=quickstart'), 'required: --workdir'),  # no abbreviations
+    (('predict', '--workdir=x', '--task=sar', '--out=o', '--config.a', 'b', 'c'), '--config.a=b'),
+    (('account', '--config=quickstart', '--size=3x0'), "'3x0': expected HxW"),
+    (('account', '--config=quickstart', '--size=800'), "'800': expected HxW"),
+    (('compile', '--topology=v5e:4x4', '--mesh=data:x'), "'data:x': expected sizes of axes"),
+    (('bench', 'overfit', '--steps=0'), "'0': expected a whole number from 1"),
+    (('quickstart', '--steps=many'), "'many': expected a whole number from 1"),
+    (('bench', 'nosuch'), "'nosuch'"),
+    ((), 'required: VERB'),
+  ],
+)
+def test_wrong_arguments_are_one_line_and_status_2(arguments, message, capsys):
+  with pytest.raises(SystemExit) as ended:
+    run(*arguments)
+  (line,) = capsys.readouterr().err.splitlines()
+  assert ended.value.code == 2 and message in line
+
+
+def test_values_may_stand_apart_from_their_keys(monkeypatch):
+  from sm3det_jax import train
+
+  seen = []
+  monkeypatch.setattr(train, 'train', lambda c, workdir: seen.append((c.seed, c.optim.lr)))
+  monkeypatch.setattr('sm3det_jax.analysis.coverage.report', lambda c: None)
+  for joint in '= ':
+    text = f'--config{joint}quickstart --config.seed{joint}7 --config.optim.lr{joint}3e-4'
+    assert run('train', *text.split(), '--workdir', 'w') == 0
+  assert seen == [(7, 3e-4)] * 2
+
+
+def test_the_version(capsys):
+  with pytest.raises(SystemExit) as ended:
+    run('--version')
+  assert not ended.value.code and capsys.readouterr().out == f'sm3det {sm3det_jax.__version__}\n'
+
+
+@pytest.mark.parametrize(
+  'error, line',
+  [
+    (errors.UserError('this\nthat'), 'this that'),
+    (errors.NotFiniteError('10 steps'), '10 steps'),
+    (PermissionError(13, 'Permission denied', 'x'), 'x: Permission denied; check the rights'),
+    (OSError(30, 'Read-only file system', 'x'), 'x: Read-only file system; name a place that'),
+    (OSError(28, 'No space left on device', 'x'), 'x: No space left on device; free some space'),
+    (FileExistsError(17, 'File exists', 'x'), 'x: File exists; a file lies where a folder'),
+    (OSError(5, 'Input/output error', 'a', None, 'b'), 'a -> b: Input/output error'),
+    (FileNotFoundError('no run in x'), 'no run in x'),
+    (ValueError('write of x: No space left on device [os_error="ENOSPC"]'), 'No space left on'),
+    (KeyboardInterrupt(), 'interrupted'),
+  ],
+)
+def test_what_a_user_can_mend_is_one_line(error, line, monkeypatch, capsys):
+  def fails(_):
+    raise error
+
+  monkeypatch.setattr('data_pipelines.prepare_command.run', fails)
+  assert run(*COCO) == (130 if isinstance(error, KeyboardInterrupt) else 2)
+  (shown,) = capsys.readouterr().err.splitlines()
+  assert shown.startswith(f'sm3det prepare: {line}')
+
+
+def test_any_other_error_keeps_its_traceback(monkeypatch):
+  def fails(_):
+    raise ValueError('shapes (3,) and (4,) do not broadcast')
+
+  monkeypatch.setattr('data_pipelines.prepare_command.run', fails)
+  with pytest.raises(ValueError, match='broadcast'):
+    run(*COCO)
+
+
+def test_a_configs_folder_of_the_user_is_no_obstacle(tmp_path):
+  folder = tmp_path / 'configs'
+  folder.mkdir()
+  (folder / '__init__.py').write_text('raise ImportError("not the package")\n')
+  (folder / 'sm3det.py').write_text('')
+  mine = (
+    'from configs import quickstart\n\ndef get_config():\n  print(quickstart.get_config().seed)\n'
+  )
+  (folder / 'mine.py').write_text(mine)
+  module, script = (
+    [sys.executable, '-m', 'sm3det_jax.cli'],
+    [Path(sys.executable).with_name('sm3det')],
+  )
+  environment = os.environ | {'PYTHONPATH': str(Path(__file__).parents[1])}
+  for command in (module, script):
+    for name, want in (
+      ('baselines:nosuch', 'one of separate'),
+      ('configs/mine.py', 'get_config()'),
+    ):
+      done = subprocess.run(
+        [*command, 'train', '--workdir=w', f'--config={name}'],
+        capture_output=True, text=True, cwd=tmp_path, env=environment,
+      )  # fmt: skip
+      assert done.returncode == 2 and want in done.stderr, done.stderr
+      assert done.stdout == ('0\n' if 'mine' in name else '')
+
+
+def test_what_the_user_imported_as_configs_stays(monkeypatch):
+  theirs = types.ModuleType('configs')
+  monkeypatch.setitem(sys.modules, 'configs', theirs)
+  config.load(['--config=baselines:separate'])
+  assert sys.modules['configs'] is theirs and 'configs.sm3det' not in sys.modules

@@ -368,7 +368,7 @@ def test_command_line(tmp_path):
   write(tmp_path / 'only.txt', 'a\nb\nd\n')
   (report,) = prepare_command.run(
     arguments(
-      '--dataset=coco,dota_txt', f'--source={tmp_path}/a,{tmp_path}/b', f'--data_dir={tmp_path}/d',
+      '--dataset=coco,dota_txt', f'--source={tmp_path}/a,{tmp_path}/b', f'--data_root={tmp_path}/d',
       '--name=ships', '--classes=ship', '--box=hbb', '--aliases=boat=ship', '--ignore=junk',
       '--splits=train=train.json:images', '--splits=train=txt:png,test=txt:png',
       f'--subset={tmp_path}/only.txt',

@@ -1,13 +1,23 @@
 """Config files and what the command line changes of them."""
 
+import contextlib
+import difflib
+import importlib.util
 import pathlib
+import re
+import sys
+import traceback
+import types
+from collections.abc import Iterator
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-import configs
 from data_pipelines.errors import UserError
 from sm3det_jax.config.checks import check
+
+SHIPPED = pathlib.Path(__file__).parents[2] / 'configs'
+_shipped_modules: dict[str, types.ModuleType] = {}
 
 
 def arguments(text: str, **defaults) -> ConfigDict:
@@ -42,45 +52,101 @@ def load(arguments: list[str]) -> ConfigDict:
 
   Raises:
     FileNotFoundError: no such file; the shipped ones are listed.
-    UserError: no --config, an unknown key, a value of another type, or as `check`.
+    UserError: no --config, a file that fails, an unknown key, a value of another type, or as
+      `check`.
   """
-  named = [i for i, a in enumerate(arguments) if a.startswith('--config=')]
+  named = [a.removeprefix('--config=') for a in arguments if a.startswith('--config=')]
   if not named:
     raise UserError('which config? say --config=FILE or --config=NAME of a shipped one')
-  arguments = list(arguments)
-  arguments[named[-1]] = f'--config={_find(arguments[named[-1]].removeprefix("--config="))}'
-  return check(_parsed(config_flags.DEFINE_config_file, arguments))
+  changes = [a for a in arguments if not a.startswith('--config=')]
+  return override(_of_file(*_find(named[-1])), changes)
 
 
 def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
   """`config` with `--config.a.b=value` changes, checked; errors as `load`."""
-  define = lambda name, **options: config_flags.DEFINE_config_dict(name, config, **options)
-  return check(_parsed(define, arguments))
-
-
-def _parsed(define, arguments):
-  values = flags.FlagValues()
-  arguments = ['sm3det', *arguments]
-  define('config', flag_values=values, sys_argv=arguments)
+  for argument in arguments:
+    _check_key(config, argument)
+  values, arguments = flags.FlagValues(), ['sm3det', *arguments]
   try:
+    config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=arguments)
     values(arguments)
     config = values.config
-  except (AttributeError, KeyError, TypeError, flags.Error) as error:
-    # what a config file raised is the last line of a traceback
-    text = (
-      str(error).strip('"\'\n').splitlines()[-1].removeprefix('data_pipelines.errors.UserError: ')
-    )
-    raise UserError(text) from error
+  except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
+    text = str(error.args[0] if error.args else error)
+    raise UserError(f'{" ".join(arguments[1:])}: {text}' if '--' not in text else text) from error
   config.unlock()
+  return check(config)
+
+
+def _check_key(config, argument):
+  """Refuses the argument `--config.a.b=value` where `config` has no `a.b`."""
+  if not re.match(r'--(no)?config\.', argument):
+    raise UserError(f"{argument}: the config is the run's; --config.a.b=value changes values of it")
+  where, section = 'config', config
+  for key in re.sub(r'--(no)?config\.|=.*', '', argument, flags=re.S).split('.'):
+    keys = list(section) if isinstance(section, ConfigDict) else []
+    if key not in keys:
+      near = difflib.get_close_matches(key, keys, 3) or keys
+      known = f'near it: {", ".join(near)}' if keys else f'{where} is a value'
+      raise UserError(f'{where}.{key} is not a known key; {known}')
+    where, section = f'{where}.{key}', section[key]
+
+
+def _of_file(path, arguments):
+  """What `get_config(*arguments)` of a file returns; whatever goes wrong in it names its line."""
+  source, module = path.read_bytes(), types.ModuleType(path.stem)
+  module.__file__ = str(path)
+  try:
+    with shipped_configs():
+      exec(compile(source, path, 'exec'), module.__dict__)
+      config = module.get_config(*arguments) if hasattr(module, 'get_config') else None
+  except UserError:
+    raise
+  except Exception as error:
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+      lines, error = [error.lineno], f'{type(error).__name__}: {error.msg}'
+    else:
+      error = f'{type(error).__name__}: {error}'
+    where = f'{path}, line {lines[-1]}' if lines else path
+    raise UserError(f'{where}: {error}') from None
+  if not isinstance(config, ConfigDict):
+    raise UserError(f'{path}: expected a function get_config() that returns a ConfigDict')
   return config
 
 
+@contextlib.contextmanager
+def shipped_configs() -> Iterator[None]:
+  """Within it, `configs` is the package beside this one, not a folder of the user's.
+
+  What the user imported under that name is there again afterwards.
+  """
+  others = _take_configs()
+  sys.modules.update(_shipped_modules)
+  try:
+    if not _shipped_modules:
+      file, folder = SHIPPED / '__init__.py', [str(SHIPPED)]
+      spec = importlib.util.spec_from_file_location(
+        'configs', file, submodule_search_locations=folder
+      )
+      sys.modules['configs'] = importlib.util.module_from_spec(spec)
+      spec.loader.exec_module(sys.modules['configs'])
+    yield
+  finally:
+    _shipped_modules.update(_take_configs())
+    sys.modules.update(others)
+
+
+def _take_configs():
+  names = [n for n in sys.modules if n.partition('.')[0] == 'configs']
+  return {n: sys.modules.pop(n) for n in names}
+
+
 def _find(name):
-  """Path of a config file, with its argument after a colon, by path or by shipped name."""
+  """(path of a config file, its arguments) by path or by shipped name, as in FILE:argument."""
   file, colon, argument = name.partition(':')
-  shipped = pathlib.Path(configs.__file__).parent
-  for path in (pathlib.Path(file), shipped / file, shipped / f'{file}.py'):
+  for path in (pathlib.Path(file), SHIPPED / file, SHIPPED / f'{file}.py'):
     if path.is_file():
-      return f'{path}{colon}{argument}'
-  names = sorted(p.stem for p in shipped.glob('*.py') if p.stem != '__init__')
+      return path, [argument] if colon else []
+  names = sorted(p.stem for p in SHIPPED.glob('*.py') if p.stem != '__init__')
   raise FileNotFoundError(f'no config file {file!r}; shipped ones: {", ".join(names)}')

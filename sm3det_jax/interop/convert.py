@@ -210,7 +210,7 @@ def _may_be_fresh(path, config, whole):
     return module not in _read_of_neck(config)
   if whole:
     return room not in ('backbone', *(f'heads_{task}' for task in config.tasks))
-  own = '|'.join(config.tasks)
+  own = '|'.join(map(re.escape, config.tasks))
   if room != 'backbone' or 'router' in path:
     return True
   if any(re.fullmatch(rf'(stem|embed0|adapter)_({own})(_norm)?', p) for p in path):

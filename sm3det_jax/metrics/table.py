@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import rich.table
+from rich.markup import escape  # names are no markup, '[' or not
 
 KEYS = ('map', 'map50', 'map75')
 
@@ -77,10 +78,10 @@ def render(metrics: dict, classes: bool = True) -> rich.table.Table:
       rows = summary['classes'].items()
       total = [str(sum(c[key] for _, c in rows)) for key in ('objects', 'detections')]
       heading = f'{name} ({summary["protocol"]})'
-      table.add_row(heading, *_percent(summary, KEYS), *total, style='bold')
+      table.add_row(escape(heading), *_percent(summary, KEYS), *total, style='bold')
       for label, c in rows if classes else ():
         counts = (str(c['objects']), str(c['detections']))
-        table.add_row(f'  {label}', *_percent(c, ('ap', 'ap50', 'ap75')), *counts)
+        table.add_row(escape(f'  {label}'), *_percent(c, ('ap', 'ap50', 'ap75')), *counts)
     table.add_section()
   table.add_row('overall', *_percent(metrics['overall'], KEYS), '', '', style='bold')
   table.add_row('harmonic mean of mAP', *_percent(metrics, ('h_map',)), '', '', '', '')
