@@ -13,26 +13,26 @@ def _wide(x):
   return wide(jnp.asarray(x))
 
 
-def sigmoid_cross_entropy(logits, targets):
+def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Binary cross-entropy of every element; targets in [0, 1], same shape as logits."""
   logits = _wide(logits)
   targets = jnp.asarray(targets, logits.dtype)
   return jax.nn.softplus(logits) - logits * targets
 
 
-def softmax_cross_entropy(logits, labels):
+def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Cross-entropy [...] of logits [..., K] with integer labels [...]."""
   log_p = jax.nn.log_softmax(_wide(logits), -1)
   return -jnp.take_along_axis(log_p, labels[..., None], -1)[..., 0]
 
 
-def l1(pred, target):
+def l1(pred: jax.Array, target: jax.Array) -> jax.Array:
   """Absolute error of every element; its gradient at 0 is 0."""
   error = _wide(pred) - _wide(target)
   return error * jnp.sign(error)
 
 
-def smooth_l1(pred, target, beta):
+def smooth_l1(pred: jax.Array, target: jax.Array, beta: float) -> jax.Array:
   """Of every element, 0.5 d^2 / beta where the error d < beta, else d - beta / 2 (Fast R-CNN).
 
   beta 0 is `l1`.
@@ -43,7 +43,9 @@ def smooth_l1(pred, target, beta):
   return jnp.where(error < beta, 0.5 * error * error / beta, error - 0.5 * beta)
 
 
-def sigmoid_focal(logits, labels, gamma=2.0, alpha=0.25):
+def sigmoid_focal(
+  logits: jax.Array, labels: jax.Array, gamma: float = 2.0, alpha: float = 0.25
+) -> jax.Array:
   """Focal loss [...] of logits [..., K], summed over the classes (RetinaNet, equation 5).
 
   Args:
@@ -59,7 +61,13 @@ def sigmoid_focal(logits, labels, gamma=2.0, alpha=0.25):
   return (weight * miss**gamma * sigmoid_cross_entropy(logits, target)).sum(-1)
 
 
-def quality_focal(logits, labels, target_quality, num_classes, beta=2.0):
+def quality_focal(
+  logits: jax.Array,
+  labels: jax.Array,
+  target_quality: jax.Array,
+  num_classes: int,
+  beta: float = 2.0,
+) -> jax.Array:
   """Quality focal loss [...] (GFL, equation 2), summed over the classes.
 
   Args:
@@ -76,7 +84,7 @@ def quality_focal(logits, labels, target_quality, num_classes, beta=2.0):
   return (scale * sigmoid_cross_entropy(logits, target)).sum(-1)
 
 
-def distribution_focal(logits, target):
+def distribution_focal(logits: jax.Array, target: jax.Array) -> jax.Array:
   """Distribution focal loss [...] (GFL, equation 6).
 
   Args:
@@ -89,14 +97,14 @@ def distribution_focal(logits, target):
   return -(weight * log_p).sum(-1)
 
 
-def integral(logits, reg_max):
+def integral(logits: jax.Array, reg_max: int) -> jax.Array:
   """Expected distances [..., 4] of four distributions, logits [..., 4 * (reg_max + 1)] (GFL)."""
   logits = _wide(logits)
   p = jax.nn.softmax(logits.reshape(*logits.shape[:-1], -1, reg_max + 1), -1)
   return p @ jnp.arange(reg_max + 1, dtype=p.dtype)
 
 
-def giou(pred, target):
+def giou(pred: jax.Array, target: jax.Array) -> jax.Array:
   """1 - GIoU [...] of HBB [..., 4], in [0, 2] (Rezatofighi et al., algorithm 1).
 
   A box inverted along both axes has a positive area here, as in the reference.

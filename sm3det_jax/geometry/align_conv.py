@@ -14,7 +14,7 @@ from sm3det_jax.precision import wide, wide_dtype
 TAPS = np.stack(np.meshgrid((-1, 0, 1), (-1, 0, 1), indexing='ij'), -1).reshape(9, 2)
 
 
-def align_offsets(boxes, stride):
+def align_offsets(boxes: jax.Array, stride: int) -> jax.Array:
   """Where the taps of a 3x3 convolution go so that they span a box (S2ANet, equation 2).
 
   Args:
@@ -27,6 +27,7 @@ def align_offsets(boxes, stride):
   boxes = wide(boxes)
   cx, cy, w, h = (boxes[..., i, None] / stride for i in range(4))
   cos, sin = jnp.cos(boxes[..., 4:]), jnp.sin(boxes[..., 4:])
+  # a tap lies in the middle of each of the nine parts of the box
   down, right = (
     jnp.asarray(t, boxes.dtype).reshape((1,) * (boxes.ndim - 1) + (9,)) / 3 for t in TAPS.T
   )
@@ -35,7 +36,7 @@ def align_offsets(boxes, stride):
   return jnp.stack([y, x], -1) - _plain(boxes.shape[-3:-1], y.dtype, boxes.ndim - 3)
 
 
-def deform_conv(x, offsets, kernel):
+def deform_conv(x: jax.Array, offsets: jax.Array, kernel: jax.Array) -> jax.Array:
   """Deformable 3x3 convolution with padding 1 (Dai et al. 2017), as mmcv's `deform_conv2d`.
 
   Differentiable in all three.

@@ -1,9 +1,11 @@
 """Anchor boxes of a regular grid."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
-def base_anchors(stride, scales, ratios):
+def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
   """HBB [len(ratios) * len(scales), 4] around the origin; the ratio (h / w) is the outer loop."""
   height = np.sqrt(np.asarray(ratios, np.float64))[:, None]
   scale = stride * np.asarray(scales, np.float64)[None]
@@ -11,7 +13,9 @@ def base_anchors(stride, scales, ratios):
   return np.concatenate([-half, half], -1)
 
 
-def grid_anchors(feature_shape, stride, scales, ratios):
+def grid_anchors(
+  feature_shape: tuple[int, int], stride: int, scales: Sequence[float], ratios: Sequence[float]
+) -> np.ndarray:
   """Anchors of one feature level, as mmdet 2.x makes them (centre offset 0).
 
   Args:

@@ -3,6 +3,8 @@
 An assignment `gt_inds` is int32 [n]: -1 ignored, 0 background, i + 1 ground truth i.
 """
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -15,8 +17,16 @@ OBJECTS = 32  # ground truths that boxes are compared with at a time
 
 
 def max_iou(
-  iou, boxes, gts, gt_valid, pos_iou, neg_iou, min_pos_iou=0.0, low_quality=True, box_valid=None
-):
+  iou: Callable[[jax.Array, jax.Array], jax.Array],
+  boxes: jax.Array,
+  gts: jax.Array,
+  gt_valid: jax.Array,
+  pos_iou: float,
+  neg_iou: float,
+  min_pos_iou: float = 0.0,
+  low_quality: bool = True,
+  box_valid: jax.Array | None = None,
+) -> jax.Array:
   """Assigns each box to the ground truth it overlaps most (Faster R-CNN, as mmdet 2.x).
 
   Time and memory grow with the ground truths up to the last valid one, not with their padding. For
@@ -72,7 +82,9 @@ def max_iou(
   return jnp.where(box_valid, gt_inds, -1).astype(jnp.int32)
 
 
-def atss(anchors, level_sizes, gts, gt_valid, topk=9):
+def atss(
+  anchors: jax.Array, level_sizes: Sequence[int], gts: jax.Array, gt_valid: jax.Array, topk: int = 9
+) -> jax.Array:
   """Adaptive training sample selection (ATSS, algorithm 1; as mmdet 2.x).
 
   The candidates of a ground truth are the topk anchors of each level nearest to its centre; those
@@ -116,7 +128,19 @@ def atss(anchors, level_sizes, gts, gt_valid, topk=9):
   return jnp.where(wanted.max(0) > -jnp.inf, best + 1, 0).astype(jnp.int32)
 
 
-def sample(gt_inds, num, positive_fraction, mode='random', rng=None):
+def matched(gt_inds: jax.Array, gt_valid: jax.Array) -> jax.Array:
+  """Which ground truths, bool [m], have at least one box in an assignment [n]."""
+  numbers = jnp.arange(1, len(gt_valid) + 1)[:, None]
+  return (gt_inds[None] == numbers).any(1) & gt_valid
+
+
+def sample(
+  gt_inds: jax.Array,
+  num: int,
+  positive_fraction: float,
+  mode: str = 'random',
+  rng: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
   """Chooses the boxes a loss is computed on.
 
   At most `num * positive_fraction` positives; negatives fill up to `num`, also in place of missing

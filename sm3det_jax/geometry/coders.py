@@ -5,14 +5,33 @@ Degenerate boxes (padding, collapsed proposals) encode to finite values; mask th
 
 import dataclasses
 import math
+from typing import Protocol
 
+import jax
 import jax.numpy as jnp
 
 from sm3det_jax.geometry import hbb, obb
 from sm3det_jax.precision import wide
 
 MAX_LOG_RATIO = abs(math.log(16 / 1000))  # a side changes at most by this factor
-_MIN_SIDE = 1e-6
+_MIN_SIDE = 1e-6  # px; a box without extent neither divides by 0 nor has a logarithm of 0
+
+
+class Coder(Protocol):
+  """Regression targets of boxes against anchors or RoIs, and back.
+
+  `stds` divides the targets; there is one for each value of a box.
+  """
+
+  stds: tuple[float, ...]
+
+  def encode(self, anchors: jax.Array, boxes: jax.Array, /) -> jax.Array:
+    """Deltas [..., values] that turn anchors [..., 4 | 5] into boxes [..., 4 | 5]."""
+
+  def decode(
+    self, anchors: jax.Array, deltas: jax.Array, /, max_shape: hbb.Shape | None = None
+  ) -> jax.Array:
+    """Boxes [..., 4 | 5] from anchors [..., 4 | 5] and deltas [..., values]."""
 
 
 def _wide(*arrays):
@@ -42,7 +61,7 @@ class DeltaXYWH:
 
   stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
 
-  def encode(self, anchors, boxes):
+  def encode(self, anchors: jax.Array, boxes: jax.Array) -> jax.Array:
     """Deltas [..., 4] that turn anchors [..., 4] into HBB [..., 4]."""
     anchors, boxes = _wide(anchors, boxes)
     px, py, pw, ph = _columns(hbb.to_cxcywh(anchors))
@@ -51,7 +70,9 @@ class DeltaXYWH:
     columns = [(gx - px) / pw, (gy - py) / ph, _log_ratio(gw, pw), _log_ratio(gh, ph)]
     return _join(columns, self.stds)
 
-  def decode(self, anchors, deltas, max_shape=None):
+  def decode(
+    self, anchors: jax.Array, deltas: jax.Array, max_shape: hbb.Shape | None = None
+  ) -> jax.Array:
     """HBB [..., 4] from anchors and deltas [..., 4]; max_shape (height, width) clips them."""
     anchors, deltas = _wide(anchors, deltas)
     px, py, pw, ph = _columns(hbb.to_cxcywh(anchors))
@@ -71,7 +92,7 @@ class MidpointOffset:
 
   stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)
 
-  def encode(self, anchors, boxes):
+  def encode(self, anchors: jax.Array, boxes: jax.Array) -> jax.Array:
     """Deltas [..., 6] that turn anchors HBB [..., 4] into OBB [..., 5].
 
     Of several vertices within 0.1 px of the top, the rightmost counts; on the right, the lowest.
@@ -91,7 +112,9 @@ class MidpointOffset:
     deltas = DeltaXYWH(self.stds[:4]).encode(anchors, box)
     return jnp.concatenate([deltas, _join(offsets, self.stds[4:])], -1)
 
-  def decode(self, anchors, deltas, max_shape=None):
+  def decode(
+    self, anchors: jax.Array, deltas: jax.Array, max_shape: hbb.Shape | None = None
+  ) -> jax.Array:
     """OBB [..., 5] (le90) from anchors HBB [..., 4] and deltas [..., 6].
 
     The parallelogram of the four vertices becomes a rectangle by stretching its shorter diagonal.
@@ -132,7 +155,7 @@ class DeltaXYWHA:
   norm_factor: float | None = None
   angle_start: float = -math.pi / 2  # le90
 
-  def encode(self, rois, boxes):
+  def encode(self, rois: jax.Array, boxes: jax.Array) -> jax.Array:
     """Deltas [..., 5] that turn rois OBB [..., 5] into OBB [..., 5]."""
     rois, boxes = _wide(rois, boxes)
     px, py, pw, ph, pa = _columns(rois)
@@ -149,7 +172,9 @@ class DeltaXYWHA:
     dx, dy = dx / jnp.maximum(pw, _MIN_SIDE), dy / jnp.maximum(ph, _MIN_SIDE)
     return _join([dx, dy, _log_ratio(gw, pw), _log_ratio(gh, ph), da / self._unit], self.stds)
 
-  def decode(self, rois, deltas, max_shape=None):
+  def decode(
+    self, rois: jax.Array, deltas: jax.Array, max_shape: hbb.Shape | None = None
+  ) -> jax.Array:
     """OBB [..., 5] from rois OBB [..., 5] and deltas [..., 5].
 
     With max_shape (height, width) the centre is clipped to [0, width - 1] x [0, height - 1].
@@ -180,11 +205,13 @@ class DeltaXYWHToXYWHA(DeltaXYWHA):
   stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2, 1.0)
   norm_factor: float | None = 2.0
 
-  def encode(self, rois, boxes):
+  def encode(self, rois: jax.Array, boxes: jax.Array) -> jax.Array:
     """Deltas [..., 5] that turn rois HBB [..., 4] into OBB [..., 5]."""
     return super().encode(hbb.to_obb(rois), boxes)
 
-  def decode(self, rois, deltas, max_shape=None):
+  def decode(
+    self, rois: jax.Array, deltas: jax.Array, max_shape: hbb.Shape | None = None
+  ) -> jax.Array:
     """OBB [..., 5] from rois HBB [..., 4] and deltas [..., 5].
 
     Nothing is clipped to max_shape, as in the reference.
@@ -193,12 +220,12 @@ class DeltaXYWHToXYWHA(DeltaXYWHA):
     return super().decode(hbb.to_obb(rois), deltas)
 
 
-def distance_to_box(points, ltrb):
+def distance_to_box(points: jax.Array, ltrb: jax.Array) -> jax.Array:
   """HBB [..., 4] from points [..., 2] and their distances [..., 4] to left, top, right, bottom."""
   return jnp.concatenate([points - ltrb[..., :2], points + ltrb[..., 2:]], -1)
 
 
-def box_to_distance(points, boxes):
+def box_to_distance(points: jax.Array, boxes: jax.Array) -> jax.Array:
   """Distances [..., 4] of points [..., 2] to left, top, right, bottom of HBB [..., 4]."""
   return jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], -1)
 

@@ -1,5 +1,6 @@
 """Intersection over union of horizontal and oriented boxes, in at least float32, differentiable."""
 
+import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
@@ -14,7 +15,7 @@ def _ratio(inter, area_a, area_b):
   return inter / jnp.where(union > 1e-9, union, 1e-9)
 
 
-def hbb_iou_aligned(a, b):
+def hbb_iou_aligned(a: jax.Array, b: jax.Array) -> jax.Array:
   """IoU [...] of HBB [..., 4] with HBB [..., 4], pair by pair (shapes broadcast)."""
   a, b = wide(jnp.asarray(a)), wide(jnp.asarray(b))
   width, height = (  # one by one: a trailing axis of 2 would be written out, pair by pair
@@ -24,12 +25,12 @@ def hbb_iou_aligned(a, b):
   return _ratio(width * height, hbb.area(a), hbb.area(b))
 
 
-def hbb_iou(a, b):
+def hbb_iou(a: jax.Array, b: jax.Array) -> jax.Array:
   """IoU [n, m] of every HBB of a [n, 4] with every HBB of b [m, 4]."""
   return hbb_iou_aligned(jnp.asarray(a)[:, None], jnp.asarray(b)[None])
 
 
-def rotated_intersection(a, b):
+def rotated_intersection(a: jax.Array, b: jax.Array) -> jax.Array:
   """Intersection areas [...] of OBB [..., 5] with OBB [..., 5], pair by pair (shapes broadcast).
 
   In b's frame, b is |x| <= w/2, |y| <= h/2. By Green's theorem the area is the sum over a's four
@@ -88,7 +89,7 @@ def _bounded(x, low, high):
   return stop_gradient(jnp.clip(x, low, high)) + (x - stop_gradient(x))
 
 
-def rotated_iou_aligned(a, b):
+def rotated_iou_aligned(a: jax.Array, b: jax.Array) -> jax.Array:
   """IoU [...] of OBB [..., 5] with OBB [..., 5], pair by pair (shapes broadcast).
 
   Exact to about 1e-6 in float32 for any angles and sizes; zero-size boxes give 0. Gradients are
@@ -98,6 +99,6 @@ def rotated_iou_aligned(a, b):
   return _ratio(rotated_intersection(a, b), obb.area(a), obb.area(b))
 
 
-def rotated_iou(a, b):
+def rotated_iou(a: jax.Array, b: jax.Array) -> jax.Array:
   """IoU [n, m] of every OBB of a [n, 5] with every OBB of b [m, 5]."""
   return rotated_iou_aligned(jnp.asarray(a)[:, None], jnp.asarray(b)[None])

@@ -5,10 +5,17 @@ import jax.numpy as jnp
 
 from sm3det_jax.geometry import iou, obb
 
-TILE = 128
+TILE = 128  # candidates that are compared with the kept ones, and among themselves, at a time
 
 
-def nms(boxes, scores, iou_threshold, max_outputs, labels=None, valid=None):
+def nms(
+  boxes: jax.Array,
+  scores: jax.Array,
+  iou_threshold: float,
+  max_outputs: int,
+  labels: jax.Array | None = None,
+  valid: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
   """Keeps, in the order of the scores, every box that no kept one suppresses.
 
   Candidates are taken in tiles of descending score; each tile is compared with the boxes kept so
@@ -72,7 +79,13 @@ def nms(boxes, scores, iou_threshold, max_outputs, labels=None, valid=None):
   return jnp.where(found, order[state[2][:max_outputs]], 0), found
 
 
-def multiclass_nms(boxes, scores, score_threshold, iou_threshold, max_outputs):
+def multiclass_nms(
+  boxes: jax.Array,
+  scores: jax.Array,
+  score_threshold: float,
+  iou_threshold: float,
+  max_outputs: int,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   """The best (box, class) pairs after NMS among the boxes of each class.
 
   Args:
@@ -131,6 +144,7 @@ def _obb_suppresses(a, b, mask, threshold):
   """
   area_a, area_b = obb.area(a)[:, None], obb.area(b)[None]
   bound = jnp.minimum(_envelope_intersection(a, b), jnp.minimum(area_a, area_b))
+  # 1.001: what rounding may take from the bound
   pending = mask & (bound * 1.001 >= threshold * (area_a + area_b - bound))
   columns = jnp.arange(b.shape[0])
 

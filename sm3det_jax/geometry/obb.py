@@ -7,23 +7,24 @@ theta in [-pi/2, pi/2).
 import math
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def area(boxes):
+def area(boxes: jax.Array) -> jax.Array:
   """Areas [...] of OBB [..., 5] in square pixels."""
   return boxes[..., 2] * boxes[..., 3]
 
 
-def wrap_angle(theta, start=-math.pi / 2):
+def wrap_angle(theta: jax.Array, start: float = -math.pi / 2) -> jax.Array:
   """Angles modulo pi, in [start, start + pi); `start` -pi/2 is le90, -pi/4 is le135."""
   wrapped = jnp.mod(theta - start, math.pi) + start
   # The remainder of a tiny negative number rounds to pi itself.
   return jnp.where(wrapped >= start + math.pi, wrapped - math.pi, wrapped)
 
 
-def normalise(boxes):
+def normalise(boxes: jax.Array) -> jax.Array:
   """The same rectangles [..., 5] in le90: long side first, theta in [-pi/2, pi/2)."""
   w, h, theta = boxes[..., 2], boxes[..., 3], boxes[..., 4]
   theta = wrap_angle(jnp.where(w >= h, theta, theta + math.pi / 2))
@@ -31,7 +32,7 @@ def normalise(boxes):
   return jnp.stack([boxes[..., 0], boxes[..., 1], *sizes, theta], -1)
 
 
-def to_corners(boxes):
+def to_corners(boxes: jax.Array) -> jax.Array:
   """Corners [..., 4, 2] of OBB [..., 5].
 
   Clockwise on screen; for theta = 0 they are top left, top right, bottom right, bottom left.
@@ -47,26 +48,26 @@ def to_corners(boxes):
   return jnp.stack(corners, -2)
 
 
-def to_polygon(boxes):
+def to_polygon(boxes: jax.Array) -> jax.Array:
   """Corners [..., 8] (x1, y1, ..., x4, y4) of OBB [..., 5], in the order of `to_corners`."""
   corners = to_corners(boxes)
   return corners.reshape(*corners.shape[:-2], 8)
 
 
-def envelope(boxes):
+def envelope(boxes: jax.Array) -> jax.Array:
   """Width and height [..., 2] of the smallest HBB around OBB [..., 5]."""
   cos, sin = jnp.abs(jnp.cos(boxes[..., 4])), jnp.abs(jnp.sin(boxes[..., 4]))
   w, h = boxes[..., 2], boxes[..., 3]
   return jnp.stack([w * cos + h * sin, w * sin + h * cos], -1)
 
 
-def to_hbb(boxes):
+def to_hbb(boxes: jax.Array) -> jax.Array:
   """Smallest enclosing HBB [..., 4] of OBB [..., 5]."""
   half = envelope(boxes) * 0.5
   return jnp.concatenate([boxes[..., :2] - half, boxes[..., :2] + half], -1)
 
 
-def from_corners(polygons):
+def from_corners(polygons: jax.Array) -> jax.Array:
   """OBB [..., 5] in le90 from the corners [..., 8] of rectangles, given in order around them.
 
   The angle is that of the longer of the two sides at the first corner, the centre the middle of a
@@ -82,7 +83,7 @@ def from_corners(polygons):
   return jnp.stack([center[..., 0], center[..., 1], *sizes, theta], -1)
 
 
-def from_polygon(polygons):
+def from_polygon(polygons: np.ndarray) -> np.ndarray:
   """Minimum-area rectangles of quadrilaterals, on the host.
 
   Args:

@@ -5,6 +5,8 @@ horizontal ones, whose rows and columns separate, by matrix products. Box coordi
 gradient: in every head they come from detached proposals.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,13 @@ CHUNK = 2**18
 ROWS = 2**24
 
 
-def rotated_roi_align(features, rois, output_size=7, spatial_scale=0.25, sampling_ratio=2):
+def rotated_roi_align(
+  features: jax.Array,
+  rois: jax.Array,
+  output_size: int = 7,
+  spatial_scale: float = 0.25,
+  sampling_ratio: int = 2,
+) -> jax.Array:
   """Average of sampling_ratio^2 bilinear samples in every bin of a rotated grid.
 
   The semantics are RoIAlignRotated with aligned=True, clockwise=True of mmcv.
@@ -44,7 +52,7 @@ def rotated_roi_align(features, rois, output_size=7, spatial_scale=0.25, samplin
   return (out[0] / sampling_ratio**2).reshape(r, output_size, output_size, c)
 
 
-def roi_levels(rois, num_levels, finest_scale=56):
+def roi_levels(rois: jax.Array, num_levels: int, finest_scale: float = 56) -> jax.Array:
   """Feature level int32 [...] of OBB [..., 5]: one up for each doubling of sqrt(w * h).
 
   Boxes with sqrt(w * h) below twice finest_scale are on the first level (FPN, equation 1).
@@ -54,7 +62,14 @@ def roi_levels(rois, num_levels, finest_scale=56):
   return jnp.clip(level, 0, num_levels - 1).astype(jnp.int32)
 
 
-def multilevel_roi_align(features, rois, strides, output_size=7, sampling_ratio=0, finest_scale=56):
+def multilevel_roi_align(
+  features: Sequence[jax.Array],
+  rois: jax.Array,
+  strides: Sequence[int],
+  output_size: int = 7,
+  sampling_ratio: int = 0,
+  finest_scale: float = 56,
+) -> jax.Array:
   """RoIAlign of horizontal boxes, each box on the level that suits its size.
 
   The semantics are RoIAlign with aligned=True and average pooling of mmcv. With sampling_ratio 0 a
@@ -113,8 +128,13 @@ def _bin_weights(start, end, size, bins, sampling_ratio):
 
 
 def multilevel_rotated_roi_align(
-  features, rois, strides, output_size=7, sampling_ratio=2, finest_scale=56
-):
+  features: Sequence[jax.Array],
+  rois: jax.Array,
+  strides: Sequence[int],
+  output_size: int = 7,
+  sampling_ratio: int = 2,
+  finest_scale: float = 56,
+) -> jax.Array:
   """Rotated RoIAlign, each box on the level that suits its size.
 
   Args:

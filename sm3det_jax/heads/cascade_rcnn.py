@@ -23,11 +23,11 @@ class CascadeRCNN(TwoStage):
   )
   DROP_EMPTY = True
 
-  def make_roi_head(self):
+  def make_roi_head(self) -> RoIHeads:
     make = lambda k: hbb_roi_head(self.num_classes, self.config.roi.fc_channels, 4)
     return RoIHeads(make, len(self.ROI_CODERS))
 
-  def stages(self):
+  def stages(self) -> list[Stage]:
     roi = self.config.roi
     return [
       Stage(functools.partial(self.roi_head, k), coder, iou, roi.sampling_ratio, weight)

@@ -1,18 +1,22 @@
 """What every head shares."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from sm3det_jax.geometry import anchors
 from sm3det_jax.precision import wide, wide_dtype
 
 PRIOR = nn.initializers.constant(-math.log(99))  # bias of class logits: a probability of 0.01
+
+
+Levels = list[jax.Array]  # maps [B, H, W, C] of a pyramid, finest first
 
 
 class Detections(NamedTuple):
@@ -61,17 +65,19 @@ class Head(nn.Module):
     """
     return neck(stages, start_stage(self.config.strides))
 
-  def touch(self, features):
+  def touch(self, features: Levels) -> Any:
     """Runs every layer once, so that `init` makes all parameters."""
     return self.raw(features)
 
   @classmethod
-  def groups(cls, config) -> dict[str, str]:
+  def groups(cls, config: ConfigDict) -> dict[str, str]:
     """The module, one of the head's parameter groups, of each loss term."""
     raise NotImplementedError
 
   @classmethod
-  def reached(cls, config, canvas, boxes, valid) -> jax.Array:
+  def reached(
+    cls, config: ConfigDict, canvas: tuple[int, int], boxes: jax.Array, valid: jax.Array
+  ) -> jax.Array:
     """Which of an image's objects the head can learn at all, given its anchors.
 
     Args:
@@ -87,7 +93,7 @@ class Head(nn.Module):
     return valid
 
   @classmethod
-  def counted(cls, config) -> dict:
+  def counted(cls, config: ConfigDict) -> dict:
     """Changes of the head's config for `sm3det account`, which counts what papers count."""
     del config
     return {}
@@ -115,7 +121,13 @@ def flat(maps: list[jax.Array], channels: int) -> list[jax.Array]:
   return [wide(m).reshape(len(m), -1, channels) for m in maps]
 
 
-def level_anchors(shapes, strides, scales, ratios, dtype=jnp.float32) -> list[jax.Array]:
+def level_anchors(
+  shapes: list[tuple[int, int]],
+  strides: Sequence[int],
+  scales: Sequence[float],
+  ratios: Sequence[float],
+  dtype: jnp.dtype = jnp.float32,
+) -> list[jax.Array]:
   """Anchors [H W A, 4] of levels of the given (height, width), in the dtype of box maths."""
   return [
     jnp.asarray(anchors.grid_anchors(shape, s, scales, ratios), wide_dtype(dtype))
@@ -123,11 +135,11 @@ def level_anchors(shapes, strides, scales, ratios, dtype=jnp.float32) -> list[ja
   ]
 
 
-def level_shapes(canvas, strides) -> list[tuple[int, int]]:
+def level_shapes(canvas: tuple[int, int], strides: Sequence[int]) -> list[tuple[int, int]]:
   """(height, width) of the levels of a canvas whose sides are multiples of 32."""
   return [tuple(-(-side // s) for side in canvas) for s in strides]
 
 
-def start_stage(strides) -> int:
+def start_stage(strides: Sequence[int]) -> int:
   """Backbone stage (0 at stride 4) whose lateral gives the first level of `strides`."""
   return {4: 0, 8: 1}[strides[0]]

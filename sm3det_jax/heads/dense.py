@@ -4,12 +4,15 @@ The semantics are those of mmdet 2.x and mmrotate 0.3.4, which the released weig
 with.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from sm3det_jax import losses
-from sm3det_jax.geometry import assign, hbb, iou, nms
+from sm3det_jax.geometry import assign, coders, hbb, iou, nms
 from sm3det_jax.heads.common import PRIOR, Detections, map_images
 from sm3det_jax.layers.convolution import Conv
 
@@ -45,7 +48,14 @@ class TowerHead(nn.Module):
     return [self.cls(x) for x in cls], [self.reg(x) for x in reg]
 
 
-def focal_terms(c, coder, anchors, cls, reg, targets):
+def focal_terms(
+  c: ConfigDict,
+  coder: coders.Coder,
+  anchors: jax.Array,
+  cls: jax.Array,
+  reg: jax.Array,
+  targets: dict[str, jax.Array],
+) -> dict[str, jax.Array]:
   """Terms cls and bbox; every anchor counts, none is sampled.
 
   Args:
@@ -80,7 +90,14 @@ def _assigned(c, anchors, boxes, valid):
   return assign.max_iou(overlaps, anchors, boxes, valid, c.pos_iou, c.neg_iou, c.min_pos_iou)
 
 
-def detect_pairs(c, decode, anchors, logits, deltas, shapes) -> Detections:
+def detect_pairs(
+  c: ConfigDict,
+  decode: Callable[[jax.Array, jax.Array], jax.Array],
+  anchors: list[jax.Array],
+  logits: list[jax.Array],
+  deltas: list[jax.Array],
+  shapes: jax.Array,
+) -> Detections:
   """Horizontal detections: the best (anchor, class) pairs of every level, then NMS by class.
 
   Args:
@@ -113,7 +130,6 @@ def detect_pairs(c, decode, anchors, logits, deltas, shapes) -> Detections:
 REACHED = 'objects with at least one positive anchor'
 
 
-def reached(c, anchors, boxes, valid) -> jax.Array:
+def reached(c: ConfigDict, anchors: jax.Array, boxes: jax.Array, valid: jax.Array) -> jax.Array:
   """Which of an image's boxes [M, 4 | 5] get at least one positive anchor: bool [M]."""
-  assigned = _assigned(c, anchors, boxes, valid)
-  return (assigned[None] == jnp.arange(1, len(boxes) + 1)[:, None]).any(1) & valid
+  return assign.matched(_assigned(c, anchors, boxes, valid), valid)

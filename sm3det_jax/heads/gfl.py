@@ -6,6 +6,7 @@ The semantics are those of mmdet 2.x `GFLHead`, which the released weights were 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from sm3det_jax import losses
 from sm3det_jax.geometry import assign, coders, hbb, iou
@@ -14,6 +15,7 @@ from sm3det_jax.heads.common import (
   PRIOR,
   Detections,
   Head,
+  Levels,
   flat,
   level_anchors,
   level_shapes,
@@ -64,7 +66,7 @@ class GFL(Head):
     c = self.config
     self.bbox_head = GFLHead(self.num_classes, c.channels, c.convs, c.reg_max, len(c.strides))
 
-  def raw(self, features):
+  def raw(self, features: Levels) -> tuple[Levels, ...]:
     """Maps of the levels: class logits, distance logits after the level's scale."""
     return self.bbox_head(features)
 
@@ -73,7 +75,13 @@ class GFL(Head):
     shapes = [f.shape[1:3] for f in features]
     return level_anchors(shapes, c.strides, (c.anchor_scale,), (1.0,), features[0].dtype)
 
-  def loss(self, features, targets, rng=None, sampling='random'):
+  def loss(
+    self,
+    features: Levels,
+    targets: dict[str, jax.Array],
+    rng: jax.Array | None = None,
+    sampling: str = 'random',
+  ) -> dict[str, jax.Array]:
     """Terms cls, bbox, dfl; `targets` as a task's batch. Every location counts, none is sampled."""
     del rng, sampling
     c = self.config
@@ -101,7 +109,7 @@ class GFL(Head):
       'dfl': c.dfl_weight * dfl.sum() / normaliser,
     }
 
-  def detect(self, features, shapes) -> Detections:
+  def detect(self, features: Levels, shapes: jax.Array) -> Detections:
     """Detections inside of `shapes` [B, 2] (height, width)."""
     c = self.config
     logits, distances = self.bbox_head(features)
@@ -115,17 +123,19 @@ class GFL(Head):
     return dense.detect_pairs(c, decode, self._anchors(features), logits, distances, shapes)
 
   @classmethod
-  def groups(cls, config):
+  def groups(cls, config: ConfigDict) -> dict[str, str]:
     return dict.fromkeys(('cls', 'bbox', 'dfl'), 'bbox_head')
 
   @classmethod
-  def reached(cls, config, canvas, boxes, valid):
+  def reached(
+    cls, config: ConfigDict, canvas: tuple[int, int], boxes: jax.Array, valid: jax.Array
+  ) -> jax.Array:
     c = config
     shapes = level_shapes(canvas, c.strides)
     levels = level_anchors(shapes, c.strides, (c.anchor_scale,), (1.0,))
     sizes = tuple(len(a) for a in levels)
     assigned = assign.atss(jnp.concatenate(levels), sizes, boxes, valid, c.atss_topk)
-    return (assigned[None] == jnp.arange(1, len(boxes) + 1)[:, None]).any(1) & valid
+    return assign.matched(assigned, valid)
 
 
 def _image_loss(c, num_classes, anchors, stride, logits, distances, boxes, labels, assigned):
@@ -137,6 +147,7 @@ def _image_loss(c, num_classes, anchors, stride, logits, distances, boxes, label
   box = coders.distance_to_box(center, losses.integral(distances, c.reg_max))
   quality = iou.hbb_iou_aligned(jax.lax.stop_gradient(box), target)
   weight = jnp.where(positive, jax.nn.sigmoid(jax.lax.stop_gradient(logits)).max(-1), 0)
+  # below the last bin, so that a distance always has a bin on either side
   reach = jnp.clip(coders.box_to_distance(center, target), 0, c.reg_max - 0.1)
   cls = losses.quality_focal(
     logits, label, jnp.where(positive, quality, 0), num_classes, c.focal_beta

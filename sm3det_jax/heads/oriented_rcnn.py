@@ -16,9 +16,9 @@ class OrientedRCNN(TwoStage):
   ROI_CODERS = (coders.DeltaXYWHA(),)
   REACHED = ENVELOPES
 
-  def make_roi_head(self):
+  def make_roi_head(self) -> RoIHead:
     return RoIHead(self.num_classes, self.config.roi.fc_channels)
 
-  def stages(self):
+  def stages(self) -> list[Stage]:
     roi = self.config.roi
     return [Stage(self.roi_head, *self.ROI_CODERS, roi.pos_iou, roi.sampling_ratio)]

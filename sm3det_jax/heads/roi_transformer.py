@@ -19,12 +19,12 @@ class RoITransformer(TwoStage):
   ROI_CODERS = (coders.DeltaXYWHToXYWHA(), coders.DeltaXYWHA((0.05, 0.05, 0.1, 0.1, 0.5)))
   REACHED = ENVELOPES
 
-  def make_roi_head(self):
+  def make_roi_head(self) -> RoIHeads:
     deltas = (5, 5 * self.num_classes)
     make = lambda k: RoIHead(self.num_classes, self.config.roi.fc_channels, deltas[k], normal)
     return RoIHeads(make, len(deltas))
 
-  def stages(self):
+  def stages(self) -> list[Stage]:
     roi, head = self.config.roi, self.roi_head
     return [
       Stage(functools.partial(head, k), coder, *of_stage)

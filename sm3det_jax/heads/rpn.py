@@ -7,11 +7,16 @@ with.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from sm3det_jax import losses
-from sm3det_jax.geometry import assign, iou, nms, obb
-from sm3det_jax.heads.common import flat, level_anchors, level_shapes, map_images
+from sm3det_jax.geometry import assign, coders, iou, nms, obb
+from sm3det_jax.heads.common import Levels, flat, level_anchors, level_shapes, map_images
 from sm3det_jax.layers.convolution import Conv
+
+# The overlap at which recall is usually told. From `rpn.min_pos_iou` (0.3) on an object has its
+# best anchor as a positive, from `rpn.pos_iou` (0.7) on every such anchor.
+REACH = 0.5
 
 
 class RPNHead(nn.Module):
@@ -25,7 +30,7 @@ class RPNHead(nn.Module):
   """
 
   config: dict
-  coder: object
+  coder: coders.Coder
   drop_empty: bool = False
 
   def setup(self):
@@ -39,7 +44,14 @@ class RPNHead(nn.Module):
     hidden = [nn.relu(self.conv(f)) for f in features]
     return [self.cls(h) for h in hidden], [self.reg(h) for h in hidden]
 
-  def loss(self, features, targets, keys, sampling, proposals):
+  def loss(
+    self,
+    features: Levels,
+    targets: dict[str, jax.Array],
+    keys: jax.Array,
+    sampling: str,
+    proposals: ConfigDict,
+  ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
     """The terms, and proposals as `propose` gives them.
 
     Args:
@@ -59,7 +71,9 @@ class RPNHead(nn.Module):
     )  # fmt: skip
     return terms, *self._proposals(proposals, anchors, cls, reg, targets['shapes'])
 
-  def propose(self, features, shapes, proposals):
+  def propose(
+    self, features: Levels, shapes: jax.Array, proposals: ConfigDict
+  ) -> tuple[jax.Array, jax.Array]:
     """The best boxes of all levels, best first.
 
     Args:
@@ -99,12 +113,21 @@ class RPNHead(nn.Module):
     return map_images(image, jax.lax.stop_gradient((cls, reg, shapes)))
 
 
-def envelopes(boxes):
+def envelopes(boxes: jax.Array) -> jax.Array:
   """HBB [..., 4] around HBB [..., 4] (themselves) or OBB [..., 5]."""
   return boxes if boxes.shape[-1] == 4 else obb.to_hbb(boxes)
 
 
-def rpn_loss(c, coder, anchors, cls, reg, targets, keys, sampling):
+def rpn_loss(
+  c: ConfigDict,
+  coder: coders.Coder,
+  anchors: jax.Array,
+  cls: jax.Array,
+  reg: jax.Array,
+  targets: dict[str, jax.Array],
+  keys: jax.Array,
+  sampling: str,
+) -> dict[str, jax.Array]:
   """Terms of the proposals: anchors [A, 4], logits [B, A], deltas [B, A, 4 | 6]."""
   positive, negative, deltas = map_images(
     lambda image: rpn_targets(c, coder, anchors, sampling, *image),
@@ -121,7 +144,16 @@ def rpn_loss(c, coder, anchors, cls, reg, targets, keys, sampling):
   }
 
 
-def rpn_targets(c, coder, anchors, sampling, boxes, valid, shape, key):
+def rpn_targets(
+  c: ConfigDict,
+  coder: coders.Coder,
+  anchors: jax.Array,
+  sampling: str,
+  boxes: jax.Array,
+  valid: jax.Array,
+  shape: jax.Array,
+  key: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Sampled positives and negatives [A] and deltas [A, 4 | 6] of one image's anchors."""
   assigned = assign.max_iou(
     iou.hbb_iou, anchors, envelopes(boxes), valid, c.pos_iou, c.neg_iou, c.min_pos_iou,
@@ -131,7 +163,7 @@ def rpn_targets(c, coder, anchors, sampling, boxes, valid, shape, key):
   return positive, negative, coder.encode(anchors, boxes[assigned - 1])
 
 
-def inside(anchors, shape, border):
+def inside(anchors: jax.Array, shape: jax.Array, border: float) -> jax.Array:
   """Which anchors [A, 4] leave the image by less than `border` px; all with -1, as mmdet."""
   if border < 0:
     return jnp.ones(len(anchors), bool)
@@ -142,9 +174,11 @@ def inside(anchors, shape, border):
   )  # fmt: skip
 
 
-def reached(c, canvas, boxes, valid) -> jax.Array:
-  """Which of an image's boxes [M, 4 | 5] have an anchor with IoU >= 0.5 to their envelope: [M]."""
+def reached(
+  c: ConfigDict, canvas: tuple[int, int], boxes: jax.Array, valid: jax.Array
+) -> jax.Array:
+  """Which of an image's boxes [M, 4 | 5] have an anchor of IoU >= `REACH` with their envelope."""
   shapes = level_shapes(canvas, c.strides)
   levels = level_anchors(shapes, c.strides, c.anchor_scales, c.anchor_ratios)
   best = [iou.hbb_iou(envelopes(boxes), anchors).max(1) for anchors in levels]
-  return (jnp.stack(best).max(0) >= 0.5) & valid
+  return (jnp.stack(best).max(0) >= REACH) & valid

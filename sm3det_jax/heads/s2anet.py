@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
 from sm3det_jax.geometry import align_conv, coders, hbb, nms, obb
@@ -20,6 +21,7 @@ from sm3det_jax.heads import dense
 from sm3det_jax.heads.common import (
   Detections,
   Head,
+  Levels,
   flat,
   level_anchors,
   level_shapes,
@@ -28,10 +30,10 @@ from sm3det_jax.heads.common import (
 
 CODER = coders.DeltaXYWHA((1.0,) * 5, edge_swap=False, norm_factor=1.0, angle_start=-math.pi / 4)
 ORIENTATIONS = 8
-_RING = (0, 1, 2, 5, 8, 7, 6, 3)  # border taps of a 3x3 kernel, clockwise
+RING = (0, 1, 2, 5, 8, 7, 6, 3)  # border taps of a 3x3 kernel, clockwise
 
 
-def oriented_kernels(kernel):
+def oriented_kernels(kernel: jax.Array) -> jax.Array:
   """Every filter turned clockwise in steps of 45 degrees: its border taps move, the middle stays.
 
   Args:
@@ -42,7 +44,7 @@ def oriented_kernels(kernel):
   """
   source = np.tile(np.arange(9)[:, None], ORIENTATIONS)  # [tap, orientation]
   for turn in range(ORIENTATIONS):
-    source[list(_RING), turn] = np.roll(_RING, turn)
+    source[list(RING), turn] = np.roll(RING, turn)
   _, _, c, d = kernel.shape
   turned = kernel.reshape(9, c, d)[source]  # [9, 8, C, D]
   return turned.transpose(0, 2, 3, 1).reshape(3, 3, c, d * ORIENTATIONS)
@@ -66,7 +68,7 @@ class OrientedConv(nn.Module):
     return y + bias.astype(x.dtype)[None, None, None]
 
 
-def over_orientations(x):
+def over_orientations(x: jax.Array) -> jax.Array:
   """The strongest response of every filter: [B, H, W, D * 8] -> [B, H, W, D]."""
   return x.reshape(*x.shape[:3], -1, ORIENTATIONS).max(-1)
 
@@ -115,7 +117,7 @@ class S2ANet(Head):
     self.align_conv = AlignConv(c.strides)
     self.odm_head = ODMHead(self.num_classes, 5, c.channels, c.convs)
 
-  def raw(self, features):
+  def raw(self, features: Levels) -> tuple[Levels, ...]:
     """Maps of the levels: logits [B, H, W, classes] and deltas [B, H, W, 5] of FAM, then of ODM."""
     fam, _, odm = self._run(features)
     return *fam, *odm
@@ -133,7 +135,13 @@ class S2ANet(Head):
     shapes = [f.shape[1:3] for f in features]
     return square_anchors(self.config, shapes, features[0].dtype)
 
-  def loss(self, features, targets, rng=None, sampling='random'):
+  def loss(
+    self,
+    features: Levels,
+    targets: dict[str, jax.Array],
+    rng: jax.Array | None = None,
+    sampling: str = 'random',
+  ) -> dict[str, jax.Array]:
     """Terms cls and bbox of both heads; `targets` as a task's batch. Every location counts."""
     del rng, sampling
     # no coder here exchanges the sides: w has to be the long one
@@ -148,7 +156,7 @@ class S2ANet(Head):
       terms |= {f'{name}.{term}': value for term, value in new.items()}
     return terms
 
-  def detect(self, features, shapes) -> Detections:
+  def detect(self, features: Levels, shapes: jax.Array) -> Detections:
     """Detections with centres inside of `shapes` [B, 2] (height, width), from ODM alone."""
     c = self.config
     _, boxes, (cls, reg) = self._run(features)
@@ -170,16 +178,20 @@ class S2ANet(Head):
     return obb.normalise(boxes), jax.nn.sigmoid(logits[index])
 
   @classmethod
-  def groups(cls, config):
+  def groups(cls, config: ConfigDict) -> dict[str, str]:
     return {f'{part}.{term}': f'{part}_head' for part in ('fam', 'odm') for term in ('cls', 'bbox')}
 
   @classmethod
-  def reached(cls, config, canvas, boxes, valid):
+  def reached(
+    cls, config: ConfigDict, canvas: tuple[int, int], boxes: jax.Array, valid: jax.Array
+  ) -> jax.Array:
     """Of FAM's anchors."""
     anchors = square_anchors(config, level_shapes(canvas, config.strides))
     return dense.reached(config.fam, jnp.concatenate(anchors), boxes, valid)
 
 
-def square_anchors(c, shapes, dtype=jnp.float32):
+def square_anchors(
+  c: ConfigDict, shapes: list[tuple[int, int]], dtype: jnp.dtype = jnp.float32
+) -> list[jax.Array]:
   """One square OBB [H W, 5] of angle 0 for every cell of levels of the given (height, width)."""
   return [hbb.to_obb(a) for a in level_anchors(shapes, c.strides, (c.anchor_scale,), (1.0,), dtype)]

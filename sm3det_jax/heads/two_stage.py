@@ -5,21 +5,22 @@ their rotated kin), which the released weights were trained with.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from sm3det_jax import losses
 from sm3det_jax.geometry import assign, coders, iou, nms, obb, roi_align
 from sm3det_jax.heads import rpn
-from sm3det_jax.heads.common import Detections, Head, map_images
+from sm3det_jax.heads.common import Detections, Head, Levels, map_images
 from sm3det_jax.layers.linear import Dense
 from sm3det_jax.precision import wide
 
-ENVELOPES = 'objects (envelopes) with an RPN anchor of IoU >= 0.5'
-ROIS = 1000  # of an image, which papers count
+ENVELOPES = f'objects (envelopes) with an RPN anchor of IoU >= {rpn.REACH}'
+ROIS = 1000  # of an image, in the multiply-accumulates that papers give
 uniform, normal = nn.initializers.xavier_uniform(), nn.initializers.xavier_normal()
 
 
@@ -73,7 +74,7 @@ class Stage(NamedTuple):
   """What the stages differ in."""
 
   head: Callable  # RoI features [..., 7, 7, C] -> class logits, deltas
-  coder: object  # of boxes against RoIs
+  coder: coders.Coder  # of boxes against RoIs
   pos_iou: float  # a RoI is positive from this IoU on, background below
   sampling_ratio: int  # of RoIAlign; 0 = by the size of the RoI (HBB only)
   weight: float = 1.0  # of its losses
@@ -85,8 +86,8 @@ class Samples(NamedTuple):
   boxes: jax.Array  # [S, 4 | 5]
   valid: jax.Array  # [S]
   labels: jax.Array  # [S]; the number of classes is background
-  deltas: jax.Array  # [S, values of a box]; of positives
-  objects: jax.Array  # [S]; those that are themselves an object
+  deltas: jax.Array  # [S, values of a box]; anything where no positive is
+  objects: jax.Array  # [S]; which of them are ground truths, added to the proposals
 
 
 class TwoStage(Head):
@@ -95,7 +96,7 @@ class TwoStage(Head):
   RPN_CODER = coders.DeltaXYWH()
   ROI_CODERS = ()  # of the stages
   DROP_EMPTY = False  # see RPNHead
-  REACHED = 'objects with an RPN anchor of IoU >= 0.5'
+  REACHED = f'objects with an RPN anchor of IoU >= {rpn.REACH}'
 
   def setup(self):
     self.rpn_head = rpn.RPNHead(self.config, self.RPN_CODER, self.DROP_EMPTY)
@@ -107,16 +108,22 @@ class TwoStage(Head):
   def stages(self) -> list[Stage]:
     raise NotImplementedError
 
-  def touch(self, features):
+  def touch(self, features: Levels) -> Any:
     size = self.config.roi.output_size
     blank = jnp.zeros((1, size, size, features[0].shape[-1]), features[0].dtype)
     return self.rpn_head(features), [stage.head(blank) for stage in self.stages()]
 
-  def raw(self, features):
+  def raw(self, features: Levels) -> tuple[Levels, ...]:
     """Maps of the levels: objectness logits [B, H, W, A], deltas [B, H, W, A * values of a box]."""
     return self.rpn_head(features)
 
-  def loss(self, features, targets, rng=None, sampling='random'):
+  def loss(
+    self,
+    features: Levels,
+    targets: dict[str, jax.Array],
+    rng: jax.Array | None = None,
+    sampling: str = 'random',
+  ) -> dict[str, jax.Array]:
     """Terms rpn_cls, rpn_bbox, and cls, bbox (of several stages s0.cls, s0.bbox, s1.cls ...).
 
     `targets` as a task's batch; `sampling` and `rng` choose the anchors and RoIs that count
@@ -131,7 +138,15 @@ class TwoStage(Head):
     )  # fmt: skip
     return terms | self.roi_loss(features, rois, valid, targets, keys[:, 1:], sampling)
 
-  def roi_loss(self, features, rois, valid, targets, keys, sampling):
+  def roi_loss(
+    self,
+    features: Levels,
+    rois: jax.Array,
+    valid: jax.Array,
+    targets: dict[str, jax.Array],
+    keys: jax.Array,
+    sampling: str,
+  ) -> dict[str, jax.Array]:
     """The terms of the stages, from proposals [B, P, 4 | 5], valid [B, P] and keys [B, stages]."""
     c, stages, terms = self.config, self.stages(), {}
     for k, stage in enumerate(stages):
@@ -154,27 +169,29 @@ class TwoStage(Head):
     return f's{stage}.' if len(cls.ROI_CODERS) > 1 else ''
 
   @classmethod
-  def groups(cls, config):
+  def groups(cls, config: ConfigDict) -> dict[str, str]:
     prefixes = map(cls._prefix, range(len(cls.ROI_CODERS)))
     of_rois = [prefix + term for prefix in prefixes for term in ('cls', 'bbox')]
     return {'rpn_cls': 'rpn_head', 'rpn_bbox': 'rpn_head'} | dict.fromkeys(of_rois, 'roi_head')
 
   @classmethod
-  def reached(cls, config, canvas, boxes, valid):
+  def reached(
+    cls, config: ConfigDict, canvas: tuple[int, int], boxes: jax.Array, valid: jax.Array
+  ) -> jax.Array:
     return rpn.reached(config, canvas, boxes, valid)
 
   @classmethod
-  def counted(cls, config):
+  def counted(cls, config: ConfigDict) -> dict:
     pre_nms = max(config.proposals.pre_nms, ROIS)
     return {'proposals': {'max_proposals': ROIS, 'pre_nms': pre_nms}}
 
-  def rpn_targets(self, targets):
+  def rpn_targets(self, targets: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The targets with boxes in the format of the proposals."""
     if isinstance(self.RPN_CODER, coders.DeltaXYWH):
       return targets | {'boxes': rpn.envelopes(targets['boxes'])}
     return targets
 
-  def detect(self, features, shapes) -> Detections:
+  def detect(self, features: Levels, shapes: jax.Array) -> Detections:
     """Detections of images of `shapes` [B, 2] (height, width).
 
     With several stages the class logits are averaged, boxes are those of the last (mmdet 2.x).
@@ -194,7 +211,7 @@ class TwoStage(Head):
     return map_images(best, (boxes, scores))
 
 
-def roi_features(c, stage, features, rois):
+def roi_features(c: ConfigDict, stage: Stage, features: Levels, rois: jax.Array) -> jax.Array:
   """RoIs [B, R, 4 | 5] -> [B, R, 7, 7, C], each from the level that suits its size."""
   horizontal = rois.shape[-1] == 4
   align = roi_align.multilevel_roi_align if horizontal else roi_align.multilevel_rotated_roi_align
@@ -205,7 +222,18 @@ def roi_features(c, stage, features, rois):
   )  # fmt: skip
 
 
-def sample(c, stage, num_classes, sampling, rois, roi_valid, boxes, labels, valid, key) -> Samples:
+def sample(
+  c: ConfigDict,
+  stage: Stage,
+  num_classes: int,
+  sampling: str,
+  rois: jax.Array,
+  roi_valid: jax.Array,
+  boxes: jax.Array,
+  labels: jax.Array,
+  valid: jax.Array,
+  key: jax.Array,
+) -> Samples:
   """Chooses RoIs of one image; its objects (their envelopes if RoIs are HBB) are RoIs too."""
   horizontal = rois.shape[-1] == 4
   objects = rpn.envelopes(boxes) if horizontal else obb.normalise(boxes)
@@ -226,7 +254,9 @@ def sample(c, stage, num_classes, sampling, rois, roi_valid, boxes, labels, vali
   )  # fmt: skip
 
 
-def stage_loss(beta, num_classes, samples: Samples, cls, reg):
+def stage_loss(
+  beta: float, num_classes: int, samples: Samples, cls: jax.Array, reg: jax.Array
+) -> dict[str, jax.Array]:
   """Terms cls, bbox: logits [B, S, classes + 1], deltas [B, S, (classes *) values of a box]."""
   count = jnp.maximum(samples.valid.sum(), 1).astype(cls.dtype)
   positive = samples.valid & (samples.labels < num_classes)
@@ -242,16 +272,18 @@ def stage_loss(beta, num_classes, samples: Samples, cls, reg):
   }
 
 
-def decoded(stage, rois, reg, shape):
+def decoded(stage: Stage, rois: jax.Array, reg: jax.Array, shape: jax.Array) -> jax.Array:
   """Boxes [R, 1 | classes, 4 | 5] of one image from its RoIs [R, 4 | 5]."""
   reg = reg.reshape(len(rois), -1, len(stage.coder.stds))
   return stage.coder.decode(rois[:, None], reg, max_shape=shape.astype(reg.dtype))
 
 
-def refined(stage, samples: Samples, reg, shape):
-  """The RoIs of the next stage and their validity: the samples' boxes, objects themselves left out.
+def refined(
+  stage: Stage, samples: Samples, reg: jax.Array, shape: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The RoIs of the next stage [S, 4 | 5] and which are valid: what the samples became.
 
-  The next stage adds the objects again.
+  Ground truths among them are left out, as the next stage adds them again.
   """
   boxes = decoded(stage, samples.boxes, reg, shape)[:, 0]
   return jax.lax.stop_gradient(boxes), samples.valid & ~samples.objects

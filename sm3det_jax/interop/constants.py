@@ -1,12 +1,13 @@
-"""What official modules keep beside their parameters, so that a strict loading is content there."""
+"""Buffers of the official modules, without which PyTorch refuses a state dict (strict loading)."""
 
 import numpy as np
 
-RING = (1, 2, 3, 6, 9, 8, 7, 4)  # border taps of a 3x3 kernel, clockwise, counted from 1
+from sm3det_jax.heads.s2anet import RING
+from sm3det_jax.layers.windows import relative_positions
 
 
 def of(state: dict) -> dict[str, np.ndarray]:
-  """The constants that belong to a state dict of parameters, {official name: array}."""
+  """The buffers, constants all, that belong to a state dict of parameters: {official name: array}."""
   constants = {}
   for name, array in state.items():
     for ending, make in BESIDE.items():
@@ -26,22 +27,20 @@ def _bins(regression):
 
 
 def _turned(_):
-  """Of an oriented convolution: where each tap goes in each of eight turns."""
+  """Of an oriented convolution: where each tap, counted from 1, goes in each of eight turns."""
   indices = np.full((9, 8), 5, np.int32)
   for place, tap in enumerate(RING):
-    indices[tap - 1] = np.roll(RING, -place)
+    indices[tap] = np.roll(RING, -place) + 1
   return {'or_conv.indices': indices.reshape(1, 3, 3, 8)}
 
 
 def _pairs(table):
   """Of window attention: the row of the table for each pair of cells."""
-  side = (int(len(table) ** 0.5) + 1) // 2
-  cell = np.stack(np.meshgrid(range(side), range(side), indexing='ij')).reshape(2, -1)
-  dy, dx = cell[:, :, None] - cell[:, None] + side - 1
-  return {'relative_position_index': dy * (2 * side - 1) + dx}
+  side = (int(len(table) ** 0.5) + 1) // 2  # of a window, whose table has (2 side - 1)^2 rows
+  return {'relative_position_index': relative_positions(side)}
 
 
-BESIDE = {  # ending of a parameter's name -> its neighbours
+BESIDE = {  # ending of a parameter's name -> the buffers of its module
   '.w_noise': _gate,
   '.gfl_reg.weight': _bins,
   '.or_conv.weight': _turned,
