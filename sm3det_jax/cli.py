@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
   if strangers:
     parser.error(f'{args.verb}: unknown arguments: {" ".join(strangers)}')
   args.overrides = rest
-  logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)
+  logging.basicConfig(level=logging.INFO, format='%(message)s', handlers=[_Screen()])
   for library in ('absl', 'jax'):  # their remarks on backends and folders help no user
     logging.getLogger(library).setLevel(logging.ERROR)
   try:
@@ -40,6 +40,12 @@ def main(argv: list[str] | None = None) -> int:
       raise
     print(f'sm3det {args.verb}: {line}', file=sys.stderr)
     return 2
+
+
+class _Screen(logging.StreamHandler):
+  """Standard error, whatever that is at the moment: above the bar, while one is shown."""
+
+  stream = property(lambda self: sys.stderr, lambda self, _: None)
 
 
 class _Parser(argparse.ArgumentParser):

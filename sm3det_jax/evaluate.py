@@ -19,7 +19,7 @@ from data_pipelines import boxes as box_lib
 from data_pipelines import mixture
 from data_pipelines.errors import UserError
 from data_pipelines.task import Task
-from sm3det_jax import sharding
+from sm3det_jax import logs, sharding
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import M2Det, build
 from sm3det_jax.inference import detect_step, own_labels, to_image
@@ -64,7 +64,7 @@ def evaluate(
       `protocols`.
     batch_size: windows at once, rounded up to as many for each device.
     pictures: of each task.
-    progress: show a progress bar.
+    progress: show a bar, on a terminal.
 
   Returns:
     What metrics.json holds: {'tasks': {task: {'map', 'map50', 'map75', 'classes': {..}, ..}},
@@ -88,7 +88,7 @@ def evaluate(
     total = len(data.pool)
     host, hosts = jax.process_index(), jax.process_count()
     batches = mixture.eval_batches(config, name, split, batch_size, host, hosts)
-    if progress and first:
+    if progress and first and logs.on_terminal():
       console = rich.console.Console(stderr=True)
       batches = rich.progress.track(
         batches, f'evaluate {name}', -(-total // batch_size), console=console

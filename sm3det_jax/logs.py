@@ -1,10 +1,11 @@
-"""What a run says while it trains: progress bar, TensorBoard, one line of JSON a window."""
+"""What a run says while it trains: a bar or a line, TensorBoard, one line of JSON a window."""
 
 import json
 import logging
 import math
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 class Logs:
   """Writes metrics to `workdir/metrics.jsonl`, `workdir/tensorboard` and the screen.
 
+  The screen is a bar on a terminal; elsewhere, in a file or a pipe, a line a `write`.
   A context manager. A run that goes on from step `start` first forgets the lines after it.
 
   Args:
@@ -34,29 +36,24 @@ class Logs:
   """
 
   def __init__(self, workdir: str | os.PathLike, start: int, steps: int, active: bool = True):
-    self._active = active
+    self._active, self._steps, self._bar = active, steps, None
     if not active:
       return
     self._path = pathlib.Path(workdir) / 'metrics.jsonl'
     kept = [line for line in read(workdir) if line['step'] <= start]
     write_atomically(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
     self._board = SummaryWriter(str(pathlib.Path(workdir) / 'tensorboard'), purge_step=start + 1)
-    self._progress = Progress(
-      TextColumn('train'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-      TextColumn('{task.fields[speed]}'),
-    )  # fmt: skip
-    self._task = self._progress.add_task('train', total=steps, completed=start, speed='')
-    # results go to standard output, and nothing else
-    self._live = Live(self._progress, console=Console(stderr=True), refresh_per_second=2)
+    self._bar = _Bar(start, steps) if on_terminal() else None
 
   def __enter__(self):
-    if self._active:
-      self._live.start()
+    if self._bar:
+      self._bar.live.start()
     return self
 
   def __exit__(self, *_):
+    if self._bar:
+      self._bar.live.stop()
     if self._active:
-      self._live.stop()
       self._board.close()
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -68,11 +65,30 @@ class Logs:
       file.write(json.dumps(line) + '\n')
     for name, value in metrics.items():
       self._board.add_scalar(name, value, step)
-    self._progress.update(
-      self._task, completed=step, speed=f'{metrics["images_per_second"]:.1f} images/s'
+    if self._bar:
+      self._bar.show(step, summary(metrics))
+    else:
+      logger.info('step %d/%d: %s', step, self._steps, summary(metrics))
+
+
+class _Bar:
+  """How far a run is, with its newest metrics below; on standard error, as all but results."""
+
+  def __init__(self, start, steps):
+    self._progress = Progress(
+      TextColumn('train'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     )
-    self._live.update(Group(self._progress, Text(summary(metrics))))
-    logger.info('step %d: %s', step, summary(metrics))
+    self._task = self._progress.add_task('train', total=steps, completed=start)
+    self.live = Live(self._progress, console=Console(stderr=True), refresh_per_second=2)
+
+  def show(self, step, text):
+    self._progress.update(self._task, completed=step)
+    self.live.update(Group(self._progress, Text(text)))
+
+
+def on_terminal() -> bool:
+  """Whether a person looks at standard error, and sees a bar there move."""
+  return sys.stderr.isatty() and not Console(stderr=True).is_dumb_terminal
 
 
 class Window:
@@ -122,17 +138,16 @@ class Window:
 
 
 def summary(metrics: dict[str, float]) -> str:
-  """Loss of every task, and multipliers, in one line."""
-  losses, multipliers = {}, []
+  """Loss of every task, learning rate and speed in one line; the rest is in metrics.jsonl."""
+  losses = {}
   for name, value in metrics.items():
     kind, _, rest = name.partition('/')
     if kind == 'loss':
       task = rest.split('/')[0]
       losses[task] = losses.get(task, 0.0) + value
-    elif kind == 'multiplier':
-      multipliers.append(f'{rest} x{value:.2f}')
   text = ' '.join(f'{task} {value:.4g}' for task, value in losses.items())
-  return f'loss {metrics["total"]:.4g} ({text})  lr {metrics["lr"]:.3g} {" ".join(multipliers)}'
+  speed = f'{metrics["images_per_second"]:.1f} images/s'
+  return f'loss {metrics["total"]:.4g} ({text})  lr {metrics["lr"]:.3g}  {speed}'
 
 
 def read(workdir: str | os.PathLike) -> list[dict]:

@@ -1,6 +1,7 @@
 """The training loop around a toy detector: exact restarts, bad steps, signals, logs, any mesh."""
 
 import functools
+import io
 import json
 import os
 import pathlib
@@ -149,11 +150,35 @@ def test_metrics_and_logs(whole_run):
   jax.tree.map(np.testing.assert_array_equal, variables['params'], state['model']['ema'])
 
 
-def test_standard_output_is_left_to_results(tmp_path, capfd):
-  with logs.Logs(tmp_path, 0, 1) as log:
-    log.write(1, {'total': 1.0, 'loss/sar/cls': 1.0, 'lr': 0.1, 'images_per_second': 2.0})
-  out, error = capfd.readouterr()
-  assert not out and 'loss 1' in error
+SHOWN = {
+  'total': 3.0, 'loss/sar/cls': 0.5, 'loss/sar/bbox': 0.25, 'loss/rgb/cls': 2.25, 'lr': 0.1,
+  'multiplier/shared': 1.5, 'images_per_second': 2.0,
+}  # fmt: skip
+
+
+def test_a_file_gets_a_short_line_an_interval(tmp_path, caplog, capfd, monkeypatch):
+  monkeypatch.setenv('FORCE_COLOR', '1')  # as some schedulers do
+  with caplog.at_level('INFO'), logs.Logs(tmp_path, 0, 2) as log:
+    log.write(1, SHOWN)
+    log.write(2, SHOWN)
+  line = 'loss 3 (sar 0.75 rgb 2.25)  lr 0.1  2.0 images/s'
+  assert caplog.messages == [f'step 1/2: {line}', f'step 2/2: {line}']
+  assert capfd.readouterr() == ('', '')
+  assert logs.read(tmp_path)[1]['multiplier/shared'] == 1.5
+
+
+def test_a_terminal_gets_a_bar_and_no_lines(tmp_path, caplog, monkeypatch):
+  class Terminal(io.StringIO):
+    isatty = lambda self: True
+
+  terminal = Terminal()
+  monkeypatch.setattr(sys, 'stderr', terminal)
+  monkeypatch.setenv('TERM', 'xterm')
+  with caplog.at_level('INFO'), logs.Logs(tmp_path, 0, 2) as log:
+    log.write(1, SHOWN)
+  assert not caplog.messages
+  shown = terminal.getvalue()
+  assert '━' in shown and '1/2' in shown and 'sar 0.75' in shown and '1.5' not in shown
 
 
 def test_sigterm_saves_and_the_run_goes_on_exactly(toy, whole_run, tmp_path):
