@@ -7,7 +7,7 @@ from sm3det_jax.layers.windows import relative_positions
 
 
 def of(state: dict) -> dict[str, np.ndarray]:
-  """The buffers, constants all, that belong to a state dict of parameters: {official name: array}."""
+  """The buffers (all constant) that go with a state dict of parameters, {official name: array}."""
   constants = {}
   for name, array in state.items():
     for ending, make in BESIDE.items():
