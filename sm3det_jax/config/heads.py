@@ -6,7 +6,7 @@ from sm3det_jax.config.registry import HeadKind
 
 
 def gfl() -> ConfigDict:
-  """Generalised focal loss head for horizontal boxes (facts: mmdet 2.x GFLHead, ATSS)."""
+  """Generalised focal loss head for horizontal boxes with ATSS, as mmdet 2.x `GFLHead`."""
   return ConfigDict(
     dict(
       type='gfl',
@@ -53,30 +53,39 @@ def retinanet() -> ConfigDict:
   )
 
 
-def faster_rcnn() -> ConfigDict:
-  """Faster R-CNN: horizontal RPN, RoIAlign, a two-layer RoI head with a box for every class."""
+def _two_stage(kind, rpn, roi, **others):
+  """The settings that two-stage heads share, with those in which they differ."""
+  shared_rpn = dict(pos_iou=0.7, neg_iou=0.3, min_pos_iou=0.3, samples=256, positive_fraction=0.5)
+  shared_roi = dict(
+    fc_channels=1024, output_size=7, finest_scale=56.0, pos_iou=0.5, samples=512,
+    positive_fraction=0.25,
+  )  # fmt: skip
   return ConfigDict(
     dict(
-      type='faster_rcnn',
+      type=kind,
       channels=256,
       strides=(4, 8, 16, 32, 64),
       anchor_scales=(8.0,),
       anchor_ratios=(0.5, 1.0, 2.0),
-      rpn=dict(
-        pos_iou=0.7, neg_iou=0.3, min_pos_iou=0.3, samples=256, positive_fraction=0.5,
-        allowed_border=-1, bbox_beta=0.0,
-      ),
-      train_proposals=dict(pre_nms=2000, nms_iou=0.7, max_proposals=1000),
-      proposals=dict(pre_nms=1000, nms_iou=0.7, max_proposals=1000),
-      roi=dict(
-        fc_channels=1024, output_size=7, sampling_ratio=0, finest_scale=56.0, pos_iou=0.5,
-        samples=512, positive_fraction=0.25, bbox_beta=0.0,
-      ),
+      rpn=shared_rpn | rpn,
+      roi=shared_roi | roi,
       score_threshold=0.05,
-      nms_iou=0.5,
-      max_detections=100,
+      **others,
     )
-  )  # fmt: skip
+  )
+
+
+def faster_rcnn() -> ConfigDict:
+  """Faster R-CNN: horizontal RPN, RoIAlign, a two-layer RoI head with a box for every class."""
+  return _two_stage(
+    'faster_rcnn',
+    rpn=dict(allowed_border=-1, bbox_beta=0.0),
+    roi=dict(sampling_ratio=0, bbox_beta=0.0),
+    train_proposals=dict(pre_nms=2000, nms_iou=0.7, max_proposals=1000),
+    proposals=dict(pre_nms=1000, nms_iou=0.7, max_proposals=1000),
+    nms_iou=0.5,
+    max_detections=100,
+  )
 
 
 def cascade_rcnn() -> ConfigDict:
@@ -93,27 +102,14 @@ def cascade_rcnn() -> ConfigDict:
 
 def oriented_rcnn() -> ConfigDict:
   """Oriented R-CNN: midpoint-offset RPN, rotated RoIAlign, a two-layer RoI head."""
-  return ConfigDict(
-    dict(
-      type='oriented_rcnn',
-      channels=256,
-      strides=(4, 8, 16, 32, 64),
-      anchor_scales=(8.0,),
-      anchor_ratios=(0.5, 1.0, 2.0),
-      rpn=dict(
-        pos_iou=0.7, neg_iou=0.3, min_pos_iou=0.3, samples=256, positive_fraction=0.5,
-        allowed_border=0, bbox_beta=1 / 9,
-      ),
-      proposals=dict(pre_nms=2000, nms_iou=0.8, max_proposals=2000),
-      roi=dict(
-        fc_channels=1024, output_size=7, sampling_ratio=2, finest_scale=56.0, pos_iou=0.5,
-        samples=512, positive_fraction=0.25, bbox_beta=1.0,
-      ),
-      score_threshold=0.05,
-      nms_iou=0.1,
-      max_detections=2000,
-    )
-  )  # fmt: skip
+  return _two_stage(
+    'oriented_rcnn',
+    rpn=dict(allowed_border=0, bbox_beta=1 / 9),
+    roi=dict(sampling_ratio=2, bbox_beta=1.0),
+    proposals=dict(pre_nms=2000, nms_iou=0.8, max_proposals=2000),
+    nms_iou=0.1,
+    max_detections=2000,
+  )
 
 
 def roi_transformer() -> ConfigDict:
