@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import ml_collections
 
 from data_pipelines.errors import UserError
-from sm3det_jax import backbones, weighting
+from sm3det_jax import backbones, necks, weighting
 from sm3det_jax.config import check, label_space
 from sm3det_jax.heads import head_class
 from sm3det_jax.heads.common import Detections
 from sm3det_jax.moe.layer import add_usage, balance_loss
-from sm3det_jax.necks.fpn import FPN
 
 PYRAMID_STRIDE = 32  # of the last backbone stage
 
@@ -27,7 +26,7 @@ class Network(nn.Module):
   def setup(self):
     c = self.config
     self.backbone = backbones.build(c, _devices() if c.moe.aux_stats == 'per_device' else 1)
-    self.neck = FPN(c.neck.channels, c.neck.extra_convs, len(c.backbone.depths))
+    self.neck = necks.build(c)
     self.heads = {
       name: head_class(task.head.type)(task.head, self.classes[name])
       for name, task in c.tasks.items()

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from sm3det_jax.heads import head_class
-from sm3det_jax.interop import layouts, official
+from sm3det_jax.interop import heads, layouts, official
 
 SIZE, OBJECTS = 256, 10  # px of the recorded images; objects an image, padding included
 IMAGES = {'sar': ('sar0', 'sar1'), 'rgb': ('rgb',), 'ifr': ('ifr',)}
@@ -29,7 +29,7 @@ class Recorded:
     self.root, self.task = root, task
     model = json.loads((root / 'config.json').read_text())['model']
     config = official.config_from_official(model).tasks[task]
-    self.entries = official.ENTRIES[config.head.type](task, config.head)
+    self.entries = heads.entries(task, config.head)
     weights, tree = np.load(root / 'weights.npz'), {}
     for entry in self.entries:
       layouts.put(tree, entry.path, jnp.asarray(layouts.ours(entry, weights)))

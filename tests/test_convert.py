@@ -13,7 +13,16 @@ from tiny import tiny_config
 from sm3det_jax import Detector, checkpoint, cli
 from sm3det_jax import config as config_lib
 from sm3det_jax.detector import build
-from sm3det_jax.interop import constants, convert, layouts, official, sources
+from sm3det_jax.interop import (
+  constants,
+  convert,
+  convnext,
+  layouts,
+  official,
+  pyramid,
+  sources,
+  swin,
+)
 from sm3det_jax.interop.files import state_files
 
 STATUSES = ('loaded', 'copied', 'fresh', 'dropped', 'missing', 'unexpected', 'shape')
@@ -273,7 +282,7 @@ def test_a_dense_backbone_goes_out_by_its_own_names(golden):
     for n in want
   }
   state = dict.fromkeys(n.replace('patch_embed1.norm.norm', 'patch_embed1') for n in official_names)
-  assert set(sources.to_one_task(state, 'rgb', (4, 8, 16, 32, 64), 'lsknet')) == want
+  assert set(sources.to_one_task(state, 'rgb', (4, 8, 16, 32, 64), pyramid.PLAIN)) == want
 
 
 def test_microsofts_patch_merging_in_mmdetections_order():
@@ -282,7 +291,7 @@ def test_microsofts_patch_merging_in_mmdetections_order():
   corners = [x[i::2, j::2] for j in (0, 1) for i in (0, 1)]  # as Swin's own code concatenates them
   want = np.concatenate(corners, -1) @ weight.T
   unfolded = x.reshape(2, 2, 3, 2, 5).transpose(0, 2, 4, 1, 3).reshape(2, 3, 20)
-  np.testing.assert_allclose(unfolded @ sources._merged(weight).T, want)
+  np.testing.assert_allclose(unfolded @ swin._merged(weight).T, want)
 
 
 def alone(config, task):
@@ -326,7 +335,7 @@ def test_a_checkpoint_of_one_task(config, shapes, tmp_path):
   assert len(values) == len(jax.tree.leaves(want)) - len(unread)
   for path, array in values.items():
     np.testing.assert_array_equal(array, layouts.get(want, path))
-  back = sources.to_one_task(state, 'sar', sar.tasks.sar.head.strides, 'convnext')
+  back = sources.to_one_task(state, 'sar', sar.tasks.sar.head.strides, convnext.PLAIN)
   assert set(back) == set(theirs)
   for name, array in back.items():
     np.testing.assert_array_equal(array, theirs[name])

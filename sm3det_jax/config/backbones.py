@@ -125,18 +125,14 @@ BACKBONES = {
   'convnext': BackboneKind(
     convnext,
     'sm3det_jax.backbones.convnext:ConvNeXt',
-    'sm3det_jax.interop.backbones:convnext_entries',
+    'sm3det_jax.interop.convnext:CONVNEXT',
   ),
   'lsknet': BackboneKind(
-    lsknet, 'sm3det_jax.backbones.lsknet:LSKNet', 'sm3det_jax.interop.backbones:van_entries'
+    lsknet, 'sm3det_jax.backbones.lsknet:LSKNet', 'sm3det_jax.interop.pyramid:LSKNET'
   ),
   'pvt_v2': BackboneKind(
-    pvt_v2, 'sm3det_jax.backbones.pvt_v2:PVTv2', 'sm3det_jax.interop.backbones:pvt_v2_entries'
+    pvt_v2, 'sm3det_jax.backbones.pvt_v2:PVTv2', 'sm3det_jax.interop.pyramid:PVT_V2'
   ),
-  'swin': BackboneKind(
-    swin, 'sm3det_jax.backbones.swin:Swin', 'sm3det_jax.interop.backbones:swin_entries'
-  ),
-  'van': BackboneKind(
-    van, 'sm3det_jax.backbones.van:VAN', 'sm3det_jax.interop.backbones:van_entries'
-  ),
+  'swin': BackboneKind(swin, 'sm3det_jax.backbones.swin:Swin', 'sm3det_jax.interop.swin:SWIN'),
+  'van': BackboneKind(van, 'sm3det_jax.backbones.van:VAN', 'sm3det_jax.interop.pyramid:VAN'),
 }

@@ -12,6 +12,7 @@ from typing import Any
 from data_pipelines.errors import UserError
 from sm3det_jax.config.backbones import BACKBONES
 from sm3det_jax.config.heads import DEFAULT, HEADS
+from sm3det_jax.config.necks import NECKS
 
 CHOICES = {
   'model': ('m2det',),
@@ -25,7 +26,7 @@ CHOICES = {
   'backbone.type': BACKBONES,
   'backbone.stems': ('shared', 'per_task'),
   'backbone.squad': ('ffn', 'conv3x3', 'conv5x5'),
-  'neck.type': ('fpn',),
+  'neck.type': NECKS,
   'moe.gate': ('cosine', 'linear'),
   'moe.softmax': ('after', 'before'),
   'moe.level': ('grid', 'image'),

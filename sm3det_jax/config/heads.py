@@ -150,44 +150,44 @@ HEADS = {
     'hbb',
     gfl,
     'sm3det_jax.heads.gfl:GFL',
-    'sm3det_jax.interop.hbb_heads:gfl_entries',
+    'sm3det_jax.interop.hbb_heads:GFL',
     channels=32,  # the groups of its norms
   ),
   'retinanet': HeadKind(
     'hbb',
     retinanet,
     'sm3det_jax.heads.retinanet:RetinaNet',
-    'sm3det_jax.interop.hbb_heads:retinanet_entries',
+    'sm3det_jax.interop.hbb_heads:RETINANET',
   ),
   'faster_rcnn': HeadKind(
     'hbb',
     faster_rcnn,
     'sm3det_jax.heads.faster_rcnn:FasterRCNN',
-    'sm3det_jax.interop.hbb_heads:faster_rcnn_entries',
+    'sm3det_jax.interop.hbb_heads:FASTER_RCNN',
   ),
   'cascade_rcnn': HeadKind(
     'hbb',
     cascade_rcnn,
     'sm3det_jax.heads.cascade_rcnn:CascadeRCNN',
-    'sm3det_jax.interop.hbb_heads:cascade_rcnn_entries',
+    'sm3det_jax.interop.hbb_heads:CASCADE_RCNN',
   ),
   'oriented_rcnn': HeadKind(
     'obb',
     oriented_rcnn,
     'sm3det_jax.heads.oriented_rcnn:OrientedRCNN',
-    'sm3det_jax.interop.obb_heads:oriented_rcnn_entries',
+    'sm3det_jax.interop.obb_heads:ORIENTED_RCNN',
   ),
   'roi_transformer': HeadKind(
     'obb',
     roi_transformer,
     'sm3det_jax.heads.roi_transformer:RoITransformer',
-    'sm3det_jax.interop.obb_heads:roi_transformer_entries',
+    'sm3det_jax.interop.obb_heads:ROI_TRANSFORMER',
   ),
   's2anet': HeadKind(
     'obb',
     s2anet,
     'sm3det_jax.heads.s2anet:S2ANet',
-    'sm3det_jax.interop.obb_heads:s2anet_entries',
+    'sm3det_jax.interop.obb_heads:S2ANET',
     channels=8,  # the orientations of its filters
   ),
 }

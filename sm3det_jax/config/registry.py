@@ -1,4 +1,4 @@
-"""Rows of the registries: what a kind of head, backbone or model is, free of jax.
+"""Rows of the registries: what a kind of head, backbone, neck or model is, free of jax.
 
 A class is named 'package.module:Class' and imported when it is built, so that a config costs no
 import of the model; a class itself does as well.
@@ -15,7 +15,7 @@ class HeadKind(NamedTuple):
   box: str  # of its detections and objects: 'hbb' or 'obb'
   defaults: Callable  # () -> its config
   module: Any  # the class
-  official: str = ''  # the arrays of the official model: (task, config) -> entries; '': none
+  official: Any = ''  # an `interop.heads.OfficialHead`; '': it has no official name
   channels: int = 1  # what its `channels` are a multiple of
 
 
@@ -24,7 +24,14 @@ class BackboneKind(NamedTuple):
 
   defaults: Callable  # size -> (its config, changes of config.moe)
   module: Any  # the class
-  official: str = ''  # the arrays of the official model: (config.backbone, config.moe) -> entries
+  official: Any = ''  # an `interop.backbones.OfficialBackbone`; '': it has no official name
+
+
+class NeckKind(NamedTuple):
+  """A row of `config.necks.NECKS`."""
+
+  module: Any  # the class; its fields are `stages` and the keys of config.neck
+  official: Any = ''  # config -> entries, see `interop.layouts.Entry`; '': it has no official name
 
 
 def resolve(target: Any) -> Any:

@@ -38,7 +38,7 @@ class Head(nn.Module):
       detect(features, shapes) -> Detections inside of `shapes` [B, 2] (height, width)
 
   `targets` is a task's part of a batch: boxes [B, M, 4 | 5], labels [B, M], valid [B, M], shapes
-  [B, 2]; what is not valid may hold anything.
+  [B, 2]; what is not valid is zero.
 
   Attributes:
     config: of the head, see `sm3det_jax.config.heads`.

@@ -3,6 +3,7 @@
 `to_workdir` and `to_file` do the work of `sm3det convert`; `load_matching` is for fine-tuning.
 """
 
+import functools
 import logging
 import os
 import pathlib
@@ -17,8 +18,7 @@ from data_pipelines.errors import UserError
 from sm3det_jax import checkpoint
 from sm3det_jax.config import joint_classes, label_space
 from sm3det_jax.detector import build
-from sm3det_jax.heads.common import start_stage
-from sm3det_jax.interop import constants, layouts, official, sources
+from sm3det_jax.interop import backbones, constants, heads, layouts, official, sources
 from sm3det_jax.interop.files import state_files
 from sm3det_jax.interop.report import PROBLEMS, Report, Row
 
@@ -78,7 +78,8 @@ def to_file(workdir: str | os.PathLike, file: str | os.PathLike) -> int:
   state |= constants.of(state)
   if len(config.tasks) == 1:
     ((task, c),) = config.tasks.items()
-    state = sources.to_one_task(state, task, c.head.strides, config.backbone.type)
+    plain = backbones.find(config.backbone.type).plain
+    state = sources.to_one_task(state, task, c.head.strides, plain)
   state_files.write(file, state, joint_classes(config))
   return len(state)
 
@@ -132,9 +133,11 @@ def _matching(variables, source, config):
 def _of_state(config, variables, state, source):
   """({our path: array}, report) of a state dict for a model of these variables (or shapes)."""
   rows = [Row('dropped', n, 'not part of a model') for n in state if _is_dropped(n)]
-  entries = official.entries(config)
+  entries = official.entries(config, partial=True)
   state = {n: a for n, a in state.items() if not _is_dropped(n)}
   whole = any(n.startswith('neck.') for n in state)
+  read = functools.cache(lambda: _read_of_neck(config)) if whole else None
+  may_be_fresh = functools.partial(_may_be_fresh, config, read)
   state, classifier = _official(state, config, whole, {n for e in entries for n in e.names})
   rows += [Row('dropped', n, 'the classifier') for n in classifier]
   values, taken = {}, set()
@@ -147,12 +150,12 @@ def _of_state(config, variables, state, source):
     taken |= {n for n in names.values() if n in state}
     if all(row.status in ('loaded', 'copied') for row in new):
       values[path] = layouts.ours(entry, {n: state[names[n]] for n in wanted})
-    elif all(row.status == 'missing' for row in new) and _may_be_fresh(entry.path, config, whole):
+    elif all(row.status == 'missing' for row in new) and may_be_fresh(entry.path):
       new = [row._replace(status='fresh') for row in new]
     rows += new
   rows += [Row('unexpected', n, str(state[n].shape)) for n in state if n not in taken]
   for path in _flat(variables).keys() - {(e.collection, *e.path) for e in entries}:
-    status = 'fresh' if _may_be_fresh(path[1:], config, whole) else 'missing'
+    status = 'fresh' if may_be_fresh(path[1:]) else 'missing'
     rows.append(Row(status, '/'.join(path), 'has no official name'))
   return values, Report(source, rows)
 
@@ -175,14 +178,14 @@ def _is_dropped(name):
 
 def _official(state, config, whole, wanted):
   """(the arrays by the names of the whole official detector, names of a classifier's)."""
-  kind, classifier = config.backbone.type, []
+  classifier = []
   backbone = {n.removeprefix('backbone.'): a for n, a in state.items() if n.startswith('backbone.')}
   rest = {n: a for n, a in state.items() if not n.startswith('backbone.')}
   if not whole:
     classifier = [n for n in rest if re.fullmatch(sources.CLASSIFIER, n)]
     rest = {n: a for n, a in rest.items() if n not in classifier}
     backbone, rest = (backbone, rest) if backbone else (rest, {})
-  elif any(re.match(sources.HEAD, n) for n in rest):
+  elif {n.split('.')[0] for n in rest} & heads.modules():
     if len(config.tasks) != 1:
       raise UserError(
         'the file holds a detector of one task, whose name it does not say; '
@@ -190,8 +193,8 @@ def _official(state, config, whole, wanted):
       )
     ((task, c),) = config.tasks.items()
     rest = sources.of_one_task(rest, task, c.head.strides, len(config.backbone.depths), wanted)
-  wanted = {n.removeprefix('backbone.') for n in wanted}
-  backbone = sources.of_backbone(backbone, kind, wanted)
+  if kind := backbones.find(config.backbone.type):
+    backbone = kind.renamed(backbone, {n.removeprefix('backbone.') for n in wanted})
   return {f'backbone.{n}': a for n, a in backbone.items()} | rest, classifier
 
 
@@ -203,28 +206,37 @@ def _row(name, found, shape, state):
   return Row('loaded', name) if found == name else Row('copied', name, f'from {found}')
 
 
-def _may_be_fresh(path, config, whole):
-  """Whether a file of this kind cannot have the array, or nothing that detects reads it."""
+def _may_be_fresh(config, read, path):
+  """Whether a file of this kind cannot have the array, or nothing that detects reads it.
+
+  Args:
+    config: of the model.
+    read: () -> modules of the neck that heads read, for a whole detector's file; None: for one
+      of a backbone.
+    path: of the array.
+  """
   room, module = path[:2]
-  if whole and room == 'neck':
-    return module not in _read_of_neck(config)
-  if whole:
+  if read and room == 'neck':
+    return module not in read()
+  if read:
     return room not in ('backbone', *(f'heads_{task}' for task in config.tasks))
   own = '|'.join(map(re.escape, config.tasks))
   if room != 'backbone' or 'router' in path:
     return True
   if any(re.fullmatch(rf'(stem|embed0|adapter)_({own})(_norm)?', p) for p in path):
     return True
-  # norms of the outputs, of which a classifier has the last alone
-  return config.backbone.type in ('convnext', 'swin') and module in ('norm0', 'norm1', 'norm2')
+  kind = backbones.find(config.backbone.type)
+  return kind is not None and module in kind.only_here
 
 
 def _read_of_neck(config):
-  stages, read = len(config.backbone.depths), set()
-  for task in config.tasks.values():
-    start = start_stage(task.head.strides)
-    read |= {f'{kind}_{i}' for kind in ('lateral', 'output') for i in range(start, stages)}
-    read |= {f'extra_{i}' for i in range(len(task.head.strides) - (stages - start))}
+  """The modules of the neck that some head reads: those whose parameters its levels ask for."""
+  network, read = build(config).network, set()
+  for name, task in config.tasks.items():
+    image = jax.ShapeDtypeStruct((1, 64, 64, task.bands), np.float32)
+    levels = lambda key, x, name=name: network.init(key, x, name, method='features')
+    made = jax.eval_shape(levels, jax.random.key(0), image)
+    read |= set(made['params'].get('neck', ()))
   return read
 
 

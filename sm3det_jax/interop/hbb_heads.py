@@ -6,7 +6,8 @@ from sm3det_jax.config import heads as head_configs
 from sm3det_jax.heads.cascade_rcnn import CascadeRCNN
 from sm3det_jax.heads.faster_rcnn import FasterRCNN
 from sm3det_jax.interop import two_stage
-from sm3det_jax.interop.layouts import Entry, affine, expect, fixed, plain_losses
+from sm3det_jax.interop.heads import OfficialHead
+from sm3det_jax.interop.layouts import Entry, affine, fixed, plain_losses
 
 
 def gfl(model: dict, task: str) -> ml_collections.ConfigDict:
@@ -74,25 +75,30 @@ def retinanet_entries(task, head) -> list[Entry]:
   return entries
 
 
-def two_stage_head(model: dict, task: str) -> ml_collections.ConfigDict:
-  """Faster or Cascade R-CNN."""
-  roi = model[f'{task}_roi_head']
-  cascade = expect(roi, 'StandardRoIHead', 'CascadeRoIHead') == 'CascadeRoIHead'
-  c = head_configs.cascade_rcnn() if cascade else head_configs.faster_rcnn()
-  stages = roi['bbox_head'] if cascade else [roi['bbox_head']]
-  coders = CascadeRCNN.ROI_CODERS if cascade else FasterRCNN.ROI_CODERS
+def _fill(c, model, task, stages, coders, agnostic):
+  """Sets what Faster and Cascade R-CNN share, whose stages have these coders."""
   fixed('num_stages', len(stages), len(coders))
   for head, coder in zip(stages, coders, strict=True):
     fixed('target_stds', tuple(head['bbox_coder']['target_stds']), coder.stds)
-    fixed('reg_class_agnostic', head.get('reg_class_agnostic', False), cascade)
+    fixed('reg_class_agnostic', head.get('reg_class_agnostic', False), agnostic)
   plain_losses(model[f'{task}_rpn_head'], *stages)
   two_stage.fill(c, model, task)
-  c.roi.sampling_ratio = two_stage.first(roi['bbox_roi_extractor'])['roi_layer']['sampling_ratio']
-  if cascade:
-    c.roi.pos_iou = two_stage.stage_pos_iou(model, task)
-    c.roi.weight = tuple(map(float, roi['stage_loss_weights']))
-  else:
-    c.roi.pos_iou = float(model[f'{task}_train_cfg']['rcnn']['assigner']['pos_iou_thr'])
+  extractor = two_stage.first(model[f'{task}_roi_head']['bbox_roi_extractor'])
+  c.roi.sampling_ratio = extractor['roi_layer']['sampling_ratio']
+
+
+def faster_rcnn(model: dict, task: str) -> ml_collections.ConfigDict:
+  c, stages = head_configs.faster_rcnn(), [model[f'{task}_roi_head']['bbox_head']]
+  _fill(c, model, task, stages, FasterRCNN.ROI_CODERS, agnostic=False)
+  c.roi.pos_iou = float(model[f'{task}_train_cfg']['rcnn']['assigner']['pos_iou_thr'])
+  return c
+
+
+def cascade_rcnn(model: dict, task: str) -> ml_collections.ConfigDict:
+  c, roi = head_configs.cascade_rcnn(), model[f'{task}_roi_head']
+  _fill(c, model, task, roi['bbox_head'], CascadeRCNN.ROI_CODERS, agnostic=True)
+  c.roi.pos_iou = two_stage.stage_pos_iou(model, task)
+  c.roi.weight = tuple(map(float, roi['stage_loss_weights']))
   return c
 
 
@@ -103,3 +109,13 @@ def faster_rcnn_entries(task, head) -> list[Entry]:
 def cascade_rcnn_entries(task, head) -> list[Entry]:
   stages = (two_stage.roi_entries(task, head, k) for k in range(len(head.roi.weight)))
   return two_stage.rpn_entries(task) + sum(stages, [])
+
+
+GFL = OfficialHead({'bbox_head': 'GFLHead'}, gfl, gfl_entries)
+RETINANET = OfficialHead({'bbox_head': 'RetinaHead'}, retinanet, retinanet_entries)
+FASTER_RCNN = OfficialHead(
+  {'rpn_head': 'RPNHead', 'roi_head': 'StandardRoIHead'}, faster_rcnn, faster_rcnn_entries
+)
+CASCADE_RCNN = OfficialHead(
+  {'rpn_head': 'RPNHead', 'roi_head': 'CascadeRoIHead'}, cascade_rcnn, cascade_rcnn_entries
+)

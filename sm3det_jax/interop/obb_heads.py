@@ -9,7 +9,8 @@ from sm3det_jax.heads import s2anet as s2anet_head
 from sm3det_jax.heads.oriented_rcnn import OrientedRCNN
 from sm3det_jax.heads.roi_transformer import RoITransformer
 from sm3det_jax.interop import two_stage
-from sm3det_jax.interop.layouts import Entry, affine, expect, fixed, plain_losses
+from sm3det_jax.interop.heads import OfficialHead
+from sm3det_jax.interop.layouts import Entry, affine, fixed, plain_losses
 
 ANGLES = {'le90': -math.pi / 2, 'le135': -math.pi / 4}
 
@@ -38,8 +39,6 @@ def _same_stages(model: dict, task: str, coders, agnostic) -> None:
 
 def oriented_rcnn(model: dict, task: str) -> ml_collections.ConfigDict:
   c, roi = head_configs.oriented_rcnn(), model[f'{task}_roi_head']
-  expect(model[f'{task}_rpn_head'], 'OrientedRPNHead')
-  expect(roi, 'OrientedStandardRoIHead')
   _same_stages(model, task, OrientedRCNN.ROI_CODERS, [True])
   two_stage.fill(c, model, task)
   c.roi.pos_iou = float(model[f'{task}_train_cfg']['rcnn']['assigner']['pos_iou_thr'])
@@ -53,8 +52,6 @@ def oriented_rcnn_entries(task, head) -> list[Entry]:
 
 def roi_transformer(model: dict, task: str) -> ml_collections.ConfigDict:
   c, roi = head_configs.roi_transformer(), model[f'{task}_roi_head']
-  expect(model[f'{task}_rpn_head'], 'RotatedRPNHead')
-  expect(roi, 'RoITransRoIHead')
   _same_stages(model, task, RoITransformer.ROI_CODERS, [True, False])
   two_stage.fill(c, model, task)
   horizontal, rotated = (part['roi_layer'] for part in roi['bbox_roi_extractor'])
@@ -71,9 +68,8 @@ def roi_transformer_entries(task, head) -> list[Entry]:
 
 def s2anet(model: dict, task: str) -> ml_collections.ConfigDict:
   c, test = head_configs.s2anet(), model[f'{task}_test_cfg']
-  for part, kind in (('fam', 'RotatedRetinaHead'), ('odm', 'ODMRefineHead')):
+  for part in ('fam', 'odm'):
     head = model[f'{task}_{part}_head']
-    expect(head, kind)
     _same_coder(head['bbox_coder'], s2anet_head.CODER)
     plain_losses(head)
     assigner = model[f'{task}_train_cfg'][f'{part}_cfg']['assigner']
@@ -105,3 +101,21 @@ def s2anet_entries(task, head) -> list[Entry]:
   entries += affine((path, 'odm_head', 'or_conv'), f'{task}_odm_head.or_conv', 'oriented')
   names = (f'{task}_align_conv.ac.{i}.deform_conv.weight' for i in range(len(head.strides)))
   return entries + [Entry((path, 'align_conv', 'kernel'), tuple(names), 'conv*')]
+
+
+ORIENTED_RCNN = OfficialHead(
+  {'rpn_head': 'OrientedRPNHead', 'roi_head': 'OrientedStandardRoIHead'},
+  oriented_rcnn,
+  oriented_rcnn_entries,
+)
+ROI_TRANSFORMER = OfficialHead(
+  {'rpn_head': 'RotatedRPNHead', 'roi_head': 'RoITransRoIHead'},
+  roi_transformer,
+  roi_transformer_entries,
+)
+S2ANET = OfficialHead(
+  {'fam_head': 'RotatedRetinaHead', 'odm_head': 'ODMRefineHead'},
+  s2anet,
+  s2anet_entries,
+  also=('align_conv',),
+)

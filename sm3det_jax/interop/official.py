@@ -16,7 +16,9 @@ import numpy as np
 from data_pipelines.errors import UserError
 from sm3det_jax import config as config_lib
 from sm3det_jax.backbones import build as build_backbone
-from sm3det_jax.interop import backbones, constructors, hbb_heads, layouts, obb_heads, sources
+from sm3det_jax.config.necks import NECKS
+from sm3det_jax.config.registry import resolve
+from sm3det_jax.interop import backbones, heads, layouts
 from sm3det_jax.interop.layouts import Entry, affine, expect, get, put
 from sm3det_jax.interop.two_stage import first
 
@@ -25,23 +27,6 @@ TASKS = {'sar': 'hbb', 'rgb': 'obb', 'ifr': 'obb'}
 IGNORED = ('.mean', '.std', '.integral.project', '.or_conv.indices',
            '.num_batches_tracked', '.relative_position_index')  # fmt: skip
 DETECTORS = tuple(f'TriSource{kind}Detector' for kind in ('', 'OneOne', 'TwoOne', 'TwoTwo'))
-HEADS = {  # our config of an official model's head for a task, by the type of its (first) module
-  'GFLHead': hbb_heads.gfl,
-  'RetinaHead': hbb_heads.retinanet,
-  'RPNHead': hbb_heads.two_stage_head,
-  'OrientedRPNHead': obb_heads.oriented_rcnn,
-  'RotatedRPNHead': obb_heads.roi_transformer,
-  'RotatedRetinaHead': obb_heads.s2anet,
-}
-ENTRIES = {
-  'gfl': hbb_heads.gfl_entries,
-  'retinanet': hbb_heads.retinanet_entries,
-  'faster_rcnn': hbb_heads.faster_rcnn_entries,
-  'cascade_rcnn': hbb_heads.cascade_rcnn_entries,
-  'oriented_rcnn': obb_heads.oriented_rcnn_entries,
-  'roi_transformer': obb_heads.roi_transformer_entries,
-  's2anet': obb_heads.s2anet_entries,
-}
 
 
 def config_from_official(model: dict) -> ml_collections.ConfigDict:
@@ -55,7 +40,7 @@ def config_from_official(model: dict) -> ml_collections.ConfigDict:
   """
   c = config_lib.default()
   expect(model, *DETECTORS)
-  c.backbone, c.moe = constructors.config(model['backbone'])
+  c.backbone, c.moe = backbones.config(model['backbone'])
   c.neck.channels = model['neck']['out_channels']
   c.neck.extra_convs = bool(model['neck'].get('add_extra_convs', False))
   head = model.get('sar_bbox_head') or first(model['sar_roi_head']['bbox_head'])
@@ -64,9 +49,7 @@ def config_from_official(model: dict) -> ml_collections.ConfigDict:
   c.tasks = ml_collections.ConfigDict(sort_keys=False)
   for name, box in TASKS.items():
     c.tasks[name] = config_lib.task(box, '', classes, ratio=2 if name == 'sar' else 1)
-    parts = (model.get(f'{name}_{part}_head') for part in ('rpn', 'fam', 'bbox'))
-    head = next(part for part in parts if part)
-    c.tasks[name].head = HEADS[expect(head, *HEADS)](model, name)
+    c.tasks[name].head = heads.config(model, name)
   c.label_space = 'joint'
   return c
 
@@ -95,7 +78,11 @@ def _variables(table, state_dict):
 
 
 def to_state_dict(variables: dict, config: ml_collections.ConfigDict) -> dict:
-  """The official names and layouts of our variables, or of a tree of gradients {'params': ...}."""
+  """The official names and layouts of our variables, or of a tree of gradients {'params': ...}.
+
+  Raises:
+    UserError: a kind of backbone, neck or head has no official names.
+  """
   out = {}
   for entry in entries(config):
     if entry.collection not in variables:
@@ -121,31 +108,51 @@ def backbone(arguments: dict, state_dict: dict) -> tuple[Backbone, dict]:
     (backbone, variables) for `backbone.apply(variables, images)`.
 
   Raises:
-    UserError: as `interop.constructors.config` and `from_state_dict`.
+    UserError: as `interop.backbones.config` and `from_state_dict`.
   """
   experts = [int(m[1]) for n in state_dict if (m := re.search(r'\.experts\.(\d+)\.', n))]
   if experts:  # a constructor's default is 2 or 4, the weights know
     arguments = {'num_experts': max(experts) + 1} | arguments
   c = config_lib.default()
-  c.backbone, c.moe = constructors.config(arguments)
+  c.backbone, c.moe = backbones.config(arguments)
   table = backbones.entries(c)
   wanted = {name for entry in table for name in entry.names}
-  state_dict = sources.of_backbone(state_dict, c.backbone.type, wanted)
+  state_dict = backbones.find(c.backbone.type).renamed(state_dict, wanted)
   return Backbone(build_backbone(c)), _variables(table, state_dict)
 
 
-def entries(config: ml_collections.ConfigDict) -> list[Entry]:
-  """Every array of the model, ours and theirs."""
-  table = [
-    e._replace(path=('backbone', *e.path), names=tuple(f'backbone.{n}' for n in e.names))
-    for e in backbones.entries(config)
-  ]
-  stages = len(config.backbone.depths)
+def entries(config: ml_collections.ConfigDict, partial: bool = False) -> list[Entry]:
+  """Every array of the model, ours and theirs.
+
+  Args:
+    config: of the model.
+    partial: leaves out backbone, neck and heads that have no official names.
+
+  Raises:
+    UserError: one of them has none.
+  """
+  table = []
+  if not partial or backbones.find(config.backbone.type):
+    table += [
+      e._replace(path=('backbone', *e.path), names=tuple(f'backbone.{n}' for n in e.names))
+      for e in backbones.entries(config)
+    ]
+  if official := NECKS[config.neck.type].official:
+    table += resolve(official)(config)
+  elif not partial:
+    raise UserError(f'neck {config.neck.type!r} has no official name')
+  for name, task in config.tasks.items():
+    if not partial or heads.find(task.head.type):
+      table += heads.entries(name, task.head)
+  return table
+
+
+def fpn_entries(config: ml_collections.ConfigDict) -> list[Entry]:
+  """Every array of the feature pyramid."""
+  stages, table = len(config.backbone.depths), []
   for i in range(stages):
     table += affine(('neck', f'lateral_{i}'), f'neck.lateral_convs.{i}.conv', 'conv')
     table += affine(('neck', f'output_{i}'), f'neck.fpn_convs.{i}.conv', 'conv')
   for i in range(2 if config.neck.extra_convs else 0):
     table += affine(('neck', f'extra_{i}'), f'neck.fpn_convs.{stages + i}.conv', 'conv')
-  for name, task in config.tasks.items():
-    table += ENTRIES[task.head.type](name, task.head)
   return table
