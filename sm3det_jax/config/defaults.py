@@ -51,7 +51,7 @@ def task(kind: str, dataset: str, classes: tuple, ratio: int = 1, **changes) -> 
 
 def default() -> ConfigDict:
   """SM3Det-T on SOI-Det as published (34k steps, batch 32, ratio 2:1:1)."""
-  round_classes = ('roundabout', 'storage-tank')
+  round_classes = ('roundabout', 'storage-tank')  # boxes of round things do not turn with them
   c = ConfigDict(sort_keys=False)
   c.seed = 0
   c.model = 'm2det'  # see sm3det_jax.model

@@ -12,7 +12,9 @@ from data_pipelines.errors import UserError
 from sm3det_jax.heads.common import start_stage
 from sm3det_jax.interop import heads
 
-DROPPED = r'ema_.*|.*\.attn_mask'  # averages that mmcv has swapped in, constants of Swin
+# mmcv's files with averages have these by the plain names and the parameters as ema_*; the masks of
+# Swin's shifted windows are constants
+DROPPED = r'ema_.*|.*\.attn_mask'
 CLASSIFIER = r'(head|fc|classifier)\d?\..*'
 
 

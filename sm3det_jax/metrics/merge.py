@@ -6,7 +6,8 @@ from data_pipelines import boxes as box_lib
 from data_pipelines import tiling
 from sm3det_jax.metrics import polygon
 
-# IoU above which the weaker of two detections of a class goes: GFL's own, the DOTA devkit's.
+# IoU above which the weaker of two detections of a class goes: as in GFL's own NMS, and as where
+# the DOTA devkit merges patches.
 IOU = {'hbb': 0.6, 'obb': 0.3}
 SAME = 0.9  # IoU from which two labels of overlapping patches are one object
 CHUNK = 512  # rows of the envelope test at once
