@@ -11,7 +11,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 FOLDERS = ('sm3det_jax', 'data_pipelines', 'configs', 'launch', 'tests', 'docs')
-EXAMPLES = {'sm3det_jax/bench/first_batch.py'}  # files that a page tells its reader to write
+EXAMPLES = {
+  'sm3det_jax/bench/first_batch.py',
+  'sm3det_jax/heads/one_anchor.py',
+}  # files that a page tells its reader to write
 
 pages = pytest.mark.parametrize('page', PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 
