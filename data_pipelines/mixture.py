@@ -22,7 +22,7 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines import task as task_lib
+from data_pipelines import objects as objects_lib
 from data_pipelines import transforms
 from data_pipelines.errors import UserError
 from data_pipelines.task import Task
@@ -33,7 +33,23 @@ BLOCK = 2**16  # batches whose mix is drawn at once
 logger = logging.getLogger(__name__)
 
 
-def train_batches(config: ConfigDict, step: int = 0, host: int = 0, hosts: int = 1) -> Iterator:
+def open_tasks(config: ConfigDict) -> dict[str, Task]:
+  """The training data of every task; whoever asks more than one thing of them opens them once.
+
+  Raises:
+    UserError: a task without images, or of other classes or boxes than its data set.
+    FileNotFoundError: no such data set.
+  """
+  return {name: Task(config, name, 'train') for name in config.tasks}
+
+
+def train_batches(
+  config: ConfigDict,
+  step: int = 0,
+  host: int = 0,
+  hosts: int = 1,
+  tasks: dict[str, Task] | None = None,
+) -> Iterator:
   """Yields this host's part of global batches `step`, `step + 1`, ...
 
   Args:
@@ -41,18 +57,18 @@ def train_batches(config: ConfigDict, step: int = 0, host: int = 0, hosts: int =
     step: the first batch; nothing before it is loaded.
     host: this process among the `hosts` that share a batch.
     hosts: their number; it must divide every task's images of a batch.
+    tasks: from `open_tasks`, where they are open already.
 
   Yields:
-    {task: {'images', 'boxes', 'labels', 'valid', 'shapes'}} (see `Task.stack`), of the tasks that
-    `Mix` gives it. What was drawn anew, stayed empty or did not fit is logged as it adds up, and at
-    the end.
+    {task: arrays} (see `data_pipelines.batch`), of the tasks that `Mix` gives it. What was drawn
+    anew, stayed empty or did not fit is logged as it adds up, and at the end.
 
   Raises:
-    UserError: a task without images, of other classes or boxes than its data set, or a batch that
-      does not divide (at the call); an image that does not fit (at the batch that holds it).
+    UserError: as `open_tasks`, or a batch that does not divide (at the call); an image that does
+      not fit (at the batch that holds it).
   """
   groups = _groups(config, hosts)
-  tasks = {name: Task(config, name, 'train') for name in config.tasks}
+  tasks = tasks or open_tasks(config)
   mix = Mix(config, groups, {name: len(task.pool) for name, task in tasks.items()})
   load = functools.partial(_load_train, tasks, mix, host, hosts)
   batches = _prefetched(grain.MapDataset.range(step, ENDLESS).map(load), config.workers)
@@ -112,7 +128,9 @@ def _load_train(tasks, mix, host, hosts, step):
     drawn = [task.draw(position) for position in range(first, first + local)]
     batch[name], overflow = task.stack([sample for sample, _ in drawn], local)
     counts[name, 'drawn anew'] = sum(attempts for _, attempts in drawn)
-    counts[name, 'left empty'] = sum(not len(sample['boxes']) for sample, _ in drawn)
+    if not task.of_images:
+      empty = sum(not objects_lib.count(sample['objects']) for sample, _ in drawn)
+      counts[name, 'left empty'] = empty
     counts[name, 'objects over max_objects'] = overflow
   return batch, counts
 
@@ -168,7 +186,7 @@ def eval_batches(
     y of the window), 'scales' [n], 'full_sizes' [n, 2]: full-image pixel = box / scale + offset.
 
   Raises:
-    UserError: as `train_batches`.
+    UserError: as `open_tasks` and `train_batches`.
   """
   if batch_size % hosts:
     raise UserError(f'{batch_size=} images do not divide among {hosts=}')
@@ -180,7 +198,7 @@ def eval_batches(
 
 def _load_eval(task, local, host, hosts, step):
   first = (step * hosts + host) * local
-  raw = [task.source[i] for i in range(first, min(first + local, len(task.source)))]
+  raw = [task.sample(i) for i in range(first, min(first + local, len(task.source)))]
   samples = [transforms.test_transform(sample, task.config) for sample in raw]
   batch, overflow = task.stack(samples, local)
   if overflow:  # the truth, which is what counts here, has them all
@@ -200,13 +218,18 @@ def _closing(batches):
     batches.close()
 
 
-def fingerprint(config: ConfigDict) -> str:
-  """Hash of what decides which samples global batch `i` holds; a checkpoint stores it."""
-  tasks = {}
-  for name, c in config.tasks.items():
-    source = task_lib.Source(config.data_root, c.dataset, c.train.split, tile=c.train.tile)
-    tasks[name] = (source.fingerprint, c.ratio, c.train.keep_empty)
-  key = config.seed, config.batch_size, tasks, *(['random'] * (config.sampling == 'random'))
+def fingerprint(config: ConfigDict, tasks: dict[str, Task] | None = None) -> str:
+  """Hash of what decides which samples global batch `i` holds; a checkpoint stores it.
+
+  Args:
+    config: as for `train_batches`.
+    tasks: likewise.
+  """
+  prints = {
+    name: (task.source.fingerprint, config.tasks[name].ratio, task.keeps_empty)
+    for name, task in (tasks or open_tasks(config)).items()
+  }
+  key = config.seed, config.batch_size, prints, *(['random'] * (config.sampling == 'random'))
   text = json.dumps(key, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 

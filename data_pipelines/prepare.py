@@ -7,8 +7,10 @@ import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from data_pipelines import objects as objects_lib
+from data_pipelines.builders import presets as preset_lib
 from data_pipelines.builders import scan as scan_lib
-from data_pipelines.builders.presets import FORMATS, PRESETS, Preset
+from data_pipelines.builders.presets import FORMATS, Preset
 from data_pipelines.errors import UserError
 from data_pipelines.readers import Annotation, Skipped
 
@@ -85,14 +87,15 @@ def prepare(
   has been read.
 
   Args:
-    dataset: a key of `PRESETS`, or one a source.
+    dataset: a data set or format of `builders.presets`, or one a source.
     source: folder, or several.
     data_dir: root of the prepared data sets.
     name: of the new data set, a lower-case identifier; by default `dataset`'s.
     classes: in label order; by default the preset's, else the names found in the data, sorted.
     splits: {split: 'LABELS:IMAGES'}, paths below the source, or one such dict a source; by default
       the layouts that the preset knows are looked for.
-    box: 'hbb' takes the enclosing boxes of an oriented source; by default the first source's kind.
+    box: 'hbb' takes the enclosing boxes of an oriented source, 'image' no objects; by default the
+      first source's kind.
     ignore: class names to leave out and count, beside the preset's.
     aliases: {spelling in the files: class}, beside the preset's.
     subset: image id -> whether to take it; the others are left out, not counted.
@@ -106,7 +109,7 @@ def prepare(
   sources = [
     pathlib.Path(s) for s in ([source] if isinstance(source, str | pathlib.Path) else source)
   ]
-  presets = [_preset(d) for d in datasets]
+  presets = [preset_lib.find(d) for d in datasets]
   name = name or datasets[0]
   if not re.fullmatch('[a-z][a-z0-9_]*', name):
     raise UserError(f'name={name!r}: expected a lower-case identifier such as my_ships')
@@ -120,17 +123,20 @@ def prepare(
   kinds = []
   for key, preset, folder, wanted in zip(datasets, presets, sources, given, strict=True):
     for split, (form, labels, images) in locate(key, preset, folder, wanted).items():
-      reader, kind, fixed = FORMATS[form]
+      row = FORMATS[form]
       logger.info('%s: reading %s from %s and %s as %s', name, split, folder / labels, images, form)
-      kinds.append(kind)
-      annotations = reader(folder, split, labels=labels, images=images, skipped=skipped, **fixed)
+      kinds.append(row.box)
+      annotations = row.read(
+        folder, split, labels=labels, images=images, skipped=skipped, **row.options
+      )
       found[split].append((folder, annotations))
   ignore = {*ignore, *(n for p in presets for n in p.ignore)}
   aliases = {k: v for p in presets for k, v in p.aliases} | dict(aliases or {})
   listed = {s: _unique(parts, subset) for s, parts in found.items()}
-  classes = tuple(classes) or presets[0].classes or _names(listed, ignore, aliases)
-  label = scan_lib.labeller(classes, ignore, aliases)
   box = box or kinds[0]
+  classes = tuple(classes) or presets[0].classes or _names(listed, ignore, aliases)
+  classes = () if box == 'image' else classes
+  label = scan_lib.labeller(classes, ignore, aliases)
   entries = {s: list(scan_lib.scan(a, box, label, skipped)) for s, a in listed.items()}
   return _write(name, classes, box, entries, data_dir, skipped)
 
@@ -139,11 +145,11 @@ def _write(name, classes, box, entries, data_dir, skipped):
   from data_pipelines.builders import detection  # lazily: it imports TFDS
 
   objects = {
-    s: [sum(int((e.labels == k).sum()) for e in listed) for k in range(len(classes))]
+    s: [sum(int((e.objects['labels'] == k).sum()) for e in listed) for k in range(len(classes))]
     for s, listed in entries.items()
   }
   for split, listed in entries.items():
-    if not listed or not sum(objects[split]):
+    if not listed or not (sum(objects[split]) or box == 'image'):
       what = 'objects' if listed else 'images'
       raise UserError(f'{name}: split {split!r} has no {what}; left out: {dict(skipped.counts)}')
   folder = detection.build(name, classes, box, entries, data_dir)
@@ -153,17 +159,13 @@ def _write(name, classes, box, entries, data_dir, skipped):
     box=box,
     classes=classes,
     images={s: len(listed) for s, listed in entries.items()},
-    empty={s: sum(not len(e.labels) for e in listed) for s, listed in entries.items()},
+    empty={
+      s: sum(not objects_lib.count(e.objects) for e in listed) for s, listed in entries.items()
+    },
     objects=objects,
     skipped=dict(sorted(skipped.counts.items())),
     fingerprints={s: detection.fingerprint(listed) for s, listed in entries.items()},
   )
-
-
-def _preset(dataset):
-  if dataset not in PRESETS:
-    raise UserError(f'dataset {dataset!r} is not known; known: soi_det, {", ".join(PRESETS)}')
-  return PRESETS[dataset]
 
 
 def locate(

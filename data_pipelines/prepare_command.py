@@ -11,7 +11,8 @@ import pathlib
 import re
 
 from data_pipelines import prepare, soi_det
-from data_pipelines.builders.presets import PRESETS
+from data_pipelines.batch import KINDS
+from data_pipelines.builders import presets
 from data_pipelines.errors import UserError
 from data_pipelines.prepare import Report
 
@@ -69,7 +70,7 @@ def read_subset(path) -> set[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `sm3det prepare`, for `run`."""
-  known = ', '.join(['soi_det', *PRESETS])
+  known = ', '.join(['soi_det', *presets.known()])
   add = parser.add_argument
   add('--dataset', required=True, help=f'data set or format, or several by commas: {known}')
   add('--source', required=True, help='its folder; one a data set, by commas')
@@ -80,7 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   places = 'where labels and images lie below the source; given once a source, in order'
   example = 'train=LABELS:IMAGES,test=LABELS:IMAGES'
   add('--splits', action='append', default=[], metavar=example, help=places)
-  add('--box', choices=['hbb', 'obb'], help='hbb takes the enclosing boxes of oriented labels')
+  boxes = 'hbb takes the enclosing boxes of oriented labels, image none'
+  add('--box', choices=KINDS, help=boxes)
   add('--ignore', default='', help='class names to leave out, by commas')
   add('--aliases', default='', help='spelling=class,... for names the class list spells otherwise')
   add('--subset', help='text file (a name a line) or COCO json: take only these images')

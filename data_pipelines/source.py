@@ -11,7 +11,11 @@ import numpy as np
 from etils import epath
 
 from data_pipelines import images, tiling
+from data_pipelines import objects as objects_lib
+from data_pipelines.batch import TAKEN, Array
 from data_pipelines.errors import UserError
+
+PER_IMAGE = ('ids', 'sizes', 'starts')  # of an index; its other arrays have a row an object
 
 
 class Source:
@@ -20,9 +24,10 @@ class Source:
   Windows are listed at once from the index; no pixel is read before an item is. It pickles as its
   arguments, so a worker process opens the files anew.
 
-  A sample is a dict: `image` [H, W, C] in the file's own type; `boxes` float32 [n, 4|5], `labels`
-  int32 [n] (index in `classes`), `difficult` bool [n], `polygons` float32 [n, 8], in window pixels;
-  `id` of the image; `offset` (x, y) of the window in it; `full_size` (height, width) of the image.
+  A sample is a dict: `image` [H, W, C] in the file's own type; `objects` (see
+  `data_pipelines.objects`), their boxes and polygons in window pixels, their labels an index in
+  `classes`; `id` of the image; `offset` (x, y) of the window in it; `full_size` (height, width) of
+  the image.
 
   Args:
     data_root: folder of the prepared data sets.
@@ -32,13 +37,14 @@ class Source:
 
   Attributes:
     classes: class names in label order.
-    box: 'hbb' or 'obb'.
+    box: 'hbb', 'obb', or 'image' for a data set without objects.
+    extra: {name: Array} of what it has per object beside its boxes, a row of each.
     num_objects: int64 [len], objects of each item.
     fingerprint: hash of data set, version, split, contents and tiling.
 
   Raises:
     FileNotFoundError: no such data set.
-    UserError: no such split, or a tiling that is none.
+    UserError: no such split, an index whose arrays do not fit together, or a tiling that is none.
   """
 
   def __init__(self, data_root, dataset: str, split: str, tile=None):
@@ -51,6 +57,24 @@ class Source:
         f'{self._folder} has no split {split!r}; it has {", ".join(metadata["fingerprints"])}'
       )
     self._index = dict(np.load(io.BytesIO((self._folder / f'{split}_index.npz').read_bytes())))
+    self._all = {name: a for name, a in self._index.items() if name not in PER_IMAGE}
+    for name, array in self._all.items():
+      if name in TAKEN:
+        raise UserError(
+          f'{self._folder}/{split}_index.npz: {name!r} is an array of batches; rename it'
+        )
+      if len(array) != self._index['starts'][-1]:
+        raise UserError(
+          f'{self._folder}/{split}_index.npz: {name!r} has {len(array)} rows, but there are '
+          f'{self._index["starts"][-1]} objects; write a row an object, or prepare the set anew'
+        )
+    if 'difficult' in self._all:
+      self._all['difficult'] = self._all['difficult'] > 0
+    self.extra = {
+      name: Array(a.shape[1:], a.dtype)
+      for name, a in self._all.items()
+      if name not in objects_lib.OWN
+    }
     tile = dict(size=0, overlap=0, keep=0.7) | dict(tile or {})
     self._list_windows(**tile)
     key = [
@@ -88,34 +112,20 @@ class Source:
     i = range(len(self))[i]
     k, (x1, y1, x2, y2) = self._image[i], self._window[i].tolist()
     rows = self._rows[self._starts[i] : self._starts[i + 1]]
-    sample = self._objects(rows)
-    shift = np.array([x1, y1], np.float32)
-    sample['polygons'] = sample['polygons'] - np.tile(shift, 4)
-    sample['boxes'] = sample['boxes'] - np.append(
-      shift, shift if self.box == 'hbb' else (0, 0, 0)
-    ).astype(np.float32)
     height, width = self._index['sizes'][k].tolist()
-    return sample | dict(
+    return dict(
       image=self._pixels(int(k), x1, y1, x2, y2),
+      objects=objects_lib.moved(objects_lib.take(self._all, rows), -x1, -y1),
       id=str(self._index['ids'][k]),
       offset=(x1, y1),
       full_size=(height, width),
     )
 
-  def _objects(self, rows):
-    index = self._index
-    return dict(
-      boxes=index['boxes'][rows],
-      labels=index['labels'][rows],
-      difficult=index['difficult'][rows] > 0,
-      polygons=index['polygons'][rows],
-    )
-
   def truth(self) -> list[dict]:
-    """All objects of every whole image, without pixels: id, full_size, boxes, labels, ..."""
+    """Every whole image without its pixels: `id`, `full_size`, and `boxes`, `labels`, ..."""
     starts = self._index['starts']
     return [
-      self._objects(np.arange(starts[k], starts[k + 1]))
+      objects_lib.take(self._all, slice(starts[k], starts[k + 1]))
       | dict(id=str(self._index['ids'][k]), full_size=tuple(self._index['sizes'][k].tolist()))
       for k in range(len(starts) - 1)
     ]

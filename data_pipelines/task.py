@@ -7,6 +7,8 @@ import zlib
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_pipelines import batch as batch_lib
+from data_pipelines import objects as objects_lib
 from data_pipelines import transforms
 from data_pipelines.classes import label_space
 from data_pipelines.errors import UserError
@@ -42,29 +44,48 @@ class Task:
     split = split or self.config[role].split
     where = f'config.tasks.{name}: data set {self.config.dataset!r}, split {split!r}'
     self.source = Source(config.data_root, self.config.dataset, split, tile=self.config[role].tile)
-    if self.source.box != self.config.kind:
-      raise UserError(f'{where} has boxes of kind {self.source.box!r}, not {self.config.kind!r}')
-    unknown = sorted(set(self.source.classes) - set(self.config.classes))
-    if unknown:
-      raise UserError(
-        f'{where} has classes that config.tasks.{name}.classes={tuple(self.config.classes)} does '
-        f'not know: {unknown}; name them there, or prepare the data set without them'
-      )
-    # the data set's label -> the task's own, the head's
-    self.own = np.array([self.config.classes.index(c) for c in self.source.classes], np.int32)
-    self.head = np.array(
-      [label_space(config, name).index(c) for c in self.source.classes], np.int32
-    )
-    drop_empty = role == 'train' and not self.config.train.keep_empty
-    self.pool = (
-      np.flatnonzero(self.source.num_objects) if drop_empty else np.arange(len(self.source))
-    )
+    self.extra = {}
+    if not self.of_images:
+      self._check_boxes(where)
+      # the data set's label -> the task's own, the head's
+      names = label_space(config, name)
+      self.own = np.array([self.config.classes.index(c) for c in self.source.classes], np.int32)
+      self.head = np.array([names.index(c) for c in self.source.classes], np.int32)
+      self.extra = self.source.extra
+    self.pool = np.arange(len(self.source))
+    if role == 'train' and not self.keeps_empty:
+      self.pool = np.flatnonzero(self.source.num_objects)
     if not len(self.pool):
       raise UserError(
         f'{where} has no image to show: {len(self.source)} windows, 0 of them with objects'
       )
     logger.debug('%s: %d of %d windows', where, len(self.pool), len(self.source))
     self.dtype = self.source[self.pool[0]]['image'].dtype
+
+  @property
+  def of_images(self) -> bool:
+    """Whether the task has images alone: what objects its data set may have are none of its own."""
+    return self.config.kind == 'image'
+
+  @property
+  def keeps_empty(self) -> bool:
+    """Whether it trains on images without objects."""
+    return self.of_images or self.config.train.keep_empty
+
+  def _check_boxes(self, where):
+    if self.source.box != self.config.kind:
+      raise UserError(f'{where} has boxes of kind {self.source.box!r}, not {self.config.kind!r}')
+    unknown = sorted(set(self.source.classes) - set(self.config.classes))
+    if unknown:
+      raise UserError(
+        f'{where} has classes that config.tasks.{self.name}.classes={tuple(self.config.classes)} '
+        f'does not know: {unknown}; name them there, or prepare the data set without them'
+      )
+
+  def sample(self, index: int) -> dict:
+    """An untransformed sample of the data set (see `Source`), with the objects that count here."""
+    sample = self.source[index]
+    return sample | {'objects': {}} if self.of_images else sample
 
   def draw(self, position: int) -> tuple[dict, int]:
     """Returns the augmented sample of a position and how often it was drawn anew.
@@ -77,9 +98,9 @@ class Task:
     for attempt in range(ATTEMPTS):
       rng = np.random.default_rng([*self.seed, 1 + attempt, position])
       k = rng.integers(len(self.pool)) if attempt else k
-      raw = self.source[self.pool[k]]
+      raw = self.sample(self.pool[k])
       sample = transforms.train_transform(raw, self.config, rng, self.source.classes)
-      if len(sample['boxes']) or self.config.train.keep_empty:
+      if objects_lib.count(sample['objects']) or self.keeps_empty:
         break
     return sample, attempt
 
@@ -87,27 +108,27 @@ class Task:
     """Pads samples to one canvas and `max_objects`, and the batch to `size` images.
 
     Returns:
-      (batch, objects that did not fit): 'images' [n, H, W, C] in the files' dtype, zero outside
-      'shapes' [n, 2] (height, width); 'boxes' [n, M, 4|5], 'labels' [n, M] in the head's label
-      space, 'valid' [n, M].
+      (the arrays of `data_pipelines.batch`, labels in the head's label space; objects that did not
+      fit).
     """
-    (height, width), most = self.config.size, self.config.max_objects
-    batch = {
-      'images': np.zeros((size, height, width, self.config.bands), self.dtype),
-      'boxes': np.zeros((size, most, 4 if self.config.kind == 'hbb' else 5), np.float32),
-      'labels': np.zeros((size, most), np.int32),
-      'valid': np.zeros((size, most), bool),
-      'shapes': np.full((size, 2), self.config.size, np.int32),
-    }
+    of_objects = batch_lib.of_objects(self.config, self.extra)
+    table = batch_lib.of_images(self.config, self.dtype) | of_objects
+    batch = {name: np.zeros((size, *array.shape), array.dtype) for name, array in table.items()}
+    batch['shapes'][:] = self.config.size
+    lost = 0
     for row, sample in enumerate(samples):
-      image, n = sample['image'], min(len(sample['boxes']), most)
+      image, found = sample['image'], sample['objects']
       self._check_image(sample)
       batch['images'][row, : image.shape[0], : image.shape[1]] = image
-      batch['boxes'][row, :n] = sample['boxes'][:n]
-      batch['labels'][row, :n] = self.head[sample['labels'][:n]]
-      batch['valid'][row, :n] = True
       batch['shapes'][row] = image.shape[:2]
-    return batch, sum(max(0, len(s['boxes']) - most) for s in samples)
+      if of_objects:
+        count = objects_lib.count(found)
+        found = found | {'labels': self.head[found['labels']], 'valid': np.ones(count, bool)}
+        fit = min(count, self.config.max_objects)
+        lost += count - fit
+        for name in of_objects:
+          batch[name][row, :fit] = found[name][:fit]
+    return batch, lost
 
   def _check_image(self, sample):
     image, where = sample['image'], f'config.tasks.{self.name}: image {sample["id"]!r}'
@@ -121,12 +142,13 @@ class Task:
 
   def truth(self, sample: dict) -> dict:
     """Ground truth of an untransformed sample: full-image pixels, the task's own labels."""
-    x, y = sample['offset']
-    shift = (x, y, x, y) if self.config.kind == 'hbb' else (x, y, 0, 0, 0)
-    return {
-      'id': sample['id'],
-      'boxes': sample['boxes'] + np.array(shift, np.float32),
-      'polygons': sample['polygons'] + np.array((x, y) * 4, np.float32),
-      'labels': self.own[sample['labels']],
-      'difficult': sample['difficult'],
-    }
+    return self._own_labels(
+      {'id': sample['id']} | objects_lib.moved(sample['objects'], *sample['offset'])
+    )
+
+  def whole_truth(self) -> list[dict]:
+    """`truth` of every whole image of the split, without its pixels."""
+    return [self._own_labels(truth) for truth in self.source.truth()]
+
+  def _own_labels(self, truth):
+    return truth if self.of_images else truth | {'labels': self.own[truth['labels']]}

@@ -1,10 +1,12 @@
 """Augmentation and resizing of one sample, as pure functions of (sample, numpy Generator).
 
-A sample is what `data_pipelines.source.Source` yields. What comes out has three more facts: `scale`
-(resized / original), `shape` (height, width of the image, which nothing here pads) and an image in
-the file's own dtype; it has no `polygons` any more: they are for evaluation, which takes them from
-the untouched sample. The order and the details are those of SM3Det's released configs
-(`configs/_base_/datasets/SOI_Det.py`: RResize, RRandomFlip, PolyRandomRotate; Resize, RandomFlip).
+A sample is what `data_pipelines.source.Source` yields. What comes out has two more facts, `scale`
+(resized / original) and `shape` (height, width of the image, which nothing here pads), and an image
+in the file's own dtype. Its objects have no `polygons` any more: they are for evaluation, which
+takes them from the untouched sample. What a data set has per object beside its boxes stays with
+them, unchanged; a task of images has no objects. The order and the details are those of SM3Det's
+released configs (`configs/_base_/datasets/SOI_Det.py`: RResize, RRandomFlip, PolyRandomRotate;
+Resize, RandomFlip).
 
 Horizontal boxes are continuous coordinates: pixel j spans [j, j + 1), an image [0, W]. Oriented
 ones have a pixel's centre at j, as OpenCV and the released flip `W - cx - 1` do, so that flips and
@@ -18,6 +20,7 @@ import cv2
 import numpy as np
 
 from data_pipelines import boxes as box_lib
+from data_pipelines import objects as objects_lib
 from data_pipelines.errors import UserError
 
 RIGHT_ANGLES = (90, 180, -90, -180)
@@ -41,11 +44,13 @@ def resize_keep_ratio(sample: dict, size: tuple[int, int]) -> dict:
     image = _by_bands(
       image, lambda part: cv2.resize(part, new[::-1], interpolation=cv2.INTER_LINEAR)
     )
-  if _horizontal(sample):
-    boxes = np.clip(sample['boxes'] * (sx, sy, sx, sy), 0, (new[1], new[0]) * 2)
-  else:
-    boxes = sample['boxes'] * (sx, sy, mean, mean, 1)
-  return _changed(sample, image, boxes) | {'scale': mean}
+
+  def resized(boxes):
+    if _horizontal(boxes):
+      return np.clip(boxes * (sx, sy, sx, sy), 0, (new[1], new[0]) * 2)
+    return boxes * (sx, sy, mean, mean, 1)
+
+  return _changed(sample, image, resized) | {'scale': mean}
 
 
 def flip(sample: dict, probabilities: tuple[float, float, float], rng: np.random.Generator) -> dict:
@@ -58,33 +63,38 @@ def flip(sample: dict, probabilities: tuple[float, float, float], rng: np.random
     raise UserError(f'flip={tuple(probabilities)}: three probabilities that sum to at most 1')
   kind = int(np.searchsorted(np.cumsum(probabilities), rng.random(), side='right'))
   across, down = kind in (0, 2), kind in (1, 2)
-  image, boxes = sample['image'], sample['boxes'].copy()
+  image = sample['image']
   height, width = image.shape[:2]
   if across:
     image = image[:, ::-1]
   if down:
     image = image[::-1]
-  if _horizontal(sample):
-    if across:
-      boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
-    if down:
-      boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
-  else:
+
+  def flipped(boxes):
+    boxes = boxes.copy()
+    if _horizontal(boxes):
+      if across:
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+      if down:
+        boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
+      return boxes
     if across:
       boxes[:, 0] = width - boxes[:, 0] - 1
     if down:
       boxes[:, 1] = height - boxes[:, 1] - 1
     if across != down:
       boxes[:, 4] = -boxes[:, 4]
-      boxes = box_lib.le90(boxes)
-  return _changed(sample, np.ascontiguousarray(image), boxes)
+      return box_lib.le90(boxes)
+    return boxes
+
+  return _changed(sample, np.ascontiguousarray(image), flipped)
 
 
 def rotate(sample: dict, probability: float, right_angles: bool, rng: np.random.Generator) -> dict:
   """Turns image and oriented boxes about the middle, on the same canvas, with zeros outside.
 
   Args:
-    sample: with oriented boxes.
+    sample: with oriented boxes, or without objects.
     probability: of turning it at all.
     right_angles: draw from 90, 180, -90 and -180 degrees, not from all between -180 and 180: for
       samples with round objects, whose boxes do not turn with them.
@@ -100,24 +110,27 @@ def rotate(sample: dict, probability: float, right_angles: bool, rng: np.random.
   image = _by_bands(
     image, lambda part: cv2.warpAffine(part, matrix, (width, height), flags=cv2.INTER_LINEAR)
   )
-  boxes = np.float64(sample['boxes'])
-  boxes[:, :2] = boxes[:, :2] @ matrix[:, :2].T + matrix[:, 2]
-  boxes[:, 4] -= math.radians(degrees)
-  return _changed(sample, image, box_lib.le90(boxes))
+
+  def turned(boxes):
+    boxes = np.float64(boxes)
+    boxes[:, :2] = boxes[:, :2] @ matrix[:, :2].T + matrix[:, 2]
+    boxes[:, 4] -= math.radians(degrees)
+    return box_lib.le90(boxes)
+
+  return _changed(sample, image, turned)
 
 
 def filter_small(sample: dict, min_side: float) -> dict:
   """Keeps objects with their centre strictly inside the image and both sides over `min_side`."""
-  boxes = sample['boxes']
+  boxes = sample['objects']['boxes']
   height, width = sample['image'].shape[:2]
-  if _horizontal(sample):
+  if _horizontal(boxes):
     centre, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
   else:
     centre, sides = boxes[:, :2], boxes[:, 2:4]
   inside = ((centre > 0) & (centre < (width, height))).all(1)
   keep = inside & (sides > min_side).all(1)
-  kept = {key: sample[key][keep] for key in ('boxes', 'labels', 'difficult')}
-  return sample | kept
+  return sample | {'objects': objects_lib.take(sample['objects'], keep)}
 
 
 def to_bands(image: np.ndarray, bands: int, name: str = 'image') -> np.ndarray:
@@ -135,7 +148,7 @@ def to_bands(image: np.ndarray, bands: int, name: str = 'image') -> np.ndarray:
 
 
 def train_transform(sample: dict, config, rng: np.random.Generator, classes=None) -> dict:
-  """Resize, flip, rotate (oriented boxes only) and filter, as the task's config says.
+  """Resize, flip, rotate (not horizontal boxes) and filter, as the task's config says.
 
   Args:
     sample: from a Source.
@@ -152,12 +165,16 @@ def train_transform(sample: dict, config, rng: np.random.Generator, classes=None
   if config.kind == 'obb':
     classes = config.classes if classes is None else classes
     round_ones = [k for k, name in enumerate(classes) if name in train.right_angles]
-    sample = rotate(sample, train.rotate, bool(np.isin(sample['labels'], round_ones).any()), rng)
+    right_angles = bool(np.isin(sample['objects']['labels'], round_ones).any())
+    sample = rotate(sample, train.rotate, right_angles, rng)
+  elif config.kind == 'image':
+    sample = rotate(sample, train.rotate, False, rng)
   elif train.rotate:
     raise UserError(
       f'train.rotate={train.rotate} needs oriented boxes, the task has {config.kind!r}'
     )
-  sample = filter_small(sample, train.min_side)
+  if config.kind != 'image':
+    sample = filter_small(sample, train.min_side)
   return sample | {'image': to_bands(sample['image'], config.bands, sample['id'])}
 
 
@@ -170,15 +187,16 @@ def test_transform(sample: dict, config) -> dict:
 test_transform.__test__ = False  # its name is not a test's
 
 
-def _horizontal(sample):
-  return sample['boxes'].shape[-1] == 4
+def _horizontal(boxes):
+  return boxes.shape[-1] == 4
 
 
-def _changed(sample, image, boxes):
-  rest = {key: value for key, value in sample.items() if key != 'polygons'}
-  return rest | {
-    'image': image, 'boxes': boxes.astype(np.float32), 'shape': image.shape[:2]
-  }  # fmt: skip
+def _changed(sample, image, change):
+  """The sample with another image and `change`d boxes."""
+  objects = {name: a for name, a in sample['objects'].items() if name != 'polygons'}
+  if objects:
+    objects['boxes'] = change(objects['boxes']).astype(np.float32)
+  return sample | {'image': image, 'objects': objects, 'shape': image.shape[:2]}
 
 
 def _by_bands(image, warp):

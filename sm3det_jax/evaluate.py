@@ -94,8 +94,7 @@ def evaluate(
         batches, f'evaluate {name}', -(-total // batch_size), console=console
       )
     windows, examples = _detect(detector, config, variables, mesh, name, batches, total, pictures)
-    whole = [t | {'labels': data.own[t['labels']]} for t in data.source.truth()]
-    result, merged = score(windows, whole, c.kind, tuple(c.classes), protocols)
+    result, merged = score(windows, data.whole_truth(), c.kind, tuple(c.classes), protocols)
     at_cap = sum(w['full'] for w in windows)  # the head's cap may have cost them detections
     summaries[name] = result.summary | {'windows': total, 'windows_at_cap': at_cap}
     curves[name] = result.curves

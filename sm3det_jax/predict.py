@@ -128,7 +128,8 @@ class Detector:
     shapes = np.full((batch, 2), c.size, np.int32)
     scales = []
     for i, (x1, y1, x2, y2) in enumerate(windows):
-      sample = transforms.test_transform(_sample(image[y1:y2, x1:x2], c), c)
+      sample = {'image': image[y1:y2, x1:x2], 'objects': {}, 'id': 'image'}
+      sample = transforms.test_transform(sample, c)
       height, width = sample['image'].shape[:2]
       images[i, :height, :width], shapes[i] = sample['image'], (height, width)
       scales.append(sample['scale'])
@@ -143,20 +144,6 @@ def _pixels(image):
     return image_files.read(pathlib.Path(image))
   image = np.asarray(image)
   return image[..., None] if image.ndim == 2 else image
-
-
-def _sample(image, c):
-  """A sample without objects, as the transforms take it."""
-  return {
-    'image': image,
-    'boxes': np.zeros((0, 4 if c.kind == 'hbb' else 5), np.float32),
-    'polygons': np.zeros((0, 8), np.float32),
-    'labels': np.zeros(0, np.int32),
-    'difficult': np.zeros(0, bool),
-    'id': 'image',
-    'offset': (0, 0),
-    'full_size': image.shape[:2],
-  }
 
 
 def predict(

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipelines import mixture, prepare, source, transforms
+from data_pipelines import mixture, objects, prepare, source, transforms
 from data_pipelines import task as task_lib
 from sm3det_jax.config import ConfigDict, default, label_space, task
 
@@ -28,7 +28,7 @@ class Windows:
     self.num_objects = (
       np.ones(SIZES.get(dataset, 0), np.int32) + np.arange(SIZES.get(dataset, 0)) % 2
     )
-    self.fingerprint = f'{dataset} {split} {dict(tile)}'
+    self.fingerprint, self.extra = f'{dataset} {split} {dict(tile)}', {}
 
   def __len__(self):
     return len(self.num_objects)
@@ -38,10 +38,12 @@ class Windows:
     box = [4, 4, 12, 10] if self.box == 'hbb' else [8, 8, 8, 6, 0.1]
     return {
       'image': np.full((16, 16, 3), i, np.uint8),
-      'boxes': np.tile(np.float32(box), (n, 1)),
-      'labels': np.arange(n, dtype=np.int32) % len(self.classes),
-      'difficult': np.zeros(n, bool),
-      'polygons': np.tile(np.float32([4, 4, 12, 4, 12, 10, 4, 10]), (n, 1)),
+      'objects': {
+        'boxes': np.tile(np.float32(box), (n, 1)),
+        'labels': np.arange(n, dtype=np.int32) % len(self.classes),
+        'difficult': np.zeros(n, bool),
+        'polygons': np.tile(np.float32([4, 4, 12, 4, 12, 10, 4, 10]), (n, 1)),
+      },
       'id': f'{self.dataset}_{i}',
       'offset': (100 * i, 7),
       'full_size': (2000, 3000),
@@ -192,9 +194,13 @@ def test_auto_workers(monkeypatch):
     take(1, make_config(workers='many'))
 
 
+def with_objects(sample, rows):
+  return {**sample, 'objects': objects.take(sample['objects'], rows)}
+
+
 def only_even_windows(sample, config, rng, classes):
   keep = sample['image'][0, 0, 0] % 2 == 0
-  return {**sample, 'boxes': sample['boxes'] if keep else sample['boxes'][:0]}
+  return with_objects(sample, slice(None if keep else 0))
 
 
 def test_a_sample_left_empty_gives_way_to_another(monkeypatch, caplog):
@@ -214,7 +220,7 @@ def test_ten_draws_without_an_object_leave_an_empty_image(monkeypatch, caplog):
 
   def nothing(sample, config, rng, classes):
     calls.append(rng.integers(1 << 30))
-    return {**sample, 'boxes': sample['boxes'][:0]}
+    return with_objects(sample, slice(0))
 
   monkeypatch.setattr(transforms, 'train_transform', nothing)
   caplog.set_level(logging.WARNING)
@@ -252,7 +258,7 @@ def test_labels_go_by_name_into_the_label_space_of_the_head():
 
 def test_the_transform_learns_the_names_of_the_labels(monkeypatch):
   def named(sample, config, rng, classes):
-    return {**sample, 'boxes': sample['boxes'][np.array(classes)[sample['labels']] == 'ship']}
+    return with_objects(sample, np.array(classes)[sample['objects']['labels']] == 'ship')
 
   monkeypatch.setattr(transforms, 'train_transform', named)
   batches = take(3, make_config())

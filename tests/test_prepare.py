@@ -212,7 +212,7 @@ def test_several_sources_make_one_set(tmp_path):
   assert report.images == {'train': 3, 'test': 1} and report.objects == {'train': [2], 'test': [1]}
   source = Source(tmp_path / 'data', 'ships', 'train')
   assert [t['id'] for t in source.truth()] == ['a', 'b', 'two/b']  # no image lost to a name
-  np.testing.assert_array_equal(source[2]['boxes'], [[1, 2, 11, 16]])
+  np.testing.assert_array_equal(source[2]['objects']['boxes'], [[1, 2, 11, 16]])
 
 
 def test_classes_found_in_the_data_are_sorted(tmp_path):
@@ -240,7 +240,7 @@ def test_dronevehicle_spellings(tmp_path):
   assert report.skipped == {"object of the ignored class '*'": 2}
   sample = Source(tmp_path / 'data', 'dronevehicle', 'test')[0]
   assert sample['image'].shape == (512, 640, 1) and sample['image'].max() == 199  # no border left
-  np.testing.assert_allclose(sample['boxes'][0], [30, 30, 40, 20, 0], atol=1e-3)
+  np.testing.assert_allclose(sample['objects']['boxes'][0], [30, 30, 40, 20, 0], atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,10 @@ def test_soi_det(tmp_path):
   for report, task in zip(reports, config.tasks.values(), strict=True):
     assert report.classes == tuple(task.classes) and report.name == task.dataset
   # difficult objects count as normal ones; the names are SOI-Det's
-  assert Source(tmp_path / 'data', 'soi_det_rgb', 'train')[0]['labels'].tolist() == [3, 4]
+  assert Source(tmp_path / 'data', 'soi_det_rgb', 'train')[0]['objects']['labels'].tolist() == [
+    3,
+    4,
+  ]
   assert ifr.objects['test'][ifr.classes.index('FERIGHT_CAR')] == 1
   assert '47,097' in sar.table() and '337,728' in rgb.table() and '316,411' in ifr.table()
   assert soi_det.WHY['rgb'] in rgb.table()
@@ -377,7 +380,7 @@ def test_command_line(tmp_path):
   assert report.images == {'train': 3, 'test': 1} and report.objects == {'train': [2], 'test': [1]}
   assert report.box == 'hbb' and report.skipped == {"object of the ignored class 'junk'": 1}
   source = Source(tmp_path / 'd', 'ships', 'test')
-  np.testing.assert_allclose(source[0]['boxes'], [[3, 3, 13, 13]], atol=1e-4)
+  np.testing.assert_allclose(source[0]['objects']['boxes'], [[3, 3, 13, 13]], atol=1e-4)
 
 
 @pytest.mark.parametrize('text', ['train', 'train=', '=a:b', 'Train=a:b', 'train=a:b,train=c:d'])

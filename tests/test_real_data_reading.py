@@ -20,9 +20,11 @@ HITUAV = {'train': (240, 2151), 'val': (40, 316), 'test': (110, 893)}
 
 def read(form, folder, labels, images, split='train', **options):
   """({id: annotation}, counts of what was skipped)."""
-  reader, _, fixed = FORMATS[form]
+  row = FORMATS[form]
   skipped = Skipped()
-  found = reader(folder, split, labels=labels, images=images, skipped=skipped, **fixed, **options)
+  found = row.read(
+    folder, split, labels=labels, images=images, skipped=skipped, **row.options, **options
+  )
   return {a.id: a for a in found}, skipped.counts
 
 

@@ -196,14 +196,14 @@ def test_the_readers_of_real_data_read_them_without_options(written, modality, t
     assert len(read) == count
     for i, sample in enumerate(read):
       _, image, polygons, names = scenes._scene(7, split, modality, 192, i)
-      assert [scenes.CLASSES[modality][k] for k in sample['labels']] == list(names)
+      assert [scenes.CLASSES[modality][k] for k in sample['objects']['labels']] == list(names)
       to_boxes = box_lib.polygon_to_hbb if modality == 'sar' else box_lib.polygon_to_obb
       np.testing.assert_allclose(
-        box_lib.to_polygon(sample['boxes']).reshape(-1, 4, 2).mean(1),
+        box_lib.to_polygon(sample['objects']['boxes']).reshape(-1, 4, 2).mean(1),
         box_lib.to_polygon(to_boxes(polygons)).reshape(-1, 4, 2).mean(1),
         atol=0.02,
       )
-      np.testing.assert_allclose(sample['polygons'], polygons, atol=0.02)
+      np.testing.assert_allclose(sample['objects']['polygons'], polygons, atol=0.02)
       pixels = sample['image'] if modality == 'optical' else sample['image'][..., 0]
       off = np.abs(pixels.astype(int) - image)
       assert off.max() == 0 if modality != 'infrared' else off.mean() < 2  # a JPEG

@@ -200,13 +200,17 @@ def test_whole_images(prepared):
     assert sample['full_size'] == pixels[name].shape[:2]
     assert sample['image'].dtype == pixels[name].dtype
     np.testing.assert_array_equal(sample['image'], pixels[name])
-  assert source[0]['boxes'].shape == (0, 5) and source[0]['polygons'].shape == (0, 8)
-  assert source[2]['labels'].tolist() == [0] and source[2]['difficult'].tolist() == [True]
+  assert source[0]['objects']['boxes'].shape == (0, 5) and source[0]['objects'][
+    'polygons'
+  ].shape == (0, 8)
+  assert source[2]['objects']['labels'].tolist() == [0] and source[2]['objects'][
+    'difficult'
+  ].tolist() == [True]
   assert source[-1]['id'] == 'c'
   with pytest.raises(IndexError):
     source[3]
-  types = {k: v.dtype for k, v in source[1].items() if isinstance(v, np.ndarray)}
-  expected = dict(boxes='f4', labels='i4', difficult='?', polygons='f4', image='u1')
+  types = {k: v.dtype for k, v in source[1]['objects'].items()}
+  expected = dict(boxes='f4', labels='i4', difficult='?', polygons='f4')
   assert types == {k: np.dtype(v) for k, v in expected.items()}
 
 
@@ -220,7 +224,9 @@ def test_windows_hold_their_pixels_and_objects(prepared):
     sample = source[i]
     (x, y), (h, w) = sample['offset'], sample['image'].shape[:2]
     np.testing.assert_array_equal(sample['image'], pixels[sample['id']][y : y + h, x : x + w])
-    assert len(sample['boxes']) == len(sample['labels']) == source.num_objects[i]
+    assert (
+      len(sample['objects']['boxes']) == len(sample['objects']['labels']) == source.num_objects[i]
+    )
     truth = whole[sample['id']]
     window = shapely.box(x, y, x + w, y + h)
     kept = [
@@ -229,9 +235,9 @@ def test_windows_hold_their_pixels_and_objects(prepared):
       if shapely.Polygon(p.reshape(4, 2)).intersection(window).area / 800 >= 0.7
     ]
     expected = truth['boxes'][kept] - np.float32([x, y, 0, 0, 0])  # whole boxes, not clipped
-    np.testing.assert_allclose(sample['boxes'], expected, atol=1e-4)
+    np.testing.assert_allclose(sample['objects']['boxes'], expected, atol=1e-4)
     expected = truth['polygons'][kept] - np.tile(np.float32([x, y]), 4)
-    np.testing.assert_allclose(sample['polygons'], expected, atol=1e-4)
+    np.testing.assert_allclose(sample['objects']['polygons'], expected, atol=1e-4)
     seen += len(kept)
   assert seen > 11  # objects in the overlap are in two windows
 

@@ -17,10 +17,12 @@ def make(boxes, shape=(40, 60, 1), dtype=np.uint8, image=None):
   n = len(boxes)
   return {
     'image': np.zeros(shape, dtype) if image is None else image,
-    'boxes': boxes,
-    'labels': np.arange(n, dtype=np.int32),
-    'difficult': np.zeros(n, bool),
-    'polygons': box_lib.to_polygon(boxes) if n else np.zeros((0, 8), np.float32),
+    'objects': {
+      'boxes': boxes,
+      'labels': np.arange(n, dtype=np.int32),
+      'difficult': np.zeros(n, bool),
+      'polygons': box_lib.to_polygon(boxes),
+    },
     'id': 'some_image',
     'offset': (0, 0),
     'full_size': shape[:2],
@@ -69,8 +71,8 @@ def test_resize_fits_the_longer_side_and_scales_boxes():
   assert sample['image'].shape == (640, 800, 1)
   assert sample['shape'] == (640, 800)
   assert sample['scale'] == pytest.approx(1.25)
-  np.testing.assert_allclose(sample['boxes'], [(12.5, 25, 10, 5, 0.3)], rtol=1e-6)
-  assert 'polygons' not in sample
+  np.testing.assert_allclose(sample['objects']['boxes'], [(12.5, 25, 10, 5, 0.3)], rtol=1e-6)
+  assert 'polygons' not in sample['objects']
 
 
 def test_resize_rounds_the_short_side_and_uses_both_factors():
@@ -79,18 +81,20 @@ def test_resize_rounds_the_short_side_and_uses_both_factors():
   sx, sy = 800 / 331, 2.42
   assert sample['image'].shape == (242, 800, 1)
   side = 9 * math.sqrt(sx * sy)
-  np.testing.assert_allclose(sample['boxes'], [(100 * sx, 121, side, side, 0)], rtol=1e-6)
+  np.testing.assert_allclose(
+    sample['objects']['boxes'], [(100 * sx, 121, side, side, 0)], rtol=1e-6
+  )
 
 
 def test_resize_of_a_canvas_that_is_not_square():
   sample = transforms.resize_keep_ratio(make([(0, 0, 60, 40)]), (100, 300))
   assert sample['image'].shape == (100, 150, 1)
-  np.testing.assert_allclose(sample['boxes'], [(0, 0, 150, 100)])
+  np.testing.assert_allclose(sample['objects']['boxes'], [(0, 0, 150, 100)])
 
 
 def test_horizontal_boxes_are_cut_at_the_edge():
   sample = transforms.resize_keep_ratio(make([(-5, 10, 70, 45)]), (80, 120))
-  np.testing.assert_allclose(sample['boxes'], [(0, 20, 120, 80)])
+  np.testing.assert_allclose(sample['objects']['boxes'], [(0, 20, 120, 80)])
 
 
 @pytest.mark.parametrize('bands', [1, 2, 3, 4, 6])
@@ -121,14 +125,14 @@ def test_flip_of_an_oriented_box(number, expected):
   sample = transforms.flip(
     make([(10, 5, 12, 6, 0.4)], image=image), (0.25, 0.25, 0.25), Fixed(number)
   )
-  np.testing.assert_allclose(sample['boxes'], expected, atol=1e-6)
-  x, y = map(int, sample['boxes'][0, :2])
+  np.testing.assert_allclose(sample['objects']['boxes'], expected, atol=1e-6)
+  x, y = map(int, sample['objects']['boxes'][0, :2])
   assert sample['image'][y, x, 0] == image[5, 10, 0]  # the same pixel under the centre
 
 
 def test_flip_at_the_end_of_the_angle_range_stays_le90():
   sample = transforms.flip(make([(10, 5, 12, 6, -math.pi / 2)]), (1.0, 0, 0), Fixed(0.5))
-  np.testing.assert_allclose(sample['boxes'][0, 4], -math.pi / 2, rtol=1e-6)
+  np.testing.assert_allclose(sample['objects']['boxes'][0, 4], -math.pi / 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,7 @@ def test_flip_of_a_horizontal_box(probabilities, expected):
   image = np.zeros((40, 60, 1), np.uint8)
   image[5:15, 10:20] = 1  # [x1, x2) is what the box covers
   sample = transforms.flip(make([(10, 5, 20, 15)], image=image), probabilities, Fixed(0.5))
-  np.testing.assert_array_equal(sample['boxes'], [expected])
+  np.testing.assert_array_equal(sample['objects']['boxes'], [expected])
   x1, y1, x2, y2 = expected
   assert sample['image'][y1:y2, x1:x2].all() and sample['image'].sum() == 100
 
@@ -173,7 +177,9 @@ def test_rotation_by_a_right_angle_is_counter_clockwise_and_exact():
   sample = transforms.rotate(make([(30, 10, 12, 6, 0.4)], image=image), 1.0, True, Fixed(0.0, 90))
   np.testing.assert_array_equal(sample['image'], np.rot90(image))
   # (10, -10) from the middle (20, 20) goes to (-10, -10)
-  np.testing.assert_allclose(sample['boxes'], [(10, 10, 12, 6, 0.4 - math.pi / 2)], atol=1e-5)
+  np.testing.assert_allclose(
+    sample['objects']['boxes'], [(10, 10, 12, 6, 0.4 - math.pi / 2)], atol=1e-5
+  )
 
 
 def test_two_quarter_turns_are_a_diagonal_flip():
@@ -184,7 +190,7 @@ def test_two_quarter_turns_are_a_diagonal_flip():
   turned = transforms.rotate(sample, 1.0, True, Fixed(0.0, 180))
   flipped = transforms.flip(sample, (0, 0, 1.0), Fixed(0.5))
   np.testing.assert_array_equal(turned['image'], flipped['image'])
-  np.testing.assert_allclose(turned['boxes'], flipped['boxes'], atol=1e-5)
+  np.testing.assert_allclose(turned['objects']['boxes'], flipped['objects']['boxes'], atol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -193,11 +199,11 @@ def test_pixels_go_where_the_box_goes(degrees, x, y, theta):
   obb = (x, y, 36, 15, theta)
   image = drawn(obb, (101, 103))
   sample = transforms.rotate(make([obb], image=image), 1.0, False, Fixed(0.0, degrees))
-  expected = drawn(sample['boxes'][0], (101, 103))
+  expected = drawn(sample['objects']['boxes'][0], (101, 103))
   difference = np.abs(sample['image'] - np.float64(expected)).sum() / expected.sum()
   assert difference < 0.06  # an edge of half a pixel on 36 x 15
-  np.testing.assert_allclose(centroid(sample['image']), sample['boxes'][0, :2], atol=0.1)
-  assert -math.pi / 2 <= sample['boxes'][0, 4] < math.pi / 2
+  np.testing.assert_allclose(centroid(sample['image']), sample['objects']['boxes'][0, :2], atol=0.1)
+  assert -math.pi / 2 <= sample['objects']['boxes'][0, 4] < math.pi / 2
 
 
 def test_rotation_keeps_the_canvas_and_fills_with_zeros():
@@ -254,13 +260,13 @@ def test_small_and_outside_objects_go_even_when_nothing_turns():
   config = task_config(rotate=0.0)
   config.size = (40, 60)
   sample = transforms.train_transform(make(boxes), config, np.random.default_rng(0))
-  assert sample['labels'].tolist() == [0, 4]
-  assert len(sample['boxes']) == len(sample['difficult']) == 2
+  assert sample['objects']['labels'].tolist() == [0, 4]
+  assert len(sample['objects']['boxes']) == len(sample['objects']['difficult']) == 2
 
 
 def test_horizontal_boxes_without_area_go():
   sample = transforms.filter_small(make([(3, 3, 9, 9), (3, 3, 3, 9), (30, 39, 40, 41)]), 0.0)
-  assert sample['labels'].tolist() == [0]
+  assert sample['objects']['labels'].tolist() == [0]
 
 
 def test_evaluation_keeps_every_object():
@@ -268,9 +274,9 @@ def test_evaluation_keeps_every_object():
   config.size = (80, 120)
   sample = make([(30, 20, 1, 1, 0.0), (-9, 20, 9, 9, 0.0)])
   out = transforms.test_transform(sample, config)
-  np.testing.assert_allclose(out['boxes'], [(60, 40, 2, 2, 0), (-18, 40, 18, 18, 0)])
+  np.testing.assert_allclose(out['objects']['boxes'], [(60, 40, 2, 2, 0), (-18, 40, 18, 18, 0)])
   assert out['scale'] == 2 and out['image'].shape == (80, 120, 3)
-  assert sample['boxes'][0, 0] == 30 and 'scale' not in sample  # the input is untouched
+  assert sample['objects']['boxes'][0, 0] == 30 and 'scale' not in sample  # the input is untouched
 
 
 def test_bands():
@@ -286,10 +292,12 @@ def test_bands():
 def test_an_empty_sample_passes():
   for box, columns in (('hbb', 4), ('obb', 5)):
     sample = make([])
-    sample['boxes'] = np.zeros((0, columns), np.float32)
+    sample['objects']['boxes'] = np.zeros((0, columns), np.float32)
     config = task_config(box, rotate=1.0 if box == 'obb' else 0.0, flip=(1.0, 0, 0))
     out = transforms.train_transform(sample, config, np.random.default_rng(0))
-    assert out['boxes'].shape == (0, columns) and out['boxes'].dtype == np.float32
+    assert (
+      out['objects']['boxes'].shape == (0, columns) and out['objects']['boxes'].dtype == np.float32
+    )
 
 
 def test_a_rotation_of_horizontal_boxes_is_refused():
@@ -306,6 +314,6 @@ def test_a_sample_is_a_function_of_its_generator():
     transforms.train_transform(sample, config, np.random.default_rng(seed)) for seed in (3, 3, 4)
   )
   np.testing.assert_array_equal(a['image'], b['image'])
-  np.testing.assert_array_equal(a['boxes'], b['boxes'])
+  np.testing.assert_array_equal(a['objects']['boxes'], b['objects']['boxes'])
   assert not np.array_equal(a['image'], c['image'])
   np.testing.assert_array_equal(image, before)

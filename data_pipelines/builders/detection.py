@@ -6,13 +6,14 @@ A record of split `train` is one image:
 |---|---|
 | id | file name without suffix |
 | height, width, bands | of the image |
-| boxes [n, 4 or 5], polygons [n, 8], labels [n], difficult [n] | its objects |
+| boxes [n, 4 or 5], polygons [n, 8], labels [n], difficult [n], any other | its objects |
 | image | encoded bytes (`images.decode(image, bands)`), empty for a large image |
 | first_block | index of its first block in split `train_blocks`, -1 for an image stored whole |
 
 A record of `train_blocks` has `image` alone: blocks of 512 px, row by row (`images.blocks`).
 The annotations of a split lie once more in `<split>_index.npz`, so that windows can be listed
-without reading the pixels.
+without reading the pixels: `ids`, `sizes` and `starts` of the images; every other array there has a
+row an object, those of image i being starts[i] : starts[i + 1].
 """
 
 import contextlib
@@ -27,20 +28,25 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from data_pipelines import images
+from data_pipelines import objects as objects_lib
+from data_pipelines.batch import TAKEN
 from data_pipelines.builders.scan import Entry
+from data_pipelines.errors import UserError
+from data_pipelines.source import PER_IMAGE
 
 VERSION = '1.0.0'
-COLUMNS = {'hbb': 4, 'obb': 5}
+# what nothing of an object's own may be called
+RESERVED = ('id', 'height', 'width', 'bands', 'image', 'first_block', *PER_IMAGE, *TAKEN)
 
 
 class DetectionBuilder(tfds.core.GeneratorBasedBuilder):
-  """Images with horizontal or oriented boxes.
+  """Images with horizontal or oriented boxes, or without objects.
 
   Args:
     name: of the data set, a lower-case identifier.
     classes: class names in label order.
-    box: 'hbb' or 'obb'.
-    entries: {split: entries}.
+    box: 'hbb', 'obb' or 'image'.
+    entries: {split: entries}, all with the same arrays of objects.
     data_dir: root of the prepared data sets.
   """
 
@@ -50,6 +56,7 @@ class DetectionBuilder(tfds.core.GeneratorBasedBuilder):
   def __init__(self, name: str, classes, box: str, entries: dict[str, list[Entry]], data_dir):
     self.name = name
     self._classes, self._box, self._entries = tuple(classes), box, entries
+    self._none = no_objects([e for listed in entries.values() for e in listed])
     super().__init__(data_dir=data_dir, file_format='array_record')
 
   def _info(self):
@@ -61,16 +68,15 @@ class DetectionBuilder(tfds.core.GeneratorBasedBuilder):
       height=number,
       width=number,
       bands=number,
-      boxes=f.Tensor(shape=(None, COLUMNS[self._box]), dtype=np.float32),
-      polygons=f.Tensor(shape=(None, 8), dtype=np.float32),
-      labels=f.Tensor(shape=(None,), dtype=np.int32),
-      difficult=f.Tensor(shape=(None,), dtype=np.int8),
       image=encoded,
       first_block=number,
     )
+    features |= {
+      name: f.Tensor(shape=(None, *a.shape[1:]), dtype=a.dtype) for name, a in self._none.items()
+    }
     return tfds.core.DatasetInfo(
       builder=self,
-      description=f'{self.name}: images with {self._box} boxes',
+      description=f'{self.name}: kind {self._box}',
       features=f.FeaturesDict(features),
       disable_shuffling=True,  # a large image names its blocks by their index
       metadata=tfds.core.MetadataDict(
@@ -85,7 +91,7 @@ class DetectionBuilder(tfds.core.GeneratorBasedBuilder):
     for split, entries in self._entries.items():
       # here, so that it appears in the data set's folder together with the records
       buffer = io.BytesIO()
-      np.savez_compressed(buffer, **index(entries, COLUMNS[self._box]))
+      np.savez_compressed(buffer, **index(entries, self._none))
       (self.data_path / f'{split}_index.npz').write_bytes(buffer.getvalue())
       splits[split] = self._generate_examples(entries)
       if any(e.large for e in entries):
@@ -106,19 +112,11 @@ class DetectionBuilder(tfds.core.GeneratorBasedBuilder):
           index += 1
 
   def _record(self, image, first_block=-1, entry=None):
-    fields = dict(
-      id='',
-      height=0,
-      width=0,
-      bands=0,
-      boxes=np.zeros((0, COLUMNS[self._box]), np.float32),
-      polygons=np.zeros((0, 8), np.float32),
-      labels=np.zeros(0, np.int32),
-      difficult=np.zeros(0, np.int8),
-    )  # of a block
+    fields = dict(id='', height=0, width=0, bands=0)  # of a block
     if entry:
       fields = {key: getattr(entry, key) for key in fields}
-    return fields | dict(image=image, first_block=first_block)
+    objects = entry.objects if entry else self._none
+    return fields | objects | dict(image=image, first_block=first_block)
 
 
 def build(name: str, classes, box: str, entries: dict[str, list[Entry]], data_dir) -> epath.Path:
@@ -142,21 +140,40 @@ def build(name: str, classes, box: str, entries: dict[str, list[Entry]], data_di
       staging.rmtree()
 
 
-def index(entries: list[Entry], columns: int) -> dict[str, np.ndarray]:
-  """Annotations of a split as flat arrays; image i has the rows starts[i] : starts[i + 1]."""
-  counts = [len(e.labels) for e in entries]
+def no_objects(entries: list[Entry]) -> dict[str, np.ndarray]:
+  """The arrays of objects that all entries have, with no rows; {} where they have none.
 
-  def rows(key, shape, dtype):
-    return np.concatenate([np.zeros(shape, dtype)] + [getattr(e, key) for e in entries])
+  Raises:
+    UserError: a name that is taken; an image whose arrays have other names, types or shapes than
+      the others'.
+  """
+  like = objects_lib.take(entries[0].objects, slice(0)) if entries else {}
+  if taken := set(like) & set(RESERVED):
+    raise UserError(f'{entries[0].image}: {sorted(taken)} are names of other things; rename them')
+  rows = {name: (a.shape, a.dtype) for name, a in like.items()}
+  for e in entries:
+    found = {name: ((0, *a.shape[1:]), a.dtype) for name, a in e.objects.items()}
+    if found != rows or len({len(a) for a in e.objects.values()}) > 1:
+      shapes = {name: (a.shape, str(a.dtype)) for name, a in e.objects.items()}
+      raise UserError(
+        f'{e.image}: arrays of its objects {shapes}, those of {entries[0].image} without rows '
+        f'{rows}: a reader gives every image the same names, types and shapes, a row an object'
+      )
+  return like
 
-  return dict(
+
+def index(entries: list[Entry], like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Annotations of a split as flat arrays; image i has the rows starts[i] : starts[i + 1].
+
+  Args:
+    entries: of the split.
+    like: `no_objects` of the data set.
+  """
+  rows = {n: np.concatenate([a, *(e.objects[n] for e in entries)]) for n, a in like.items()}
+  return rows | dict(
     ids=np.array([e.id for e in entries]),
     sizes=np.array([(e.height, e.width) for e in entries], np.int32).reshape(-1, 2),
-    starts=np.cumsum([0] + counts),
-    boxes=rows('boxes', (0, columns), np.float32),
-    polygons=rows('polygons', (0, 8), np.float32),
-    labels=rows('labels', (0,), np.int32),
-    difficult=rows('difficult', (0,), np.int8),
+    starts=np.cumsum([0] + [objects_lib.count(e.objects) for e in entries]),
   )
 
 
@@ -165,8 +182,10 @@ def fingerprint(entries: list[Entry]) -> str:
   h = hashlib.sha256()
   for e in entries:
     h.update(json.dumps([e.id, e.height, e.width, e.bands, e.checksum, e.crop]).encode())
-    for array in (e.boxes, e.polygons, e.labels, e.difficult):
-      h.update(array.tobytes())
+    for name in objects_lib.OWN if e.objects else ():
+      h.update(e.objects[name].tobytes())
+    for name in sorted(e.objects.keys() - set(objects_lib.OWN)):
+      h.update(name.encode() + e.objects[name].tobytes())
   return h.hexdigest()[:16]
 
 

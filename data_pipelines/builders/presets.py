@@ -1,6 +1,8 @@
-"""What is known of each public data set: format, class list, where its files lie."""
+"""What is known of formats and of public data sets: readers, class lists, where files lie."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from data_pipelines.classes import (
   DOTA_CLASSES,
@@ -11,23 +13,24 @@ from data_pipelines.classes import (
   HITUAV_CLASSES,
   SAR_CLASSES,
 )
+from data_pipelines.errors import UserError
 from data_pipelines.readers import coco, dota_txt, dronevehicle_xml, rolabelimg, voc, yolo_obb
 
-# name of a format: (reader, kind of its boxes, fixed options of the reader)
-FORMATS = {
-  'coco': (coco.read, 'hbb', {}),
-  'coco_rotated': (coco.read, 'obb', {}),  # degrees or radians, told by the largest angle
-  'coco_degree': (coco.read, 'obb', {'angle': 'degree'}),
-  'coco_radian': (coco.read, 'obb', {'angle': 'radian'}),
-  'dota_txt': (dota_txt.read, 'obb', {}),
-  'dronevehicle_xml': (dronevehicle_xml.read, 'obb', {}),
-  'yolo_obb': (yolo_obb.read, 'obb', {}),
-  'rolabelimg': (rolabelimg.read, 'obb', {}),
-  'voc': (voc.read, 'hbb', {}),
-  'voc_rotated': (voc.read, 'obb', {'rotated': True}),
-}
 
-TRAIN_TEST = (('train', 'train'), ('test', 'test'))
+class Format(NamedTuple):
+  """A row of `FORMATS`.
+
+  Attributes:
+    read: the reader, see `data_pipelines.readers`.
+    box: 'hbb' or 'obb', the kind of its boxes.
+    places: (labels, images) below a source to look for, in order; `{raw}` is the split.
+    options: further arguments of the reader.
+  """
+
+  read: Callable
+  box: str
+  places: tuple[tuple[str, str], ...]
+  options: Mapping = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,22 +53,7 @@ class Preset:
   aliases: tuple[tuple[str, str], ...] = ()
 
 
-def _coco(format):
-  places = [
-    ('Annotations/{raw}.json', 'JPEGImages/{raw}'),
-    ('Annotations/{raw}.json', 'JPEGImages'),
-    ('annotations/{raw}.json', 'images/{raw}'),
-    ('annotations/{raw}.json', '{raw}'),
-    ('annotations/{raw}.json', 'images'),
-    ('annotations/instances_{raw}.json', '{raw}'),
-    ('annotations/instances_{raw}2017.json', '{raw}2017'),
-    ('annotations/{raw}2017.json', 'JPEGImages'),
-    ('{raw}/_annotations.coco.json', '{raw}'),
-  ]
-  return tuple((format, *place) for place in places)
-
-
-def _by_folder(format, names):
+def _folders(*names):
   """A folder of label files a split, or one for all."""
   places = [
     place
@@ -73,19 +61,56 @@ def _by_folder(format, names):
     for place in (('{raw}/' + n, '{raw}/images'), (n + '/{raw}', 'images/{raw}'))
   ]
   places += [(n, 'images/{raw}') for n in names] + [(n, 'images') for n in names]
-  return tuple((format, *place) for place in places)
+  return tuple(places)
+
+
+def _layouts(form, places):
+  return tuple((form, *place) for place in places)
+
+
+COCO = (
+  ('Annotations/{raw}.json', 'JPEGImages/{raw}'),
+  ('Annotations/{raw}.json', 'JPEGImages'),
+  ('annotations/{raw}.json', 'images/{raw}'),
+  ('annotations/{raw}.json', '{raw}'),
+  ('annotations/{raw}.json', 'images'),
+  ('annotations/instances_{raw}.json', '{raw}'),
+  ('annotations/instances_{raw}2017.json', '{raw}2017'),
+  ('annotations/{raw}2017.json', 'JPEGImages'),
+  ('{raw}/_annotations.coco.json', '{raw}'),
+)
+VOC = (('Annotations', 'JPEGImages'), *_folders('Annotations', 'annotations'))
+DRONEVEHICLE_XML = (('{raw}/{raw}labelr', '{raw}/{raw}imgr'), ('{raw}labelr', '{raw}imgr'))
+
+FORMATS = {
+  'coco': Format(coco.read, 'hbb', COCO),
+  # degrees or radians, told by the largest angle
+  'coco_rotated': Format(coco.read, 'obb', COCO),
+  'coco_degree': Format(coco.read, 'obb', COCO, {'angle': 'degree'}),
+  'coco_radian': Format(coco.read, 'obb', COCO, {'angle': 'radian'}),
+  'dota_txt': Format(dota_txt.read, 'obb', _folders('labelTxt', 'annfiles', 'labels')),
+  'dronevehicle_xml': Format(
+    dronevehicle_xml.read, 'obb', DRONEVEHICLE_XML + _folders('labels', 'Annotations')
+  ),
+  'yolo_obb': Format(yolo_obb.read, 'obb', _folders('labels')),
+  'rolabelimg': Format(
+    rolabelimg.read, 'obb', _folders('Annotations', 'annotations', 'labels', 'xml')
+  ),
+  'voc': Format(voc.read, 'hbb', VOC),
+  'voc_rotated': Format(voc.read, 'obb', VOC, {'rotated': True}),
+}
+TRAIN_TEST = (('train', 'train'), ('test', 'test'))
 
 
 def _dota(version):
   names = ['labelTxt', 'annfiles', f'labelTxt-v{version}/labelTxt', f'labelTxt-v{version}']
-  places = [('dota_txt', f'{{raw}}/labelTxt-v{version}/DOTA-v{version}_{{raw}}', '{raw}/images')]
-  return tuple(places) + _by_folder('dota_txt', names)
+  places = ((f'{{raw}}/labelTxt-v{version}/DOTA-v{version}_{{raw}}', '{raw}/images'),)
+  return _layouts('dota_txt', places + _folders(*names))
 
 
 DRONEVEHICLE = Preset(
   layouts=(
-    ('dronevehicle_xml', '{raw}/{raw}labelr', '{raw}/{raw}imgr'),
-    ('dronevehicle_xml', '{raw}labelr', '{raw}imgr'),
+    *_layouts('dronevehicle_xml', DRONEVEHICLE_XML),
     ('dota_txt', 'dota_{raw}/annfiles', 'dota_{raw}/png_images'),
     ('dota_txt', 'dota_{raw}/annfiles', 'dota_{raw}/images'),
   ),
@@ -105,24 +130,24 @@ _SOI_DET_SAR = (  # the authors' own extract of SARDet-100K
 )
 
 PRESETS = {
-  'sardet100k': Preset(_SOI_DET_SAR + _coco('coco'), SAR_CLASSES),
+  'sardet100k': Preset(_SOI_DET_SAR + _layouts('coco', COCO), SAR_CLASSES),
   'dota': Preset(_dota('1.0'), DOTA_V10),
   'dota_v15': Preset(_dota('1.5'), DOTA_V15),
   'dota_v20': Preset(_dota('2.0'), DOTA_V20),
   'dronevehicle': DRONEVEHICLE,
   'hituav': Preset(
-    _coco('coco_rotated')
+    _layouts('coco_rotated', COCO)
     + (('coco_rotated', 'rotate_json/{raw}.json', 'images/{raw}'),)
     + (('rolabelimg', 'rotate_xml', '{raw}'), ('rolabelimg', 'rotate_xml', 'images/{raw}')),
     HITUAV_CLASSES,
     ignore=('DontCare',),
   ),
   # SOI-Det has no validation split: it tests on DOTA's, and on the test splits of the others
-  'soi_det_sar': Preset(_SOI_DET_SAR + _coco('coco'), SAR_CLASSES, TRAIN_TEST),
+  'soi_det_sar': Preset(_SOI_DET_SAR + _layouts('coco', COCO), SAR_CLASSES, TRAIN_TEST),
   'soi_det_rgb': Preset(_dota('1.0'), DOTA_CLASSES, (('train', 'train'), ('test', 'val'))),
   'soi_det_ifr': dataclasses.replace(DRONEVEHICLE, splits=TRAIN_TEST),
   'ssdd': Preset(
-    _coco('coco')
+    _layouts('coco', COCO)
     + (
       ('coco', 'BBox_SSDD/coco_style/annotations/{raw}.json', 'BBox_SSDD/coco_style/images/{raw}'),
       ('voc', 'voc_xml', 'JPEGImages/{raw}'),
@@ -130,21 +155,25 @@ PRESETS = {
     ('ship',),
   ),
   'hrsid': Preset(
-    _coco('coco') + (('coco', 'Annotations/{raw}2017.json', 'JPEGImages'),),
+    _layouts('coco', COCO) + (('coco', 'Annotations/{raw}2017.json', 'JPEGImages'),),
     ('ship',),
   ),
-  'coco': Preset(_coco('coco')),
-  'coco_rotated': Preset(_coco('coco_rotated')),
-  'coco_degree': Preset(_coco('coco_degree')),
-  'coco_radian': Preset(_coco('coco_radian')),
-  'dota_txt': Preset(_by_folder('dota_txt', ['labelTxt', 'annfiles', 'labels'])),
-  'dronevehicle_xml': Preset(
-    DRONEVEHICLE.layouts[:2] + _by_folder('dronevehicle_xml', ['labels', 'Annotations'])
-  ),
-  'yolo_obb': Preset(_by_folder('yolo_obb', ['labels'])),
-  'rolabelimg': Preset(_by_folder('rolabelimg', ['Annotations', 'annotations', 'labels', 'xml'])),
-  'voc': Preset(
-    (('voc', 'Annotations', 'JPEGImages'),) + _by_folder('voc', ['Annotations', 'annotations'])
-  ),
 }  # fmt: skip
-PRESETS['voc_rotated'] = Preset(tuple(('voc_rotated', *p[1:]) for p in PRESETS['voc'].layouts))
+
+
+def known() -> list[str]:
+  """Names of data sets and formats."""
+  return [*PRESETS, *FORMATS]
+
+
+def find(name: str) -> Preset:
+  """A data set, or a format with the places that its files usually have.
+
+  Raises:
+    UserError: neither of that name.
+  """
+  if name in PRESETS:
+    return PRESETS[name]
+  if name in FORMATS:
+    return Preset(_layouts(name, FORMATS[name].places))
+  raise UserError(f'dataset {name!r} is not known; known: soi_det, {", ".join(known())}')

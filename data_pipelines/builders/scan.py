@@ -29,6 +29,7 @@ import numpy as np
 
 from data_pipelines import boxes as box_lib
 from data_pipelines import images
+from data_pipelines import objects as objects_lib
 from data_pipelines.errors import UserError
 from data_pipelines.readers import Annotation, Skipped
 
@@ -49,10 +50,7 @@ class Entry:
   bands: int
   as_is: bool  # the file's bytes are stored unchanged
   checksum: int  # crc32 of the file
-  boxes: np.ndarray  # float32 [n, 4|5]
-  polygons: np.ndarray  # float32 [n, 8]
-  labels: np.ndarray  # int32 [n]
-  difficult: np.ndarray  # int8 [n]
+  objects: dict[str, np.ndarray]  # see data_pipelines.objects; `difficult` is int8, as in the files
 
   @property
   def large(self) -> bool:
@@ -69,7 +67,8 @@ def scan(
 
   Args:
     annotations: from a reader.
-    box: 'hbb' or 'obb'; oriented annotations give their enclosing boxes as 'hbb'.
+    box: 'hbb' or 'obb'; oriented annotations give their enclosing boxes as 'hbb'. 'image' takes no
+      objects at all.
     label: class name, file -> label, None for a class to leave out (`labeller`).
     skipped: where what is left out is counted.
 
@@ -85,8 +84,8 @@ def scan(
         continue
       x1, y1, x2, y2 = a.crop or (0, 0, file['width'], file['height'])
       size = dict(height=y2 - y1, width=x2 - x1)
-      kept = clean(a, **size, box=box, label=label, skipped=skipped)
-      yield Entry(id=a.id, image=a.image, crop=a.crop, **file | size, **kept)
+      kept = {} if box == 'image' else clean(a, **size, box=box, label=label, skipped=skipped)
+      yield Entry(id=a.id, image=a.image, crop=a.crop, **file | size, objects=kept)
 
 
 def _look(a):
@@ -109,9 +108,9 @@ def _look(a):
 
 
 def clean(a: Annotation, height: int, width: int, box: str, label, skipped) -> dict:
-  """Boxes, polygons, labels, difficult of what an annotation keeps under the policy above."""
+  """The objects that an annotation keeps under the policy above, as `Entry` has them."""
   where = a.labels or a.image
-  columns = {'hbb': 4, 'obb': 5}[box]
+  columns = box_lib.COLUMNS[box]
   if len(a.boxes) and a.boxes.shape[1] < columns:
     raise UserError(f'{where}: horizontal boxes, but the data set is to hold oriented ones')
   boxes, polygons = np.array(a.boxes, np.float32), np.array(a.polygons, np.float32).reshape(-1, 8)
@@ -141,9 +140,8 @@ def clean(a: Annotation, height: int, width: int, box: str, label, skipped) -> d
     skipped.add(reason, f'{where} [{a.id}]', crossing.sum())
   labels = np.array([-1 if k is None else k for k in labels], np.int32)
   difficult = np.asarray(a.difficult, np.int8)
-  return dict(
-    boxes=boxes[keep], polygons=polygons[keep], labels=labels[keep], difficult=difficult[keep]
-  )
+  own = dict(boxes=boxes, polygons=polygons, labels=labels, difficult=difficult)
+  return objects_lib.take(own | {k: np.asarray(v) for k, v in a.extra.items()}, keep)
 
 
 def labeller(classes, ignore=(), aliases=None) -> Callable[[str, pathlib.Path], int | None]:

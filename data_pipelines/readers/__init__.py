@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from xml.etree import ElementTree
 
 import numpy as np
@@ -38,6 +38,9 @@ class Annotation:
     difficult: int8 [n]; 0, or whatever the file says (COCO's `iscrowd` and `ignore` are 1).
     labels: the file that the objects come from, for messages.
     crop: x1, y1, x2, y2 of the part of the image file that is the image (DroneVehicle's border).
+    extra: {name: [n, ...]} of whatever else the files say of each object; it goes with the object
+      into the prepared data set and into batches. Every image has the same names, the same types
+      and the same shapes but for n.
   """
 
   id: str
@@ -48,6 +51,7 @@ class Annotation:
   difficult: np.ndarray
   labels: pathlib.Path | None = None
   crop: tuple[int, int, int, int] | None = None
+  extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class Skipped:

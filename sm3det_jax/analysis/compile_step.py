@@ -14,9 +14,9 @@ import time
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 
+from data_pipelines.batch import arrays
 from data_pipelines.errors import UserError
 from sm3det_jax import sharding, train
 from sm3det_jax.analysis import account, hlo
@@ -182,14 +182,8 @@ def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict:
 
   groups = config.batch_size // sum(task.ratio for task in config.tasks.values())
   for name, task in config.tasks.items():
-    n, m = groups * task.ratio, task.max_objects
-    batch[name] = {
-      'images': array(jnp.uint8, n, *task.size, task.bands),
-      'boxes': array(jnp.float32, n, m, 4 if task.kind == 'hbb' else 5),
-      'labels': array(jnp.int32, n, m),
-      'valid': array(jnp.bool, n, m),
-      'shapes': array(jnp.int32, n, 2),
-    }
+    n = groups * task.ratio
+    batch[name] = {key: array(a.dtype, n, *a.shape) for key, a in arrays(task).items()}
   return batch
 
 

@@ -9,9 +9,10 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from data_pipelines.batch import KINDS
 from data_pipelines.errors import UserError
 from sm3det_jax.config.backbones import BACKBONES
-from sm3det_jax.config.heads import DEFAULT, HEADS
+from sm3det_jax.config.heads import HEADS
 from sm3det_jax.config.necks import NECKS
 
 CHOICES = {
@@ -21,7 +22,7 @@ CHOICES = {
   'sampling': ('ratio', 'random'),
   'remat': ('backbone', 'heads'),
   'task_balance': ('none', 'dla', 'uncertainty', 'dwa', 'gradnorm'),
-  'task.kind': DEFAULT,
+  'task.kind': KINDS,
   'head.type': HEADS,
   'backbone.type': BACKBONES,
   'backbone.stems': ('shared', 'per_task'),

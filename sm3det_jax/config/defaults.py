@@ -1,5 +1,7 @@
 """What a config holds: by default the released SM3Det-T on SOI-Det."""
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict, config_dict
 
 from data_pipelines.classes import DOTA_CLASSES, DRONEVEHICLE_CLASSES, SAR_CLASSES
@@ -10,11 +12,14 @@ from sm3det_jax.config.heads import DEFAULT, HEADS
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def task(kind: str, dataset: str, classes: tuple, ratio: int = 1, **changes) -> ConfigDict:
-  """One task: what it detects, the prepared data set it reads, its head.
+def task(
+  kind: str, dataset: str, classes: Sequence[str] = (), ratio: int = 1, **changes
+) -> ConfigDict:
+  """One task: what it learns, the prepared data set it reads, its head.
 
   Args:
-    kind: 'hbb' (x1, y1, x2, y2) or 'obb' (cx, cy, w, h, theta; le90).
+    kind: 'hbb' (objects as x1, y1, x2, y2), 'obb' (cx, cy, w, h, theta; le90) or 'image' (images
+      alone: no objects and no head, so none of their keys).
     dataset: name of the prepared data set below `config.data_root`.
     classes: class names; the order is the label order.
     ratio: images of this task in a group (2:1:1 in the paper).
@@ -26,25 +31,26 @@ def task(kind: str, dataset: str, classes: tuple, ratio: int = 1, **changes) -> 
       dataset=dataset,
       classes=tuple(classes),
       ratio=ratio,
-      head=head(DEFAULT[kind]),
       bands=3,  # a one-band file is repeated to three, as upstream reads it
       mean=IMAGENET_MEAN,
       std=IMAGENET_STD,
       size=(800, 800),  # height, width of the padded canvas
-      max_objects=512,  # padding; what does not fit is counted and reported
       train=dict(
         split='train',
         tile=dict(size=0, overlap=0, keep=0.7),  # size 0: whole images
         # horizontal, vertical, diagonal
-        flip=(0.5, 0.0, 0.0) if kind == 'hbb' else (0.25, 0.25, 0.25),
-        rotate=0.0 if kind == 'hbb' else 0.5,  # probability of a rotation by U(-180, 180) degrees
-        right_angles=(),  # classes that allow only rotations by 90, 180, 270 degrees
-        min_side=0.0 if kind == 'hbb' else 5.0,  # px; smaller boxes are not trained on
-        keep_empty=False,
+        flip=(0.25, 0.25, 0.25) if kind == 'obb' else (0.5, 0.0, 0.0),
+        rotate=0.5 if kind == 'obb' else 0.0,  # probability of a rotation by U(-180, 180) degrees
       ),
       test=dict(split='test', tile=dict(size=0, overlap=0, keep=0.7)),
     )
   )
+  if kind != 'image':
+    c.head = head(DEFAULT[kind])
+    c.max_objects = 512  # padding; what does not fit is counted and reported
+    c.train.right_angles = ()  # classes that allow only rotations by 90, 180, 270 degrees
+    c.train.min_side = 5.0 if kind == 'obb' else 0.0  # px; smaller boxes are not trained on
+    c.train.keep_empty = False
   c.update(changes)
   return c
 
@@ -171,8 +177,9 @@ def complete(config: ConfigDict) -> ConfigDict:
     if 'box' in c:  # its name before there were tasks without boxes
       c.kind = c.box
       del c.box
-    _fill(c.head, head(c.head.type))
-    _fill(c, task(c.kind, '', ()))
+    if 'head' in c:
+      _fill(c.head, head(c.head.type))
+    _fill(c, task(c.kind, ''))
   _fill(config, default())
   return config
 

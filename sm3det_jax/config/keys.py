@@ -40,7 +40,7 @@ def reference_of(config: ConfigDict) -> dict:
     if 'box' in task:
       raise UserError(f'config.tasks.{name}.box={task.box!r}: the key is called `kind` now')
     refuse_kind(f'config.tasks.{name}.kind', task, 'kind')
-    own = reference['tasks'][name] = dict(defaults.task(task.kind, '', ()).items())
+    own = reference['tasks'][name] = dict(defaults.task(task.kind, '').items())
     if 'head' in own:
       refuse_kind(f'config.tasks.{name}.head.type', task, 'head.type')
       own['head'] = HEADS[task.head.type].defaults()
