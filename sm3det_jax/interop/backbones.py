@@ -32,13 +32,14 @@ class OfficialBackbone(NamedTuple):
   only_here: tuple[str, ...] = ()  # modules that a classifier of this kind does not have
 
 
-# Arguments that change no evaluation, or that the images or the weights answer.
+# Arguments that are taken and not read: they change training alone (with_cp, frozen_stages), or the
+# images (img_size, in_channels) or the arrays (linear_pw_conv) say the same.
 UNUSED = ('type', 'init_cfg', 'pretrained', 'with_cp', 'frozen_stages', 'img_size', 'num_stages',
           'pretrain_img_size', 'in_channels', 'in_chans', 'convert_weights', 'num_classes',
           'attn_drop_rate', 'linear_pw_conv')  # fmt: skip
-NONE = ((),) * 4
-ROUTED = dict(noisy_gating=True, gate='cosine', top_k=2)
-# What an argument must be where it is given.
+NONE = ((),) * 4  # MoE blocks of the stages
+ROUTED = dict(noisy_gating=True, gate='cosine', top_k=2)  # by default, of whatever has experts
+# Arguments of which one value is supported.
 FIXED = {
   'act_cfg': {'type': 'GELU'},
   'stem_patch_size': 4,

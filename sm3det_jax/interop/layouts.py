@@ -25,7 +25,7 @@ def _from_merging(x):
   return x.T.reshape(*x.T.shape[:-1], 4, -1).swapaxes(-1, -2).reshape(x.T.shape)
 
 
-# Ours from theirs, theirs from ours.
+# (ours from theirs, theirs from ours), by the name of the layout.
 LAYOUTS = {
   'same': (lambda x: x, lambda x: x),
   'linear': (lambda x: x.T, lambda x: x.T),
