@@ -13,7 +13,7 @@ import sys
 
 from data_pipelines import errors
 from data_pipelines.errors import UserError
-from sm3det_jax import __version__, bench, config
+from sm3det_jax import __version__, bench, compilation_cache, config
 
 WORKDIR = 'folder of the run: config, checkpoints, logs and results'
 
@@ -29,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
   logging.basicConfig(level=logging.INFO, format='%(message)s', handlers=[_Screen()])
   for library in ('absl', 'jax'):  # their remarks on backends and folders help no user
     logging.getLogger(library).setLevel(logging.ERROR)
+  if args.verb != 'prepare':  # which compiles nothing
+    compilation_cache.enable()
   try:
     return args.run(args) or 0
   except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from data_pipelines import boxes as box_lib
 from data_pipelines import images as image_files
 from data_pipelines import readers, tiling, transforms
 from data_pipelines.errors import UserError
-from sm3det_jax import checkpoint
+from sm3det_jax import checkpoint, compilation_cache
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import build
 from sm3det_jax.inference import detect_step, own_labels, to_image
@@ -49,9 +49,12 @@ class Detector:
   def from_checkpoint(cls, workdir: str | os.PathLike) -> 'Detector':
     """The newest checkpoint of a training run.
 
+    What is compiled for it is kept for the next time (`compilation_cache`).
+
     Raises:
       FileNotFoundError: no run or no checkpoint in `workdir`.
     """
+    compilation_cache.enable()
     return cls(*checkpoint.restore_for_inference(workdir))
 
   def prepare(self, image, task: str) -> np.ndarray:

@@ -10,6 +10,10 @@ FLAGS = '--xla_backend_optimization_level=0'
 if importlib.metadata.version('jax') < '0.11':  # which knows these no more
   FLAGS += ' --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true'
 os.environ.setdefault('XLA_FLAGS', FLAGS)
+# one cache for all processes of a run, those that tests start too; a bounded one has a lock
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{tempfile.gettempdir()}/sm3det_jax_cache')
+os.environ.setdefault('JAX_COMPILATION_CACHE_MAX_SIZE', str(8 << 30))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -18,12 +22,6 @@ jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-# a cache for each process of the tests: nothing keeps two from writing one entry at once
-CACHE = os.environ.get('JAX_COMPILATION_CACHE_DIR', f'{tempfile.gettempdir()}/sm3det_jax_cache')
-jax.config.update(
-  'jax_compilation_cache_dir', f'{CACHE}/{os.environ.get("PYTEST_XDIST_WORKER", "")}'
-)
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 SHARED = pathlib.Path(__file__).parents[1] / '../shared'
 

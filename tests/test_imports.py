@@ -1,6 +1,7 @@
 """What may import what, and what the packages do without."""
 
 import ast
+import configparser
 import pathlib
 import re
 import subprocess
@@ -14,7 +15,7 @@ FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob('*.py')
 # named here is a job, such as quickstart.
 COLUMNS = [
   ('data_pipelines',),
-  ('config', 'precision'),
+  ('config', 'precision', 'compilation_cache'),
   ('geometry', 'losses', 'sharding', 'weighting', 'preprocess'),
   ('layers',),
   ('moe',),
@@ -128,7 +129,7 @@ def test_the_order_is_really_checked():
     assert not list(wrong_imports('sm3det_jax.cli', [imported]))
   assert list(wrong_imports('data_pipelines.mixture', ['sm3det_jax.config.default', 'numpy']))
   assert set(imports(pathlib.Path(__file__))) == {
-    'ast', 'pathlib', 're', 'subprocess', 'sys',
+    'ast', 'configparser', 'pathlib', 're', 'subprocess', 'sys',
   }  # fmt: skip
 
 
@@ -172,3 +173,46 @@ def test_no_path_of_another_machine():
   texts += [p for p in (ROOT / 'launch').rglob('*') if p.is_file()]
   found = [f'{p}: {m[0]}' for p in texts for m in pattern.finditer(p.read_text())]
   assert not found
+
+
+# what is asked for and imported by a package of ours, but not by us
+INDIRECT = {
+  'array_record': 'the files that tensorflow-datasets and grain read and write',
+}
+# modules that are named otherwise than what brings them
+BRINGS = {
+  'absl-py': 'absl', 'opencv-python-headless': 'cv2', 'orbax-checkpoint': 'orbax',
+  'PyYAML': 'yaml',
+}  # fmt: skip
+
+
+def required(section, key):
+  """Modules that the requirements of an entry of setup.cfg bring."""
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  names = [re.match(r'[\w-]+', line)[0] for line in setup[section][key].split('\n') if line]
+  return {BRINGS.get(name, name.replace('-', '_')) for name in names}
+
+
+def foreign(files):
+  """Modules of others that some files import."""
+  found = {name.split('.')[0] for path in files for name in imports(path)}
+  ours = {p.stem for p in (ROOT / 'tests').glob('*.py')} | set(PACKAGES)
+  return found - ours - set(sys.stdlib_module_names)
+
+
+def test_what_is_imported_is_required_and_nothing_else():
+  needed = required('options', 'install_requires')
+  assert foreign(FILES) == needed - set(INDIRECT) and set(INDIRECT) <= needed
+  # PIL comes with matplotlib
+  for_tests = foreign((ROOT / 'tests').glob('test_*.py')) - {'PIL'}
+  assert for_tests <= needed | required('options.extras_require', 'test')
+
+
+def test_no_extra_is_without_a_use():
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  texts = [p.read_text() for p in [ROOT / 'README.md', ROOT / '.ci/run', *FILES]]
+  texts += [p.read_text() for p in (ROOT / 'launch').rglob('*') if p.is_file()]
+  for extra in setup['options.extras_require']:
+    assert any(re.search(rf'\[([\w,]+,)?{extra}[,\]]', text) for text in texts), extra

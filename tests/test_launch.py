@@ -21,7 +21,7 @@ from sm3det_jax import logs, quickstart, sharding, train
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = ROOT / 'launch/local_processes.sh'
 GKE_SCRIPT = ROOT / 'launch/gke.sh'
-CACHE = {'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir}
+CACHE = {k: v for k, v in os.environ.items() if 'CACHE' in k and k.startswith('JAX_')}
 NOTEBOOK = ROOT / 'launch/colab/routing_statistics.ipynb'
 
 
