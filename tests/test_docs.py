@@ -6,7 +6,14 @@ import pathlib
 import re
 import textwrap
 
+import cv2
+import numpy as np
 import pytest
+
+from data_pipelines import mixture, prepare
+from data_pipelines.batch import Array
+from data_pipelines.builders import presets
+from data_pipelines.source import Source
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
@@ -56,11 +63,32 @@ def test_a_name_that_is_gone_is_found():
 
 def test_the_benchmark_of_the_page_runs(monkeypatch):
   """On batches of its own, as nothing is prepared here."""
-  from data_pipelines import mixture
-
   (source,) = [b for b in blocks(ROOT / 'docs/extending.md') if 'first_batch' in b]
   monkeypatch.setattr(mixture, 'train_batches', lambda config: iter([{}] * config))
   module = {}
   exec(compile(source, 'first_batch', 'exec'), module)
   result = module['measure'](5, 2)
   assert result['batches'] == 2 and result['seconds'] >= 0
+
+
+def test_the_format_of_the_page_prepares_a_data_set(tmp_path, monkeypatch):
+  (source,) = [b for b in blocks(ROOT / 'docs/extending.md') if 'def read(' in b]
+  module = {}
+  exec(compile(source, 'table', 'exec'), module)
+  row = presets.Format(module['read'], 'hbb', (('{raw}.csv', '{raw}'),))
+  monkeypatch.setitem(presets.FORMATS, 'table', row)
+  (tmp_path / 'in/train').mkdir(parents=True)
+  for name in 'ab':
+    cv2.imwrite(str(tmp_path / f'in/train/{name}.png'), np.full((40, 60, 3), 7, np.uint8))
+  rows = ['a,ship,1,2,11,22,3.5', 'b,ship,5,5,9,9,1', 'c,x,0,0,1,1,0', 'b,boat,20,20,40,30,8']
+  (tmp_path / 'in/train.csv').write_text('\n'.join(['image,class,x1,y1,x2,y2,length', *rows]))
+  report = prepare.prepare(
+    'table', tmp_path / 'in', tmp_path / 'out', name='mine', splits={'train': 'train.csv:train'}
+  )
+  assert 'row without an image' in report.table()
+  data = Source(tmp_path / 'out', 'mine', 'train', dict(size=0, overlap=0, keep=0.7))
+  assert data.classes == ('boat', 'ship') and data.extra == {'length': Array((), np.float32)}
+  objects = {data[i]['id']: data[i]['objects'] for i in range(2)}
+  np.testing.assert_array_equal(objects['a']['boxes'], [[1, 2, 11, 22]])
+  np.testing.assert_array_equal(objects['b']['length'], [1, 8])
+  np.testing.assert_array_equal(objects['b']['labels'], [1, 0])
