@@ -9,10 +9,11 @@ import ml_collections
 
 from data_pipelines.errors import UserError
 from sm3det_jax import backbones, necks, weighting
-from sm3det_jax.config import check, label_space
+from sm3det_jax.config import check, label_space, phases
 from sm3det_jax.heads import head_class
 from sm3det_jax.heads.common import Detections
 from sm3det_jax.moe.layer import add_usage, balance_loss
+from sm3det_jax.preprocess import normalise_batch
 
 PYRAMID_STRIDE = 32  # of the last backbone stage
 
@@ -41,7 +42,7 @@ class Network(nn.Module):
     head = self.heads[task]
     return head.detect(self.features(images, task), *_canvas(head, images), shapes)
 
-  def losses(self, batch, rng, sampling):
+  def losses(self, batch, rng, sampling, phase):
     """The loss and its terms by 'task/term', in training of batches of some tasks."""
     keys = {
       name: None if rng is None else jax.random.fold_in(rng, i) for i, name in enumerate(batch)
@@ -61,6 +62,8 @@ class Network(nn.Module):
       terms |= {f'{name}/{term}': value for term, value in new.items()}
     if usage := add_usage(passes):
       terms['moe/balance'] = balance_loss(usage, self.config.moe.balance_weight)
+    # what does not count is computed by no compiled program: nothing depends on it
+    terms = {name: value for name, value in terms.items() if phases.counts(phase, name)}
     return self.balance(terms), terms
 
   def _stages(self, images, rng):
@@ -184,6 +187,10 @@ class M2Det:
     made = nn.DenyList(('intermediates', 'metrics'))
     return self.network.init(rng, images, method='touch', mutable=made)
 
+  def prepare(self, batch: dict) -> dict:
+    """A batch of the files' own images with normalised ones, each by its task's mean and std."""
+    return normalise_batch(batch, self.config)
+
   def features(self, variables, images, task: str) -> list[jax.Array]:
     """FPN levels of a task [B, h, w, C], finest first (evaluation mode)."""
     return self.network.apply(
@@ -204,7 +211,9 @@ class M2Det:
     )  # fmt: skip
     return _cells(extra['intermediates'])
 
-  def loss(self, variables, batch: dict, rng=None, sampling: str = 'random'):
+  def loss(
+    self, variables, batch: dict, rng=None, sampling: str = 'random', phase: int | None = None
+  ):
     """Training loss of a batch of all or some tasks.
 
     Batch norm uses the statistics of the batch and moves its running averages, with a key or
@@ -216,12 +225,13 @@ class M2Det:
         'shapes' [n, 2]}}.
       rng: key of gate noise, drop path and sampling; None turns the first two off.
       sampling: 'random', 'all' (every positive and negative) or 'firstk' (ascending indices).
+      phase: number of the phase of `config.phases` whose terms count, by default the last.
 
     Returns:
-      (total, (terms, updates)): the sum of all terms, unless `config.task_balance` weighs them,
+      (total, (terms, updates)): the sum of all terms that count, unless `task_balance` weighs them,
       {'task/term': scalar} with 'moe/balance', and the Flax collections to replace ({} where there
-      are none). With `moe.capacity_factor` a collection 'metrics' has, for the log,
-      {'dropped/<layer>/<task>': share of the choices of experts lost}.
+      are none). With `moe.capacity_factor` a collection 'metrics' has, for the log, {'mean':
+      {'dropped/<layer>/<task>': share of the choices of experts lost}}.
 
     Raises:
       UserError: random sampling without a key, an unknown task or sampling mode.
@@ -236,12 +246,14 @@ class M2Det:
       b.setdefault('shapes', self._shapes(b['images']))
       ordered[name] = b | {'images': self._compute(b['images'])}
     (total, terms), updates = self.network.apply(
-      variables, ordered, rng, sampling, method='losses',
+      variables, ordered, rng, sampling, phases.phases(self.config)[-1 if phase is None else phase],
+      method='losses',
       mutable=['batch_stats', 'metrics'],
     )  # fmt: skip
     if 'metrics' in updates:
       images = {name: b['images'] for name, b in ordered.items()}
-      updates = {**updates, 'metrics': _dropped(self.config, images, updates['metrics'])}
+      dropped = _dropped(self.config, images, updates['metrics'])
+      updates = {**updates, 'metrics': {'mean': dropped}}
     return total, (terms, updates)
 
   def _known(self, task):

@@ -19,6 +19,12 @@ from tensorboardX import SummaryWriter
 
 from sm3det_jax.checkpoint import write_atomically
 
+KINDS = {  # of a step's metrics {kind: {name: value}}: what a window of steps has of them
+  'mean': np.mean,
+  'last': lambda values: values[-1],
+  'max': np.max,
+}
+
 logger = logging.getLogger(__name__)
 
 
@@ -121,14 +127,13 @@ class Window:
     return value
 
   def close(self) -> dict[str, float]:
-    """Means over the good steps (counters, lr, multipliers: the last) and speed; starts anew."""
-    rows = jax.device_get(self._steps)
-    good = [r for r in rows if np.isfinite(r['total']) and np.isfinite(r['grad_norm'])] or rows
-    metrics = {k: float(v) for row in rows for k, v in row.items()}  # a step may lack a task
-    for key in metrics:
-      if key in ('total', 'grad_norm') or key.startswith(('loss/', 'dropped/')):
-        metrics[key] = float(np.mean([r[key] for r in good if key in r] or [metrics[key]]))
-    metrics['bad_in_a_row'] = float(max(row['bad_in_a_row'] for row in rows))
+    """Each metric by its kind, means over good steps alone, and the speed; starts anew."""
+    rows, metrics = jax.device_get(self._steps), {}
+    good = [row for row in rows if not row['max']['bad_in_a_row']]
+    for kind, reduce in KINDS.items():
+      for name in {name: None for row in rows for name in row[kind]}:  # a step may lack a task
+        of = lambda rows, k=kind, name=name: [row[k][name] for row in rows if name in row[k]]
+        metrics[name] = float(reduce(kind == 'mean' and of(good) or of(rows)))
     elapsed = time.perf_counter() - self._clock
     metrics['images_per_second'] = self._images * self._timed / elapsed
     metrics['data_wait'] = self._waited / elapsed

@@ -22,6 +22,7 @@ RULES = (
   (r'(.*/)?experts_\w+', PartitionSpec('expert')),  # leading axis: the experts
   ('.*', PartitionSpec()),
 )
+REFUSED = object()  # of leaves that no rule matches
 
 logger = logging.getLogger(__name__)
 
@@ -208,13 +209,16 @@ def spread(mesh: Mesh, shardings: Any, like: Any) -> Any:
   return jax.tree.map(one, shardings, like)
 
 
-def match(tree: Any, rules: Sequence[tuple[str, Any]], all_used: bool = True) -> Any:
+def match(
+  tree: Any, rules: Sequence[tuple[str, Any]], all_used: bool = True, rest: Any = REFUSED
+) -> Any:
   """A tree of the same form with the value of the first rule that matches each leaf's path.
 
   Args:
     tree: any pytree; a leaf's path is its keys joined by '/', such as 'params/neck/kernel'.
     rules: (regex of the whole path, value) pairs, in order.
     all_used: every rule has to decide about a leaf.
+    rest: value of leaves that no rule matches; by default they are an error.
 
   Raises:
     UserError: leaves that no rule matches, which are listed; a rule that decides about none, be it
@@ -226,7 +230,8 @@ def match(tree: Any, rules: Sequence[tuple[str, Any]], all_used: bool = True) ->
   ]
   regexes = [regex for regex, _ in rules]
   found = [next((i for i, r in enumerate(regexes) if re.fullmatch(r, p)), None) for p in paths]
-  if missed := [p for p, i in zip(paths, found, strict=True) if i is None]:
+  missed = [p for p, i in zip(paths, found, strict=True) if i is None]
+  if missed and rest is REFUSED:
     raise UserError(f'no rule of {regexes} matches {", ".join(missed)}')
   for unused in sorted(set(range(len(rules))) - set(found)) if all_used else ():
     taken = any(re.fullmatch(regexes[unused], p) for p in paths)
@@ -234,4 +239,5 @@ def match(tree: Any, rules: Sequence[tuple[str, Any]], all_used: bool = True) ->
       'decides nothing: rules before it take all that it matches' if taken else 'matches nothing'
     )
     raise UserError(f'rule {regexes[unused]!r} {why}; rules in order: {regexes}')
-  return jax.tree.unflatten(jax.tree.structure(tree), [rules[i][1] for i in found])
+  values = [rest if i is None else rules[i][1] for i in found]
+  return jax.tree.unflatten(jax.tree.structure(tree), values)

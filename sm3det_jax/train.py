@@ -1,6 +1,7 @@
 """The training loop: one jitted step on a mesh, logs, checkpoints, exact restarts."""
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -9,12 +10,9 @@ import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -22,10 +20,11 @@ from data_pipelines import mixture
 from data_pipelines.errors import NotFiniteError, UserError
 from sm3det_jax import checkpoint, logs, sharding
 from sm3det_jax.config import batch_scaling, copied
-from sm3det_jax.detector import build
+from sm3det_jax.config.phases import phase_at
 from sm3det_jax.interop import convert
-from sm3det_jax.optim import accumulate, optimizer
-from sm3det_jax.preprocess import normalise_batch
+from sm3det_jax.model import build
+from sm3det_jax.optim import optimizer, phases
+from sm3det_jax.optim.training import abstract_state, create_sharded_state, sharded_step
 
 MAX_BAD_STEPS = 10  # in a row
 SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
@@ -38,7 +37,7 @@ def train(
   workdir: str | os.PathLike,
   on_log: Callable[[int, dict[str, float]], None] | None = None,
 ) -> dict[str, float]:
-  """Trains the detector of `config`, or goes on where `workdir`'s newest checkpoint stands.
+  """Trains the model of `config`, or goes on where `workdir`'s newest checkpoint stands.
 
   A run that was stopped in any way goes on exactly: the same losses and parameters, bit for bit on
   one machine, as without the stop. A step whose loss or gradient is not finite changes nothing but
@@ -61,26 +60,27 @@ def train(
   """
   sharding.start_processes()
   config = batch_scaling.scaled(config)
-  detector = build(config)
+  model = build(config)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_mesh(config, mesh)
   checkpoint.open_workdir(config, workdir)
   checkpoints = checkpoint.manager(workdir, config.keep_checkpoints)
   with checkpoints, _sigterm() as terminated:
-    return _run(config, workdir, detector, mesh, checkpoints, terminated, on_log)
+    return _run(config, workdir, model, mesh, checkpoints, terminated, on_log)
 
 
-def _run(config, workdir, detector, mesh, checkpoints, terminated, on_log):
-  tx = optimizer.build(config, detector.term_groups)
-  like = abstract_state(config, detector, tx, mesh)
-  optimizer.log_parameters(like['model']['variables']['params'], detector.term_groups)
+def _run(config, workdir, model, mesh, checkpoints, terminated, on_log):
+  tx = optimizer.build(config, model.term_groups)
+  like = abstract_state(config, model, tx, mesh)
+  optimizer.log_parameters(like['model']['variables']['params'], model.term_groups)
   position = {'seed': config.seed, 'fingerprint': mixture.fingerprint(config)}
   state, start = _restored(workdir, checkpoints, like, position['fingerprint'])
   if state is None:
-    state = create_sharded_state(config, detector, tx, mesh)
+    state = create_sharded_state(config, model, tx, mesh)
     if config.init_from:
       state['model'] = convert.start_from(state['model'], config)
-  step, steps = sharded_step(config, detector, tx, mesh), config.optim.steps
+  step_of = functools.cache(lambda phase: sharded_step(config, model, tx, mesh, phase))
+  steps, phase = config.optim.steps, None
   logger.info('steps %d to %d on mesh %s', start, steps, dict(mesh.shape))
   window, metrics, saved = logs.Window(config.batch_size), {}, start
 
@@ -97,8 +97,10 @@ def _run(config, workdir, detector, mesh, checkpoints, terminated, on_log):
   ):
     batch = next(batches) if start < steps else None
     for done in range(start + 1, steps + 1):
+      if phase != (phase := phase_at(config, done - 1)) and config.phases:
+        phases.log(config, like['model']['variables']['params'], phase, done - 1)
       with jax.profiler.StepTraceAnnotation('train', step_num=done):
-        state, step_metrics = step(state, batch)
+        state, step_metrics = step_of(phase)(state, batch)
       window.add(step_metrics)
       if done < steps:
         batch = window.timed(next, batches)  # goes to the device while it computes
@@ -118,104 +120,7 @@ def _run(config, workdir, detector, mesh, checkpoints, terminated, on_log):
   return metrics or _last_metrics(workdir)
 
 
-def create_state(config: ConfigDict, detector: Any, tx: Any) -> dict:
-  """State before the first step: what a checkpoint holds, but for the data position."""
-  variables = detector.init(jax.random.fold_in(jax.random.key(config.seed), 0))
-  variables = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), variables)  # no weak types
-  model = {'variables': variables}
-  if config.optim.ema:
-    model['ema'] = jax.tree.map(jnp.copy, variables['params'])
-  training = {'opt': tx.init(variables['params'])}
-  training |= {name: jnp.zeros((), jnp.int32) for name in ('step', 'skipped', 'bad_in_a_row')}
-  return {'model': model, 'training': training}
-
-
-def abstract_state(config: ConfigDict, detector: Any, tx: Any, mesh: jax.sharding.Mesh) -> dict:
-  """`create_state`'s shapes, types and shardings."""
-  like = jax.eval_shape(lambda: create_state(config, detector, tx))
-  where = sharding.tree_sharding(mesh, like)
-  if config.optim.zero1:
-    opt = where['training']['opt']
-    where['training']['opt'] = sharding.spread(mesh, opt, like['training']['opt'])
-  return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, where)
-
-
-def create_sharded_state(
-  config: ConfigDict, detector: Any, tx: Any, mesh: jax.sharding.Mesh
-) -> dict:
-  """`create_state` made where it is to lie, never whole on one device."""
-  where = jax.tree.map(lambda a: a.sharding, abstract_state(config, detector, tx, mesh))
-  # hundreds of small kernels that run once: XLA:CPU takes four times as long to optimise them
-  options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
-  create = jax.jit(
-    lambda: create_state(config, detector, tx), out_shardings=where, compiler_options=options
-  )
-  return create()
-
-
-def sharded_step(config: ConfigDict, detector: Any, tx: Any, mesh: jax.sharding.Mesh) -> Callable:
-  """`train_step`, compiled for a mesh; it takes the state's buffers. Call it in `jax.set_mesh`."""
-  where = jax.tree.map(lambda a: a.sharding, abstract_state(config, detector, tx, mesh))
-  return jax.jit(
-    train_step(config, detector, tx),
-    donate_argnums=0,
-    in_shardings=(where, sharding.batch_sharding(mesh, config.optim.accumulate)),
-    out_shardings=(where, sharding.replicated(mesh)),
-  )
-
-
-def loss_function(config: ConfigDict, detector: Any) -> Callable:
-  """The loss of a raw batch: function of (params, variables, batch, step), as `detector.loss`."""
-
-  def loss(params, variables, batch, step):
-    # Never carried, so that a restart needs the step alone; 0 is the initialisation's.
-    rng = jax.random.fold_in(jax.random.key(config.seed), step + 1)
-    return detector.loss({**variables, 'params': params}, normalise_batch(batch, config), rng)
-
-  return loss
-
-
-def train_step(config: ConfigDict, detector: Any, tx: Any) -> Callable:
-  """The step: function of (state, raw batch) that returns (state, metrics of this step)."""
-  gradient = jax.value_and_grad(loss_function(config, detector), has_aux=True)
-  if config.optim.accumulate > 1:
-    gradient = accumulate.mean_gradient(gradient, config.optim.accumulate)
-  lr = optimizer.schedule(config.optim)
-
-  def step(state, batch):
-    model, training = state['model'], state['training']
-    variables, params = model['variables'], model['variables']['params']
-    (total, (terms, changed)), grads = gradient(params, variables, batch, training['step'])
-    changed = dict(changed)
-    metrics = changed.pop('metrics', {})
-    grad_norm = optimizer.gradient_norm(grads)
-    finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
-    updates, opt = tx.update(grads, training['opt'], params, losses=terms)
-    params = optax.apply_updates(params, updates)
-    new = {'variables': {**variables, **changed, 'params': params}}
-    if config.optim.ema:
-      new['ema'] = optax.incremental_update(params, model['ema'], 1 - config.optim.ema)
-    model, opt = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old), (new, opt), (model, training['opt'])
-    )
-    bad = (~finite).astype(jnp.int32)
-    rate = lr(training['step'] - training['skipped'])
-    training = {
-      'opt': opt,
-      'step': training['step'] + 1,
-      'skipped': training['skipped'] + bad,
-      'bad_in_a_row': (training['bad_in_a_row'] + bad) * bad,
-    }
-    metrics |= {'total': total, 'grad_norm': grad_norm, 'lr': rate}
-    metrics |= {f'loss/{name}': value for name, value in terms.items()}
-    metrics |= {f'multiplier/{k}': v for k, v in optimizer.multipliers(opt).items()}
-    metrics |= {name: training[name] for name in ('skipped', 'bad_in_a_row')}
-    return {'model': model, 'training': training}, metrics
-
-  return step
-
-
-def micro_batches(config: ConfigDict, step: int, host: int, hosts: int) -> Iterator[Any]:
+def micro_batches(config: ConfigDict, step: int, host: int, hosts: int) -> Iterator[dict]:
   """`mixture.train_batches`, with the micro-batches of a step stacked where there are several.
 
   Micro-batch `j` of `n` of step `i` is batch `i n + j` of a run with batches a n-th as large. With

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from tiny import batch_of, tiny_config
 
-from sm3det_jax import detector, sharding, train
-from sm3det_jax.optim import optimizer
+from sm3det_jax import detector, sharding
+from sm3det_jax.optim import optimizer, training
 
 
 def config():
@@ -30,16 +30,16 @@ def main(path):
   c, hosts, metrics = config(), jax.process_count(), []
   model, mesh = detector.build(c), sharding.make_mesh({'data': 2, 'expert': 2})
   tx = optimizer.build(c, model.term_groups)
-  state = jax.device_get(jax.jit(lambda: train.create_state(c, model, tx))())
+  state = jax.device_get(jax.jit(lambda: training.create_state(c, model, tx))())
   jax.config.update('jax_enable_x64', True)
   wide = lambda x: x.astype(np.float64) if x.dtype == np.float32 else x  # noqa: E731
   state = sharding.put_tree(jax.tree.map(wide, state), mesh)
   with jax.set_mesh(mesh):
-    step = jax.jit(train.train_step(c, model, tx), donate_argnums=0)
+    step = jax.jit(training.train_step(c, model, tx), donate_argnums=0)
     for i in range(20):
       part = jax.tree.map(lambda x: np.split(x, hosts)[jax.process_index()], batch_of(c, i))
       state, m = step(state, sharding.put_batch(part, mesh))
-      metrics.append({k: float(v) for k, v in jax.device_get(m).items()})
+      metrics.append({k: float(v) for kind in jax.device_get(m).values() for k, v in kind.items()})
   if jax.process_index() == 0:
     pathlib.Path(path).write_text(json.dumps(metrics))
 

@@ -8,9 +8,9 @@ import jax
 import pytest
 from tiny import SIZE, tiny_config
 
-from sm3det_jax import detector, sharding, train
+from sm3det_jax import detector, sharding
 from sm3det_jax.analysis import compile_step, hlo
-from sm3det_jax.optim import optimizer
+from sm3det_jax.optim import optimizer, training
 
 MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
 SMALL = 64 * 1024  # bytes of all sums over the batch: normalisers, usage of experts, gradient norm
@@ -27,9 +27,9 @@ def compiled(data, expert, capacity_factor=0.0):
   mesh = sharding.make_mesh(config.mesh)
   model = detector.build(config)
   tx = optimizer.build(config, model.term_groups)
-  state = train.abstract_state(config, model, tx, mesh)
+  state = training.abstract_state(config, model, tx, mesh)
   with jax.set_mesh(mesh):
-    step = train.sharded_step(config, model, tx, mesh)
+    step = training.sharded_step(config, model, tx, mesh)
     lowered = step.lower(state, compile_step.abstract_batch(config, mesh))
     text = lowered.compile().as_text()
   sent = {}

@@ -17,7 +17,7 @@ import pytest
 
 from sm3det_jax import checkpoint, logs, preprocess, sharding, train
 from sm3det_jax import config as config_lib
-from sm3det_jax.optim import optimizer
+from sm3det_jax.optim import optimizer, training
 
 SIZE = 8  # px
 
@@ -25,7 +25,11 @@ SIZE = 8  # px
 class ToyDetector:
   """The interface of M2Det over a few numbers: heads, experts, noise and a running mean."""
 
+  tasks = ('sar', 'rgb')
   term_groups = {'sar/cls': 'sar/bbox_head', 'rgb/rpn_cls': 'rgb/rpn_head'}
+
+  def prepare(self, batch):
+    return preprocess.normalise_batch(batch, toy_config())
 
   def init(self, rng):
     keys = jax.random.split(rng, 4)
@@ -96,7 +100,6 @@ def toy(monkeypatch):
     monkeypatch.setattr(train, 'build', lambda config: ToyDetector())
     monkeypatch.setattr(train.mixture, 'train_batches', batches)
     monkeypatch.setattr(train.mixture, 'fingerprint', lambda config: fingerprint)
-    monkeypatch.setattr(train.coverage, 'report', lambda config: {})
 
   use()
   return use
@@ -113,7 +116,7 @@ def _final(config, workdir):
   tx = optimizer.build(config, detector.term_groups)
   mesh = sharding.make_mesh(config.mesh)
   with checkpoint.manager(workdir) as manager:
-    return checkpoint.restore(manager, train.abstract_state(config, detector, tx, mesh))
+    return checkpoint.restore(manager, training.abstract_state(config, detector, tx, mesh))
 
 
 def _assert_same_run(config, a, b):
@@ -243,7 +246,7 @@ def test_a_bad_step_changes_nothing_but_its_count(toy, tmp_path):
   metrics = train.train(config, tmp_path)
   detector = ToyDetector()
   tx = optimizer.build(config, detector.term_groups)
-  like = train.abstract_state(config, detector, tx, sharding.make_mesh(config.mesh))
+  like = training.abstract_state(config, detector, tx, sharding.make_mesh(config.mesh))
   with checkpoint.manager(tmp_path, 9) as manager:
     bad, position = checkpoint.restore(manager, like)
     good = manager.restore(2, args=checkpoint.restore_args(like))
@@ -270,9 +273,9 @@ def _two_steps(data, expert):
   config = toy_config()
   detector, mesh = ToyDetector(), sharding.make_mesh({'data': data, 'expert': expert})
   tx = optimizer.build(config, detector.term_groups)
-  state = train.create_sharded_state(config, detector, tx, mesh)
+  state = training.create_sharded_state(config, detector, tx, mesh)
   with jax.set_mesh(mesh):
-    step = train.sharded_step(config, detector, tx, mesh)
+    step = training.sharded_step(config, detector, tx, mesh)
     types, metrics = [jax.tree.map(lambda a: (jax.typeof(a), a.sharding), state)], []
     for i in range(2):
       state, m = step(state, sharding.put_batch(toy_batch(config, i), mesh))

@@ -7,9 +7,9 @@ import pytest
 from tiny import batch_of, tiny_config
 
 from sm3det_jax import config as config_lib
-from sm3det_jax import detector, sharding, train
+from sm3det_jax import detector, sharding
 from sm3det_jax.layers import convolution
-from sm3det_jax.optim import optimizer
+from sm3det_jax.optim import optimizer, training
 
 
 def config_with(kind):
@@ -35,14 +35,14 @@ def parts(config):
 def test_a_step_keeps_the_form_of_the_state(kind):
   """Shapes and types alone: nothing is compiled."""
   config = config_with(kind)
-  state = jax.eval_shape(lambda: train.create_state(config, *parts(config)))
+  state = jax.eval_shape(lambda: training.create_state(config, *parts(config)))
   batch = jax.tree.map(jnp.asarray, batch_of(config, 0))
-  new, metrics = jax.eval_shape(train.train_step(config, *parts(config)), state, batch)
+  new, metrics = jax.eval_shape(training.train_step(config, *parts(config)), state, batch)
   assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
   assert ('batch_stats' in state['model']['variables']) == (kind in ('lsknet', 'van'))
   names = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(state['training'])]
   assert not any('batch_stats' in n for n in names)  # the optimizer does not see them
-  assert {'loss/sar/cls', 'loss/moe/balance'} <= set(metrics)
+  assert {'loss/sar/cls', 'loss/moe/balance'} <= set(metrics['mean'])
 
 
 @pytest.mark.slow
@@ -52,8 +52,8 @@ def test_batch_norm_in_training(monkeypatch):
   monkeypatch.setattr(convolution, '_kernel_gradient_by_tap', convolution._kernel_gradient_grouped)
   config = config_with('van')
   mesh = sharding.make_mesh({'data': 1, 'expert': 1}, jax.devices()[:1])
-  state = train.create_sharded_state(config, *parts(config), mesh)
-  step, seen = train.sharded_step(config, *parts(config), mesh), []
+  state = training.create_sharded_state(config, *parts(config), mesh)
+  step, seen = training.sharded_step(config, *parts(config), mesh), []
   with jax.set_mesh(mesh):
     for i in range(2):
       seen.append(jax.device_get(state['model']['variables']['batch_stats']))
@@ -62,4 +62,4 @@ def test_batch_norm_in_training(monkeypatch):
   fresh, first, second = seen
   differ = lambda a, b: jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), a, b))
   assert all(differ(fresh, first)) and all(differ(first, second))
-  assert np.isfinite(metrics['total']) and metrics['skipped'] == 0
+  assert np.isfinite(metrics['mean']['total']) and metrics['last']['skipped'] == 0

@@ -8,8 +8,8 @@ import optax
 import pytest
 from tiny import batch_of, tiny_config
 
-from sm3det_jax import detector, sharding, train
-from sm3det_jax.optim import optimizer
+from sm3det_jax import detector, sharding
+from sm3det_jax.optim import optimizer, training
 
 MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
 
@@ -23,7 +23,7 @@ def build(config):
 def initial(x64):
   """The state before the first step, on the host: compiled once for all meshes."""
   mesh, config = sharding.make_mesh({'data': 1, 'expert': 1}), tiny_config()
-  state = jax.device_get(train.create_sharded_state(config, *build(config), mesh))
+  state = jax.device_get(training.create_sharded_state(config, *build(config), mesh))
   if x64:
     wide = lambda x: x.astype(np.float64) if x.dtype == np.float32 else x  # noqa: E731
     state = jax.tree.map(wide, state)
@@ -38,7 +38,7 @@ def first_step(data, expert):
   variables = sharding.put_tree(initial(False)['model'], mesh)['variables']
   with jax.set_mesh(mesh):
     batch = sharding.put_batch(batch_of(config, 0), mesh)
-    loss = train.loss_function(config, build(config)[0])
+    loss = training.loss_function(config, build(config)[0])
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     out = gradient(variables['params'], variables, batch, 0)
     (total, (terms, _)), grads = jax.device_get(out)
@@ -65,14 +65,14 @@ def twenty_steps(data, expert, zero1=False):
   config.optim.zero1 = zero1
   mesh = sharding.make_mesh({'data': data, 'expert': expert})
   model, tx = build(config)
-  like = train.abstract_state(config, model, tx, mesh)
+  like = training.abstract_state(config, model, tx, mesh)
   state = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), initial(True), like)
   with jax.set_mesh(mesh):
-    step = train.sharded_step(config, model, tx, mesh)
+    step = training.sharded_step(config, model, tx, mesh)
     types = jax.tree.map(jax.typeof, state)
     for i in range(20):
       state, m = step(state, sharding.put_batch(batch_of(config, i), mesh))
-      metrics.append(jax.device_get(m))
+      metrics.append({k: v for kind in jax.device_get(m).values() for k, v in kind.items()})
     assert jax.tree.map(jax.typeof, state) == types
   return metrics, jax.tree.leaves_with_path(jax.device_get(optax.tree.get(state, 'mu')))
 

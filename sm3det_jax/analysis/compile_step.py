@@ -18,11 +18,11 @@ from jax.experimental import topologies
 
 from data_pipelines.batch import arrays
 from data_pipelines.errors import UserError
-from sm3det_jax import sharding, train
+from sm3det_jax import sharding
 from sm3det_jax.analysis import account, hlo
 from sm3det_jax.config import ConfigDict, batch_scaling, copied
-from sm3det_jax.detector import build
-from sm3det_jax.optim import optimizer
+from sm3det_jax.model import build
+from sm3det_jax.optim import optimizer, training
 
 
 class Chip(NamedTuple):
@@ -163,10 +163,10 @@ def slice_devices(topology: str) -> list[jax.Device]:
 
 def _lowered(config, mesh):
   """The step of a mesh, not yet compiled, with the state and the batch that it takes."""
-  detector = build(config)
-  tx = optimizer.build(config, detector.term_groups)
-  state, batch = train.abstract_state(config, detector, tx, mesh), abstract_batch(config, mesh)
-  step = train.sharded_step(config, detector, tx, mesh)
+  model = build(config)
+  tx = optimizer.build(config, model.term_groups)
+  state, batch = training.abstract_state(config, model, tx, mesh), abstract_batch(config, mesh)
+  step = training.sharded_step(config, model, tx, mesh)
   with jax.set_mesh(mesh):
     return step.lower(state, batch), state, batch
 

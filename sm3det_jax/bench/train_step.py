@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from data_pipelines import mixture
-from sm3det_jax import sharding, train
+from sm3det_jax import sharding
 from sm3det_jax.config import ConfigDict
-from sm3det_jax.detector import build
-from sm3det_jax.optim import optimizer
+from sm3det_jax.model import build
+from sm3det_jax.optim import optimizer, training
 
 
 def measure(config: ConfigDict, steps: int = 20) -> dict[str, float]:
@@ -20,11 +20,11 @@ def measure(config: ConfigDict, steps: int = 20) -> dict[str, float]:
     'first_step_s' (compilation included), 'median_step_ms', 'slowest_step_ms',
     'images_per_second' at the median, 'devices'.
   """
-  detector, mesh = build(config), sharding.make_mesh(config.mesh)
+  model, mesh = build(config), sharding.make_mesh(config.mesh)
   sharding.check_mesh(config, mesh)
-  tx = optimizer.build(config, detector.term_groups)
-  state = train.create_sharded_state(config, detector, tx, mesh)
-  step, times = train.sharded_step(config, detector, tx, mesh), []
+  tx = optimizer.build(config, model.term_groups)
+  state = training.create_sharded_state(config, model, tx, mesh)
+  step, times = training.sharded_step(config, model, tx, mesh), []
   with jax.set_mesh(mesh):
     for batch in itertools.islice(mixture.train_batches(config), steps + 1):
       batch = jax.block_until_ready(sharding.put_batch(batch, mesh))

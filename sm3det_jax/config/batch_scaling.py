@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 def scaled(config: ConfigDict) -> ConfigDict:
   """`config` with the rate and the schedule of its batch size, as `optim.lr_scaling` says.
 
-  Scaled are `optim.lr`, the steps, milestones and warm-up of `optim`, and DLA's warm-up; the result
-  has `lr_scaling` 'none' and stays as it is when scaled again. Other counts of steps (logs,
-  checkpoints) and the decays of running averages stay.
+  Scaled are `optim.lr` and `min_lr`, the steps, milestones and warm-up of `optim`, the ends of
+  phases and DLA's warm-up; the result has `lr_scaling` 'none' and stays as it is when scaled again.
+  Other counts of steps (logs, checkpoints) and the decays of running averages stay.
   """
   config = copied(config)
   optim, batch = config.optim, config.batch_size
@@ -29,6 +29,7 @@ def scaled(config: ConfigDict) -> ConfigDict:
   fewer = lambda steps: max(round(steps / k), 1) if steps else 0
   changed = {
     'lr': optim.lr * FACTORS[optim.lr_scaling](k),
+    'min_lr': optim.min_lr * FACTORS[optim.lr_scaling](k),
     'steps': fewer(optim.steps),
     'milestones': tuple(map(fewer, optim.milestones)),
     'warmup_steps': fewer(optim.warmup_steps),
@@ -40,4 +41,5 @@ def scaled(config: ConfigDict) -> ConfigDict:
   )  # fmt: skip
   optim.update(changed, lr_scaling='none', reference_batch=batch)
   config.dla.warmup_steps = fewer(config.dla.warmup_steps)
+  config.phases = tuple((until and fewer(until), *rest) for until, *rest in config.phases)
   return config

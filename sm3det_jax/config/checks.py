@@ -7,7 +7,7 @@ every model has are judged with each other.
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
-from sm3det_jax.config import detector_checks, keys
+from sm3det_jax.config import detector_checks, keys, phases
 
 
 def check(config: ConfigDict) -> ConfigDict:
@@ -23,6 +23,7 @@ def check(config: ConfigDict) -> ConfigDict:
   for name, task in config.tasks.items():
     _check_task(f'config.tasks.{name}', task)
   _check_optimizer(config.optim)
+  phases.check(config)
   _check_batch(config)
   if config.model == 'm2det':
     detector_checks.check(config)

@@ -13,10 +13,11 @@ from data_pipelines.batch import KINDS
 from data_pipelines.errors import UserError
 from sm3det_jax.config.backbones import BACKBONES
 from sm3det_jax.config.heads import HEADS
+from sm3det_jax.config.models import MODELS
 from sm3det_jax.config.necks import NECKS
 
 CHOICES = {
-  'model': ('m2det',),
+  'model': MODELS,
   'label_space': ('joint', 'per_task'),
   'dtype': ('auto', 'float32', 'bfloat16'),
   'sampling': ('ratio', 'random'),

@@ -94,11 +94,13 @@ def default() -> ConfigDict:
     lr_scaling='none',  # 'linear', 'sqrt': rate and schedule follow batch_size / reference_batch
     reference_batch=32,
     betas=(0.9, 0.999),
+    bias_correction=True,  # of Adam; False: its first steps are larger
     weight_decay=0.05,
     clip_norm=35.0,
     steps=33_468,
     milestones=(22_312, 30_679),
-    schedule='step',  # x gamma a milestone; 'cosine': to 0 at the last step
+    schedule='step',  # x gamma a milestone; 'cosine': to min_lr at the last step
+    min_lr=0.0,  # where the cosine ends
     gamma=0.1,
     warmup_steps=500,
     warmup_ratio=1 / 3,
@@ -107,7 +109,7 @@ def default() -> ConfigDict:
     zero1=False,  # each device keeps its share of the optimizer's moments
     ema=0.0,  # decay of the parameters' running average; 0 = off
   )
-  c.phases = ()  # of the run: what is trained until which step
+  c.phases = ()  # (until step or None, terms that count or None: all, frozen parameter paths)
   c.task_balance = 'dla'  # of the tasks: 'none', 'dla', 'uncertainty', 'dwa' or 'gradnorm'
   c.dla = dict(
     variant='released',

@@ -116,6 +116,7 @@ RANGES = {
   'moe.capacity_factor': NOT_NEGATIVE,
   # the run
   'optim.lr': NOT_NEGATIVE,
+  'optim.min_lr': NOT_NEGATIVE,
   'optim.reference_batch': COUNT,
   'optim.betas': Range(0.0, 1.0, without=1, length=2),
   'optim.weight_decay': NOT_NEGATIVE,

@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import UserError
 from sm3det_jax import checkpoint
 from sm3det_jax.config import joint_classes, label_space
-from sm3det_jax.detector import build
 from sm3det_jax.interop import backbones, constants, heads, layouts, official, sources
 from sm3det_jax.interop.files import state_files
 from sm3det_jax.interop.report import PROBLEMS, Report, Row
+from sm3det_jax.model import build
 
 SHOWN = 3  # names in a one-line error
 
@@ -291,5 +291,4 @@ def _filled(variables, values) -> dict:
 
 def _fresh(config):
   """The variables that a training would begin with."""
-  detector = build(config)
-  return jax.jit(detector.init)(jax.random.fold_in(jax.random.key(config.seed), 0))
+  return jax.jit(build(config).init)(jax.random.fold_in(jax.random.key(config.seed), 0))

@@ -15,7 +15,7 @@ def mean_gradient(gradient: Callable, count: int) -> Callable:
 
   Args:
     gradient: function of (params, variables, batch, step) that returns ((total, (terms, changed)),
-      grads), as `jax.value_and_grad` of `train.loss_function`.
+      grads), as `jax.value_and_grad` of `training.loss_function`.
     count: micro-batches of a step.
 
   Returns:

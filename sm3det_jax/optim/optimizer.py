@@ -1,4 +1,4 @@
-"""The optimizer: clipped AdamW with warm-up, step decay, and the balance of the tasks last.
+"""The optimizer: clipped AdamW with warm-up, groups and phases, and the balance of the tasks last.
 
 Source: the released configuration (AdamW 1e-4, betas 0.9 and 0.999, decay 0.05 on all parameters,
 gradient norm 35, rate / 10 after epochs 8 and 11 of 12, 500 warm-up steps from 1/3). The released
@@ -15,21 +15,29 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sm3det_jax.optim import balance, dla
+from sm3det_jax.config import phases as plan
+from sm3det_jax.optim import adam, balance, dla, groups, phases
 from sm3det_jax.sharding import match
 
 logger = logging.getLogger(__name__)
 
 
 def schedule(optim: Any) -> optax.Schedule:
-  """Learning rate by step: linear from `warmup_ratio` to 1 of it, then x `gamma` a milestone.
+  """Learning rate by step: linear from `warmup_ratio` to 1 of it, then by `schedule`.
+
+  'step' multiplies by `gamma` at each of `milestones`. 'cosine' is half a cosine from `lr` at step
+  0 to `min_lr` at `steps`, whose beginning the warm-up hides (Loshchilov and Hutter 2017).
 
   Args:
-    optim: `config.optim`; uses lr, warmup_steps, warmup_ratio, milestones, gamma.
+    optim: `config.optim`.
   """
 
   def lr(step):
     ramp = optim.warmup_ratio + (1 - optim.warmup_ratio) * (step / max(optim.warmup_steps, 1))
+    if optim.get('schedule') == 'cosine':
+      wave = 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.minimum(step / optim.steps, 1))
+      late = optim.min_lr + (optim.lr - optim.min_lr) * wave
+      return jnp.where(step < optim.warmup_steps, optim.lr * ramp, late)
     passed = sum(jnp.where(step >= milestone, 1, 0) for milestone in optim.milestones)
     return optim.lr * jnp.where(step < optim.warmup_steps, ramp, 1.0) * optim.gamma**passed
 
@@ -54,32 +62,57 @@ def parameter_groups(params: Any, term_groups: Mapping[str, str]) -> Any:
 
 
 def build(config: Any, term_groups: Mapping[str, str]) -> optax.GradientTransformationExtraArgs:
-  """The whole optimizer; its `update` needs `losses={term: scalar}` beside gradients and params.
+  """The whole optimizer.
 
   Args:
-    config: uses `optim`, `balance` and what that names, `tasks`.
-    term_groups: {loss term: group}, as `detector.term_groups`.
+    config: uses `optim`, `phases`, `task_balance` and what that names, `tasks`.
+    term_groups: {loss term: group}, as `model.term_groups`.
+
+  Returns:
+    A transform whose `update(grads, state, params, *, losses, phase=None)` takes the loss terms
+    {name: scalar} and the static number of the phase, by default the last. What does not move in a
+    phase needs no gradient (None in its place), is no part of the norm that is clipped, gets a zero
+    update, and begins anew with Adam when it thaws. The state's form is the same in all phases.
+
+  Raises:
+    UserError: terms of a phase that are none of the model's; at `init`, a regex of groups or phases
+      that decides about no parameter.
   """
   c, kind = config.optim, config.task_balance
+  phases.check(config, {*term_groups, 'moe/balance'})
+  names = (lambda tree: phases.names(tree, config)) if config.phases else None
   steps = [
     optax.clip_by_global_norm(c.clip_norm),
-    optax.scale_by_adam(*c.betas),
-    optax.add_decayed_weights(c.weight_decay),
+    adam.scale_by_adam(*c.betas, c.bias_correction, names=names),
+    groups.add_decay(c.weight_decay, plan.groups(config)),
     optax.scale_by_learning_rate(schedule(c)),
   ]
   if kind == 'dla':
-    groups = lambda p: match(p, _group_rules(term_groups), all_used=False)
-    steps.append(dla.scale_by_dla(term_groups, groups, **config.dla))
+    steered = lambda p: match(p, _group_rules(term_groups), all_used=False)
+    steps.append(dla.scale_by_dla(term_groups, steered, **config.dla))
   tx = optax.chain(*steps)
   if kind in balance.TRANSFORMS:
     weights = balance.TRANSFORMS[kind](tuple(config.tasks), **config[kind])
     tx = balance.beside(tx, weights)
 
-  def update(updates, state, params=None, **extra_args):
-    with jax.numpy_dtype_promotion('standard'):  # Adam raises a float to its integer count
-      return tx.update(updates, state, params, **extra_args)
+  def init(params):
+    for phase in range(len(plan.phases(config))):
+      phases.moving(params, config, phase)  # for its errors
+    return tx.init(phases.select(phases.kept(params, config), params))
 
-  return optax.GradientTransformationExtraArgs(tx.init, update)
+  def update(grads, state, params, *, losses, phase=None):
+    phase = len(plan.phases(config)) - 1 if phase is None else phase
+    kept, moving = phases.kept(params, config), phases.moving(params, config, phase)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    grads = phases.select(kept, phases.merge(phases.select(moving, grads), zeros))
+    rests = lambda name: phases.rests(name, phase)
+    with jax.numpy_dtype_promotion('standard'):  # Adam raises a float to its integer count
+      updates, state = tx.update(
+        grads, state, phases.select(kept, params), losses=losses, rests=rests
+      )
+    return phases.merge(phases.select(moving, updates), zeros), state
+
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def multipliers(opt_state: Any) -> dict[str, jax.Array]:
@@ -88,9 +121,9 @@ def multipliers(opt_state: Any) -> dict[str, jax.Array]:
 
 
 def _group_rules(term_groups):
-  groups = sorted(set(term_groups.values()))
-  heads = '|'.join(sorted({re.escape(group.split('/')[0]) for group in groups}))
-  rules = [(f'heads_{re.escape(group)}/.*', group) for group in groups]
+  steered = sorted(set(term_groups.values()))
+  heads = '|'.join(sorted({re.escape(group.split('/')[0]) for group in steered}))
+  rules = [(f'heads_{re.escape(group)}/.*', group) for group in steered]
   return [*rules, (rf'(?!heads_).*|heads_({heads})/.*', 'shared')]
 
 
@@ -102,8 +135,8 @@ def gradient_norm(grads: Any) -> jax.Array:
 def log_parameters(params: Any, term_groups: Mapping[str, str]) -> None:
   """Logs how many parameters every group has."""
   count = collections.Counter()
-  groups = parameter_groups(params, term_groups)
-  for group, p in zip(jax.tree.leaves(groups), jax.tree.leaves(params), strict=True):
+  of = parameter_groups(params, term_groups)
+  for group, p in zip(jax.tree.leaves(of), jax.tree.leaves(params), strict=True):
     count[group] += p.size
   for group in sorted(count):
     logger.info('%-16s %13s parameters', group, f'{count[group]:,}')
