@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import pickle
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,8 +23,9 @@ from data_pipelines.task import Task
 from sm3det_jax import logs, sharding
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import M2Det, build
-from sm3det_jax.inference import detect_step, own_labels, to_image
+from sm3det_jax.inference import detect_step, own_labels, reconstruct_step, to_image
 from sm3det_jax.metrics import Result, coco, dota, merge, table
+from sm3det_jax.metrics import pictures as similarity
 from sm3det_jax.viz import draw, figures
 
 PROTOCOLS = ('paper_patches', 'devkit')
@@ -50,7 +52,7 @@ def evaluate(
 
   HBB tasks are scored by COCO's rules on whole images. OBB tasks by each of `protocols`:
   `paper_patches` on the windows that the model sees, `devkit` on whole images whose windows are
-  merged by rotated NMS.
+  merged by rotated NMS. Tasks of images by the PSNR and SSIM of `model.reconstruct`.
 
   Args:
     config: the model's, with `data_root` and the tasks' test sets.
@@ -93,17 +95,18 @@ def evaluate(
       batches = rich.progress.track(
         batches, f'evaluate {name}', -(-total // batch_size), console=console
       )
-    windows, examples = _detect(detector, config, variables, mesh, name, batches, total, pictures)
-    result, merged = score(windows, data.whole_truth(), c.kind, tuple(c.classes), protocols)
-    at_cap = sum(w['full'] for w in windows)  # the head's cap may have cost them detections
-    summaries[name] = result.summary | {'windows': total, 'windows_at_cap': at_cap}
-    curves[name] = result.curves
+    evaluator = EVALUATORS[c.kind](detector, config, name, tuple(protocols))
+    windows, examples = _windows(evaluator, name, variables, mesh, batches, total, pictures)
+    summaries[name] = evaluator.score(windows, data) | {'windows': total}
     if out:
-      _write_task(out, name, c, merged, examples)
+      curves |= evaluator.write(out)
+      for k, picture in enumerate(examples):
+        draw.save(out / 'pictures' / f'{name}_{k}.png', picture)
   metrics = table.combine(summaries)
   if out:
     table.write(metrics, out / 'metrics.json')
-    figures.pr_curves(curves, out / 'pr_curves.png')
+    if curves:
+      figures.pr_curves(curves, out / 'pr_curves.png')
   return metrics
 
 
@@ -137,22 +140,111 @@ def score(
   return first._replace(summary=first.summary | {'protocols': others}), merged
 
 
-def _detect(detector, config, variables, mesh, task, batches, total, pictures):
-  """(every window once, with its detections; up to `pictures` of this process's as pictures)."""
-  step, own = detect_step(detector, config, task), own_labels(config, task)
+class Boxes:
+  """Evaluates a task of boxes: detections, scored by COCO's or the DOTA protocols.
+
+  What an evaluator of any kind has: `step`, the pass on the device, (variables, images, shapes) ->
+  arrays [n, ...]; `seen` and `picture`, what of it counts of one window and how that is shown;
+  `score` over all windows; `write`, further files and curves.
+  """
+
+  def __init__(self, model: Any, config: ConfigDict, task: str, protocols: tuple[str, ...]):
+    self.task, self.config, self.protocols = task, config.tasks[task], protocols
+    self.step, self.own = detect_step(model, config, task), own_labels(config, task)
+
+  def seen(self, found: Any, row: int, batch: dict, window: dict) -> dict:
+    """`window` (`id`, `offset`, `truth`) with its detections in the pixels of the whole image."""
+    return window | to_image(found, row, self.own, float(batch['scales'][row]), window['offset'])
+
+  def picture(self, found: Any, row: int, batch: dict, window: dict) -> np.ndarray | None:
+    """Ground truth beside detections; None of a window without objects."""
+    truth, scale = window['truth'], float(batch['scales'][row])
+    if not len(truth['labels']):
+      return None
+    shift, quads = np.tile(window['offset'], 4), box_lib.to_polygon(window['boxes'])
+    shown = window['scores'] >= SHOWN
+    return draw.compare(
+      _unpadded(batch, row),
+      {'polygons': (truth['polygons'] - shift) * scale, 'labels': truth['labels']},
+      {
+        'polygons': (quads[shown] - shift) * scale,
+        'labels': window['labels'][shown],
+        'scores': window['scores'][shown],
+      },
+      tuple(self.config.classes),
+      window['id'],
+    )
+
+  def score(self, windows: list[dict], data: Task) -> dict:
+    """The summary of the task."""
+    classes = tuple(self.config.classes)
+    result, self.merged = score(
+      windows, data.whole_truth(), self.config.kind, classes, self.protocols
+    )
+    self.curves = result.curves
+    at_cap = sum(w['full'] for w in windows)  # the head's cap may have cost them detections
+    return result.summary | {'windows_at_cap': at_cap}
+
+  def write(self, out: pathlib.Path) -> dict:
+    """Writes Task1 files of oriented boxes; returns {task: curves}."""
+    if self.config.kind == 'obb':
+      dota.write_task1(out / 'task1' / self.task, self.merged, tuple(self.config.classes))
+    return {self.task: self.curves}
+
+
+class Pictures:
+  """Evaluates a task of images: what the model makes of them, by PSNR and SSIM of every window."""
+
+  def __init__(self, model: Any, config: ConfigDict, task: str, protocols: tuple[str, ...]):
+    self.step = reconstruct_step(model, config, task)
+
+  def seen(self, found: Any, row: int, batch: dict, window: dict) -> dict:
+    """`window` with its `psnr` and `ssim`."""
+    truth, made = _unpadded(batch, row), self._made(found, row, batch)
+    return window | {'psnr': similarity.psnr(truth, made), 'ssim': similarity.ssim(truth, made)}
+
+  def picture(self, found: Any, row: int, batch: dict, window: dict) -> np.ndarray:
+    """The image beside what the model makes of it."""
+    truth, made = _unpadded(batch, row), self._made(found, row, batch)
+    return draw.beside(truth, np.rint(made).astype(truth.dtype))
+
+  def _made(self, found, row, batch):
+    truth = _unpadded(batch, row)
+    made = found[row, : truth.shape[0], : truth.shape[1]]
+    return np.clip(made, 0, similarity.peak_of(truth.dtype))
+
+  def score(self, windows: list[dict], data: Task) -> dict:
+    """The summary of the task: means over windows; PSNR None where one has no error at all."""
+    psnr, ssim = (float(np.mean([w[key] for w in windows])) for key in ('psnr', 'ssim'))
+    return {'psnr': psnr if np.isfinite(psnr) else None, 'ssim': ssim}
+
+  def write(self, out: pathlib.Path) -> dict:
+    """There are no curves."""
+    return {}
+
+
+EVALUATORS = {'hbb': Boxes, 'obb': Boxes, 'image': Pictures}
+
+
+def _unpadded(batch, row):
+  height, width = batch['shapes'][row]
+  return batch['images'][row, :height, :width]
+
+
+def _windows(evaluator, task, variables, mesh, batches, total, pictures):
+  """(every window once, with what counts of it; up to `pictures` of this process's as pictures)."""
   rounds, windows, examples = [], [], []
   total_here = -(-total // jax.process_count())
   for batch in batches:
-    found = _found(step, variables, mesh, batch)
+    found = _found(evaluator.step, variables, mesh, batch)
     rounds.append(len(batch['ids']))
     for row, (name, truth) in enumerate(zip(batch['ids'], batch['truth'], strict=True)):
-      scale, offset = float(batch['scales'][row]), tuple(map(int, batch['offsets'][row]))
-      window = {'id': name, 'offset': offset, 'truth': truth}
-      windows.append(window | to_image(found, row, own, scale, offset))
-      due = len(examples) < pictures and len(windows) > len(examples) * total_here // pictures
-      if due and len(truth['labels']):  # spread over the split
-        height, width = batch['shapes'][row]
-        examples.append((batch['images'][row, :height, :width], scale, windows[-1]))
+      window = {'id': name, 'offset': tuple(map(int, batch['offsets'][row])), 'truth': truth}
+      windows.append(evaluator.seen(found, row, batch, window))
+      # spread over the split
+      if len(examples) < pictures and len(windows) > len(examples) * total_here // pictures:
+        picture = evaluator.picture(found, row, batch, windows[-1])
+        examples += [] if picture is None else [picture]
   windows = _of_all_processes(windows, rounds)
   different = len({(w['id'], w['offset']) for w in windows})
   if not len(windows) == different == total:
@@ -184,24 +276,3 @@ def _of_all_processes(windows, rounds):
   parts = multihost_utils.process_allgather(padded)
   parts = [pickle.loads(part[:size].tobytes()) for part, size in zip(parts, sizes, strict=True)]
   return [w for batch in zip(*parts, strict=True) for part in batch for w in part]
-
-
-def _write_task(out, task, c, merged, examples):
-  if c.kind == 'obb':
-    dota.write_task1(out / 'task1' / task, merged, tuple(c.classes))
-  for k, (image, scale, window) in enumerate(examples):
-    shift = np.tile(window['offset'], 4)
-    shown = window['scores'] >= SHOWN
-    truth, quads = window['truth'], box_lib.to_polygon(window['boxes'])
-    picture = draw.compare(
-      image,
-      {'polygons': (truth['polygons'] - shift) * scale, 'labels': truth['labels']},
-      {
-        'polygons': (quads[shown] - shift) * scale,
-        'labels': window['labels'][shown],
-        'scores': window['scores'][shown],
-      },
-      tuple(c.classes),
-      window['id'],
-    )
-    draw.save(out / 'pictures' / f'{task}_{k}.png', picture)

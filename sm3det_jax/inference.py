@@ -1,10 +1,13 @@
 """What evaluation, prediction and routing share: the jitted pass, and windows to whole images."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines.errors import UserError
 from sm3det_jax import preprocess
 from sm3det_jax.config import ConfigDict, label_space
 from sm3det_jax.detector import M2Det
@@ -18,6 +21,26 @@ def detect_step(detector: M2Det, config: ConfigDict, task: str) -> Callable:
   def step(variables, images, shapes):
     images = preprocess.normalise(images, c.mean, c.std, shapes)
     return detector.detect(variables, images, task, shapes)
+
+  return step
+
+
+def reconstruct_step(model: Any, config: ConfigDict, task: str) -> Callable:
+  """Jitted (variables, images, shapes), as `detect_step`, -> what the model makes of the images.
+
+  `model.reconstruct(variables, {task: batch})` gives {task: [n, H, W, bands]} of normalised images;
+  the step's result is in the files' units.
+  """
+  c = config.tasks[task]
+
+  @jax.jit
+  def step(variables, images, shapes):
+    batch = {'images': preprocess.normalise(images, c.mean, c.std, shapes), 'shapes': shapes}
+    found = model.reconstruct(variables, {task: batch})[task]
+    if found.shape != images.shape:
+      raise UserError(f'task {task}: images of {images.shape}, reconstructed as {found.shape}')
+    mean, std = (jnp.asarray(v, found.dtype)[None, None, None] for v in (c.mean, c.std))
+    return found * std + mean
 
   return step
 

@@ -1,19 +1,22 @@
 """Evaluation and prediction around a detector that knows the answer: every image once, boxes put
 back where they belong, windows merged, files written."""
 
+import io
 import json
 
 import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich.console
 
 from data_pipelines import boxes as box_lib
 from data_pipelines import prepare
 from sm3det_jax import evaluate, predict
-from sm3det_jax.config import ConfigDict, default, label_space, task
+from sm3det_jax.config import ConfigDict, copied, default, label_space, task
 from sm3det_jax.heads.common import Detections
-from sm3det_jax.metrics import dota, merge, polygon
+from sm3det_jax.metrics import dota, merge, polygon, table
+from sm3det_jax.viz import report
 
 SAR, RGB = ('ship', 'tank'), ('plane', 'ship')
 SLOTS = 6  # detections of an image
@@ -223,6 +226,65 @@ def test_predict_files(config, detector, tmp_path, monkeypatch):
   assert cv2.imread(str(out / 'b_detections.png')) is not None
   with pytest.raises(ValueError, match='no image'):
     predict.predict('run', 'rgb', [], out)
+
+
+class Restorer:
+  """Gives every image back with all its values `variables` higher."""
+
+  def reconstruct(self, variables, batch):
+    return {name: b['images'] + variables['shift'] for name, b in batch.items()}
+
+
+@pytest.fixture
+def images(config):
+  config = copied(config)
+  config.tasks = ConfigDict(sort_keys=False)
+  config.tasks.radar = task('image', 'radar', size=(96, 96), mean=(9.0,) * 3, std=(2.0,) * 3)
+  config.tasks.colour = task('image', 'colour', size=(150, 150), std=(2.0,) * 3)
+  return config
+
+
+def test_images_are_scored_by_their_likeness(images, tmp_path):
+  variables = {'shift': jnp.asarray(1.5)}  # of what is normalised: 3 of 255
+  metrics = evaluate.evaluate(images, variables, detector=Restorer(), out_dir=tmp_path)
+  radar, colour = metrics['tasks']['radar'], metrics['tasks']['colour']
+  assert radar['psnr'] == pytest.approx(20 * np.log10(255 / 3), abs=1e-3)  # 3 images of 0, 1, 2
+  assert colour['psnr'] == pytest.approx(20 * np.log10(255 / 3), abs=0.1) and colour['windows'] == 2
+  c1 = 2.55**2  # flat images of 0, 1, 2 against 3, 4, 5: their means alone count
+  flat = [(2 * i * (i + 3) + c1) / (i**2 + (i + 3) ** 2 + c1) for i in range(3)]
+  assert radar['ssim'] == pytest.approx(np.mean(flat), abs=1e-5) and 0.7 < colour['ssim'] < 1
+  assert metrics['overall']['map'] is None and metrics['h_map'] is None
+  assert json.loads((tmp_path / 'metrics.json').read_text()) == metrics
+  assert cv2.imread(str(tmp_path / 'pictures/colour_0.png')).shape[1] > 300
+  text = io.StringIO()
+  rich.console.Console(file=text, width=100).print(table.render(metrics))
+  assert f'radar: PSNR {radar["psnr"]:.2f} dB, SSIM' in text.getvalue()
+  assert 'PSNR' in report.write(tmp_path).read_text()
+  equal = evaluate.evaluate(images, {'shift': jnp.asarray(0.0)}, detector=Restorer())
+  assert equal['tasks']['radar']['psnr'] is None or equal['tasks']['radar']['psnr'] > 100
+  assert equal['tasks']['colour']['ssim'] == pytest.approx(1)
+
+
+def test_an_evaluator_of_a_new_kind_is_one_row(config, monkeypatch):
+  class Counter(evaluate.Boxes):
+    def score(self, windows, data):
+      return {'psnr': float(len(windows)), 'ssim': 0.0}
+
+    def write(self, out):
+      return {}
+
+  monkeypatch.setitem(evaluate.EVALUATORS, 'hbb', Counter)
+  metrics = evaluate.evaluate(config, knowledge(config), detector=Oracle(), batch_size=2)
+  assert metrics['tasks']['sar']['psnr'] == 3 and metrics['tasks']['rgb']['map'] == pytest.approx(1)
+
+
+def test_a_model_that_gives_other_bands_is_an_error(images):
+  class Grey:
+    def reconstruct(self, variables, batch):
+      return {name: b['images'][..., :1] for name, b in batch.items()}
+
+  with pytest.raises(ValueError, match=r'task radar.*\(8, 96, 96, 3\).*\(8, 96, 96, 1\)'):
+    evaluate.evaluate(images, {}, detector=Grey())
 
 
 def test_nms_equals_a_plain_loop():

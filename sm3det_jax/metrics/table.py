@@ -39,7 +39,8 @@ def combine(tasks: dict[str, dict]) -> dict:
   """metrics.json from the tasks' summaries.
 
   Args:
-    tasks: task -> `metrics.Result.summary` (other entries beside it are kept).
+    tasks: task -> `metrics.Result.summary` (other entries beside it are kept), or of a task of
+      images {'psnr': dB, 'ssim'}, which takes no part in the means.
 
   Returns:
     {'tasks': tasks, 'overall': {'map', 'map50', 'map75'}, 'h_map'}. A class without ground truth
@@ -48,7 +49,7 @@ def combine(tasks: dict[str, dict]) -> dict:
   scored = {
     name: sum(c['ap'] is not None for c in task['classes'].values())
     for name, task in tasks.items()
-    if task['map'] is not None
+    if task.get('map') is not None
   }
   means = {key: overall({name: tasks[name][key] for name in scored}, scored) for key in KEYS}
   h_map = harmonic({name: tasks[name]['map'] for name in scored})
@@ -74,6 +75,9 @@ def render(metrics: dict, classes: bool = True) -> rich.table.Table:
   for heading in ('mAP', 'AP50', 'AP75', 'objects', 'detections'):
     table.add_column(heading, justify='right', no_wrap=True)
   for name, task in metrics['tasks'].items():
+    if 'psnr' in task:
+      table.add_row(f'{name}: {similarity(task)}', style='bold')
+      continue
     for summary in (task, *task.get('protocols', {}).values()):
       rows = summary['classes'].items()
       total = [str(sum(c[key] for _, c in rows)) for key in ('objects', 'detections')]
@@ -86,6 +90,12 @@ def render(metrics: dict, classes: bool = True) -> rich.table.Table:
   table.add_row('overall', *_percent(metrics['overall'], KEYS), '', '', style='bold')
   table.add_row('harmonic mean of mAP', *_percent(metrics, ('h_map',)), '', '', '', '')
   return table
+
+
+def similarity(summary: dict) -> str:
+  """The scores of a task of images as text."""
+  psnr = 'without an error' if summary['psnr'] is None else f'{summary["psnr"]:.2f} dB'
+  return f'PSNR {psnr}, SSIM {summary["ssim"]:.4f}'
 
 
 def _percent(values, keys):

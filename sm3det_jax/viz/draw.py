@@ -95,7 +95,18 @@ def compare(
   """
   left = draw(image, _quads(truth), truth['labels'], names, title=f'{name}  ground truth')
   right = draw(image, _quads(found), found['labels'], names, found['scores'], 'detections')
-  height = max(len(left), len(right))  # the legends may differ in lines
+  return beside(left, right)
+
+
+def beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+  """Two images in one picture, the shorter one padded below.
+
+  Args:
+    left: as `to_rgb` takes it.
+    right: likewise.
+  """
+  left, right = to_rgb(left), to_rgb(right)
+  height = max(len(left), len(right))  # legends may differ in lines
   panels = [np.pad(p, ((0, height - len(p)), (0, 0), (0, 0))) for p in (left, right)]
   gap = np.full((height, max(4, height // 100), 3), 255, np.uint8)
   return np.concatenate([panels[0], gap, panels[1]], 1)

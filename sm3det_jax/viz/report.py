@@ -6,6 +6,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from sm3det_jax.metrics import table
 from sm3det_jax.viz import figures
 
 STYLE = """
@@ -64,6 +65,9 @@ def _scores(metrics):
   heads = ('task', 'protocol', 'class', 'mAP', 'AP50', 'AP75', 'objects', 'detections')
   rows.append('<tr>' + ''.join(f'<th>{h}</th>' for h in heads) + '</tr>')
   for task, summary in metrics['tasks'].items():
+    if 'psnr' in summary:
+      rows.append(_row([task, table.similarity(summary), '', '', '', '', '', ''], total=True))
+      continue
     for s in (summary, *summary.get('protocols', {}).values()):
       classes = s['classes']
       counts = [sum(c[k] for c in classes.values()) for k in ('objects', 'detections')]
@@ -84,7 +88,7 @@ def _pictures(workdir):
     tasks.setdefault(path.stem.rpartition('_')[0], []).append(path)
   parts = []
   for task, paths in tasks.items():
-    parts.append(f'<h2>{html.escape(task)}: ground truth and detections</h2>')
+    parts.append(f'<h2>{html.escape(task)}: what is there, and what the model finds</h2>')
     parts += [_image(f'pictures/{path.name}') for path in paths]
   return parts
 
