@@ -16,6 +16,7 @@ Arguments, all optional; without any it is the full model, `sm3det_convnext_t`:
     dla        full, none, head (only the heads' rates), backbone (only that of backbone and neck)
     T, b       temperature and bias of DLA
     ratio      SAR:RGB:IR images in a batch, of which 8 groups make a step
+    small      1: in two minutes on a laptop, with drawn scenes, as `sm3det quickstart` makes them
 
 The rows of the paper: MoE positions with dla=none; E and k with moe=last2,dla=none; image-level with
 moe=last2,dla=none,level=image,experts=3,top_k=1 or level=image; DLA with the default MoE.
@@ -24,6 +25,7 @@ moe=last2,dla=none,level=image,experts=3,top_k=1 or level=image; DLA with the de
 from configs import sm3det
 from data_pipelines.errors import UserError
 from sm3det_jax import config as config_lib
+from sm3det_jax.config.small import takes_small
 
 POLICIES = {  # of heads, of backbone and neck
   'full': ('normal', 'sigmoid_kl'),
@@ -32,7 +34,9 @@ POLICIES = {  # of heads, of backbone and neck
 }
 
 
-def get_config(text: str = ''):
+@takes_small
+def get_config(text: str = '') -> config_lib.ConfigDict:
+  """The main run with what the arguments vary of it: KEY=VALUE,.. as listed above."""
   a = config_lib.arguments(
     text, moe='last3', experts=8, top_k=2, level='grid', softmax='after', noise=1, aux=0.01,
     dla='full', T=3.0, b=0.4, ratio='2:1:1',

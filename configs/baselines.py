@@ -12,7 +12,8 @@
     gradnorm           unidet, losses weighted so that their gradients in the neck keep pace
     dla                DLA without MoE, the paper's light model
 
-None has MoE layers; the joint ones take the arguments of configs/sm3det.py. As in the released configs, domain_attention, unidet and uncertainty take images
+None has MoE layers; the joint ones take the arguments of configs/sm3det.py, all take small=1 (two
+minutes on a laptop, see there). As in the released configs, domain_attention, unidet and uncertainty take images
 1:1:1, 24 a step; the paper has no rows of dwa and gradnorm, which are as uncertainty.
 """  # noqa: E501
 
@@ -21,9 +22,12 @@ import functools
 from configs import sm3det
 from data_pipelines.errors import UserError
 from sm3det_jax import config as config_lib
+from sm3det_jax.config.small import takes_small
 
 
-def get_config(text: str = ''):
+@takes_small
+def get_config(text: str = '') -> config_lib.ConfigDict:
+  """The baseline that the text begins with, `NAME` or `NAME,KEY=VALUE,..`."""
   name, _, rest = text.partition(',')
   if name not in BASELINES:
     raise UserError(f'baselines:{name}: expected one of {", ".join(BASELINES)}')

@@ -11,23 +11,23 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 from sm3det_jax import config as config_lib
+from sm3det_jax.config import small
 
 SIZE = 128  # px
-PROPOSALS = dict(pre_nms=300, max_proposals=200)
-SMALL = dict(  # of every head that has such keys
-  channels=64, convs=2, anchor_scale=4.0, anchor_scales=(5.0,), max_detections=80,
-  proposals=PROPOSALS, train_proposals=PROPOSALS,
-  roi=dict(fc_channels=256, samples=96, positive_fraction=0.5, finest_scale=28.0),
-)  # fmt: skip
+FEW = dict(
+  max_detections=80, proposals=small.PROPOSALS, train_proposals=small.PROPOSALS
+)  # of every head that has such keys
 
 
+@small.takes_small
 def get_config(text: str = '') -> ConfigDict:
+  """The quickstart's model with other heads (arguments `sar`, `rgb`, `ifr`), 800 steps."""
   a = config_lib.arguments(text, sar='gfl', rgb='oriented_rcnn', ifr='')
   c = quickstart.get_config()
   for name, kind in (('sar', a.sar), ('rgb', a.rgb), ('ifr', a.ifr or a.rgb)):
     t = c.tasks[name]
     t.head = config_lib.head(kind)
-    _update(t.head, SMALL)
+    small.update_known(t.head, small.HEAD | FEW)
     t.size = (SIZE, SIZE)
     t.train.update(flip=(0.0, 0.0, 0.0), rotate=0.0)
     t.test.split = 'train'
@@ -35,11 +35,3 @@ def get_config(text: str = '') -> ConfigDict:
   c.dla.warmup_steps = 20
   c.log_every, c.checkpoint_every = 20, 800
   return c
-
-
-def _update(config, values):
-  for key in set(config) & set(values):
-    if isinstance(values[key], dict):
-      _update(config[key], values[key])
-    else:
-      config[key] = values[key]

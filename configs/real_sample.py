@@ -24,11 +24,14 @@ from ml_collections import ConfigDict
 from data_pipelines.classes import DOTA_V10, HITUAV_CLASSES
 from data_pipelines.errors import UserError
 from sm3det_jax import config as config_lib
+from sm3det_jax.config.small import shrink, takes_small
 
 VARIANTS = ('small', 'overfit', 'full')
 
 
+@takes_small
 def get_config(variant: str = 'small') -> ConfigDict:
+  """Three tasks of real windows; the variants are small, overfit and full."""
   if variant not in VARIANTS:
     raise UserError(f'real_sample:{variant}: expected one of {", ".join(VARIANTS)}')
   c = config_lib.default()
@@ -50,20 +53,16 @@ def get_config(variant: str = 'small') -> ConfigDict:
 
 
 def _small(c):
+  shrink(c)
   for t in c.tasks.values():
     t.size, t.max_objects = (320, 320), 128
-    t.head.channels = 64
     if t.kind == 'hbb':
-      t.head.update(convs=2, anchor_scale=4.0, pre_nms=300)
+      t.head.pre_nms = 300
     else:
-      t.head.anchor_scales = (4.0,)
+      t.head.anchor_scales, t.head.roi.samples = (4.0,), 128
       t.head.proposals.update(pre_nms=500, max_proposals=400)
-      t.head.roi.update(fc_channels=256, samples=128, positive_fraction=0.5, finest_scale=28.0)
       t.head.max_detections = 200
-  c.backbone.update(depths=(1, 1, 2, 1), channels=(32, 64, 128, 256), drop_path_rate=0.0)
-  c.backbone.layer_scale = 1.0  # from scratch
-  c.moe.update(blocks=((), (0,), (0,), (0,)), num_experts=4, top_k=2)
-  c.neck.channels = 64
+  c.moe.num_experts = 4
   c.tasks.sar.ratio, c.tasks.ifr.ratio = 1, 2  # the largest set, the smallest objects
   c.batch_size = 4
   # Layers over RoIs (3,136 inputs, no norm) learn from scratch at this rate, hardly at 1e-3.

@@ -11,18 +11,22 @@ Arguments, all optional:
     sar        gfl, retinanet, faster_rcnn, cascade_rcnn
     rgb, ifr   oriented_rcnn, roi_transformer, s2anet; ifr is by default as rgb
     experts    number of experts; 0 = the backbone's own (6 for ConvNeXt-L, as its 770 M parameters say)
+    small      1: in two minutes on a laptop, with drawn scenes (`sm3det quickstart --config=sm3det:small=1`)
 
 Without arguments it is `sm3det_convnext_t`. Data as there. configs/ablations.py has the rest of what
 the paper varies, configs/baselines.py what it compares with.
 """  # noqa: E501
 
 from sm3det_jax import config as config_lib
+from sm3det_jax.config.small import takes_small
 
 IMAGES = {'sar': 46_260, 'rgb': 25_028, 'ifr': 17_990}  # of SOI-Det, to train on
 EPOCHS, MILESTONES = 12, (8, 11)
 
 
-def get_config(text: str = ''):
+@takes_small
+def get_config(text: str = '') -> config_lib.ConfigDict:
+  """The main run, or what the arguments make of it: KEY=VALUE,.. as listed above."""
   a = config_lib.arguments(
     text, backbone='convnext', size='T', sar='gfl', rgb='oriented_rcnn', ifr='', experts=0
   )

@@ -178,10 +178,12 @@ def _prepare_arguments(parser):
 def _quickstart(args):
   c = config.load(['--config=quickstart', *args.overrides])
   from sm3det_jax import quickstart
+  from sm3det_jax.config.small import shortened
 
+  counts = quickstart.scene_counts(c)
   if args.steps is not None:
-    c = quickstart.shortened(c, args.steps)
-  print(quickstart.run(c, _folder(args.workdir)))
+    c = shortened(c, args.steps)
+  print(quickstart.run(c, _folder(args.workdir), counts))
 
 
 def _prepare(args):

@@ -7,39 +7,39 @@ import pathlib
 import rich
 
 from data_pipelines import prepare, scenes
+from data_pipelines.errors import UserError
 from sm3det_jax import checkpoint, config, evaluate, logs, train
 from sm3det_jax.analysis import routing
 from sm3det_jax.metrics import table
 from sm3det_jax.viz import report
 
 SEED = 0  # of the scenes
-SCENES = {'train': 480, 'test': 48}  # a modality
+SCENES = 480  # a modality, to train on; at most
 SOURCES = {'sar': 'coco', 'optical': 'dota_txt', 'infrared': 'dronevehicle'}
 
 logger = logging.getLogger(__name__)
 
 
-def shortened(c: config.ConfigDict, steps: int) -> config.ConfigDict:
-  """The same run in fewer (or more) steps: warm-ups and milestones move along."""
-  scale = lambda n: max(n * steps // c.optim.steps, 1)
-  c.optim.milestones = tuple(map(scale, c.optim.milestones))
-  c.optim.warmup_steps, c.dla.warmup_steps = scale(c.optim.warmup_steps), scale(c.dla.warmup_steps)
-  c.optim.steps = steps
-  return c
+def scene_counts(c: config.ConfigDict) -> dict[str, int]:
+  """{split: scenes a modality} for a run: as many as training looks at, in bounds."""
+  train = min(max(c.optim.steps * c.batch_size // len(c.tasks), 24), SCENES)
+  return {'train': train, 'test': max(train // 10, 6)}
 
 
-def run(
-  c: config.ConfigDict, workdir: str | os.PathLike, counts: dict[str, int] = SCENES
-) -> pathlib.Path:
+def run(c: config.ConfigDict, workdir: str | os.PathLike, counts: dict[str, int]) -> pathlib.Path:
   """Does everything; what a stopped run has done stays done.
 
   Args:
-    c: `configs/quickstart.py`, changed or not; `data_root` becomes `workdir/data`.
+    c: `configs/quickstart.py`, changed or not, or that of another family with `small=1`;
+      `data_root` becomes `workdir/data`.
     workdir: gets scenes/, data/, checkpoints, metrics.json and report.html.
     counts: {split: scenes a modality}.
 
   Returns:
     Path of the report page.
+
+  Raises:
+    UserError: a task of `c` reads other data than drawn scenes.
   """
   workdir = pathlib.Path(workdir)
   draw_and_prepare(c, workdir, counts)
@@ -57,6 +57,13 @@ def draw_and_prepare(c: config.ConfigDict, workdir: pathlib.Path, counts: dict[s
   c.data_root = str(workdir / 'data')
   c.mesh.data = 1  # one device is enough, however many there are
   config.check(c)
+  drawn = [f'scenes_{modality}' for modality in SOURCES]
+  for name, t in c.tasks.items():
+    if t.dataset not in drawn:
+      raise UserError(
+        f'config.tasks.{name}.dataset={t.dataset!r}: what is drawn here is {", ".join(drawn)}; the '
+        "argument small=1 makes a family's config of them, as in --config=sm3det:small=1"
+      )
   done = workdir / 'data' / 'scenes.done'
   if done.exists():
     return

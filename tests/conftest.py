@@ -46,6 +46,7 @@ def real_data() -> pathlib.Path:
 def tiny_run(tmp_path_factory) -> pathlib.Path:
   """The workdir of a tiny quickstart of two steps, which several tests read and none changes."""
   from sm3det_jax import config, quickstart
+  from sm3det_jax.config.small import shortened
 
   c = config.load(
     [
@@ -63,5 +64,5 @@ def tiny_run(tmp_path_factory) -> pathlib.Path:
       task.head.roi.update(fc_channels=32, samples=16)
       task.head.max_detections = 20
   workdir = tmp_path_factory.mktemp('tiny') / 'run'
-  quickstart.run(quickstart.shortened(c, 2), workdir, {'train': 8, 'test': 3})
+  quickstart.run(shortened(c, 2), workdir, {'train': 8, 'test': 3})
   return workdir

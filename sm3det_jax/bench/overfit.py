@@ -6,6 +6,7 @@ import time
 
 from sm3det_jax import checkpoint, evaluate, quickstart, train
 from sm3det_jax.config import ConfigDict
+from sm3det_jax.config.small import shortened
 
 SCENES = 4  # a task
 
@@ -25,7 +26,7 @@ def measure(
   """
   start = time.perf_counter()
   if steps is not None:
-    quickstart.shortened(config, steps)
+    shortened(config, steps)
   with tempfile.TemporaryDirectory() as temporary:
     workdir = pathlib.Path(workdir or temporary)
     quickstart.draw_and_prepare(config, workdir, {'train': SCENES})
