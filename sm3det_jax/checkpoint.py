@@ -89,13 +89,24 @@ def manager(workdir: str | os.PathLike, keep: int = 2) -> ocp.CheckpointManager:
 
 
 def save(checkpoints: ocp.CheckpointManager, state: dict, position: dict) -> None:
-  """Saves `state` {'model': .., 'training': ..} and `position` {'step': .., ..} as that step."""
+  """Saves `state` {'model': .., 'training': ..} and `position` {'step': .., ..} as that step.
+
+  Raises:
+    UserError: the first checkpoint of a run is none that could be read again.
+  """
+  first = not checkpoints.all_steps()
   args = ocp.args.Composite(
     model=ocp.args.StandardSave(state['model']),
     training=ocp.args.StandardSave(state['training']),
     position=ocp.args.JsonSave(position),
   )
   checkpoints.save(position['step'], args=args, force=True)
+  if first:  # waits once, rather than find out after days
+    checkpoints.wait_until_finished()
+    for part in ('model', 'training'):
+      manifest = checkpoints.directory / str(position['step']) / part / 'manifest.ocdbt'
+      if not manifest.exists():
+        raise UserError(f'{manifest} was not written: name another --workdir')
 
 
 def save_weights(workdir: str | os.PathLike, config: ConfigDict, variables: dict) -> None:

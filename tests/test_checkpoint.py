@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.errors import UserError
 from sm3det_jax import checkpoint, sharding
 from sm3det_jax import config as config_lib
 from sm3det_jax.optim import optimizer
@@ -181,3 +182,11 @@ def test_names_of_folders_are_no_patterns(name, tmp_path):
   with checkpoint.manager(tmp_path / name) as checkpoints:
     found, position = checkpoint.restore(checkpoints, like)
   assert position == {'step': 1} and jax.tree.all(jax.tree.map(jnp.array_equal, found, state))
+
+
+def test_a_first_checkpoint_without_manifest_ends_the_run(tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoint._LiteralPath, 'glob', lambda self, pattern: iter(()))
+  state = {'model': {'a': jnp.arange(3.0)}, 'training': {'b': jnp.ones(2)}}
+  with checkpoint.manager(tmp_path) as checkpoints:
+    with pytest.raises(UserError, match='model/manifest.ocdbt was not written'):
+      checkpoint.save(checkpoints, state, {'step': 1})
