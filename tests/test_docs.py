@@ -14,6 +14,9 @@ from data_pipelines import mixture, prepare
 from data_pipelines.batch import Array
 from data_pipelines.builders import presets
 from data_pipelines.source import Source
+from sm3det_jax import config
+from sm3det_jax.config import phases
+from sm3det_jax.optim import groups
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
@@ -21,6 +24,7 @@ FOLDERS = ('sm3det_jax', 'data_pipelines', 'configs', 'launch', 'tests', 'docs')
 EXAMPLES = {
   'sm3det_jax/bench/first_batch.py',
   'sm3det_jax/heads/one_anchor.py',
+  'sm3det_jax/backbones/plain.py',
 }  # files that a page tells its reader to write
 
 pages = pytest.mark.parametrize('page', PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -92,3 +96,14 @@ def test_the_format_of_the_page_prepares_a_data_set(tmp_path, monkeypatch):
   np.testing.assert_array_equal(objects['a']['boxes'], [[1, 2, 11, 22]])
   np.testing.assert_array_equal(objects['b']['length'], [1, 8])
   np.testing.assert_array_equal(objects['b']['labels'], [1, 0])
+
+
+def test_groups_and_phases_of_the_page_hold():
+  (source,) = [b for b in blocks(ROOT / 'docs/extending.md') if 'c.phases' in b]
+  c = config.load(['--config=quickstart'])
+  exec(source, {'c': c})
+  config.check(c)
+  params = {'backbone': {'stem': 1, 'norm0': 2}, 'neck': {'bias': 3, 'kernel': 4}}
+  rates = groups.rates(params, phases.groups(c))
+  assert rates == {'backbone': {'stem': None, 'norm0': 0.1}, 'neck': {'bias': 1, 'kernel': 1}}
+  assert [phases.phase_at(c, done) for done in (0, 999, 1000)] == [0, 0, 1]
