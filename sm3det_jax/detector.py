@@ -1,7 +1,5 @@
 """M2Det, the multi-modal, multi-task detector: one backbone, one neck, a head per task."""
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,7 @@ from sm3det_jax import backbones, necks, weighting
 from sm3det_jax.config import check, label_space, phases
 from sm3det_jax.heads import head_class
 from sm3det_jax.heads.common import Detections
-from sm3det_jax.moe.layer import add_usage, balance_loss
+from sm3det_jax.moe.layer import balance_loss
 from sm3det_jax.preprocess import normalise_batch
 
 PYRAMID_STRIDE = 32  # of the last backbone stage
@@ -26,7 +24,7 @@ class Network(nn.Module):
 
   def setup(self):
     c = self.config
-    self.backbone = backbones.build(c, _devices() if c.moe.aux_stats == 'per_device' else 1)
+    self.backbone = backbones.build(c, self.classes)
     self.neck = necks.build(c)
     self.heads = {
       name: head_class(task.head.type)(task.head, self.classes[name])
@@ -35,23 +33,22 @@ class Network(nn.Module):
     self.balance = weighting.make(c.task_balance, tuple(c.tasks), tuple(term_groups(c)))
 
   def features(self, images, task):
-    stages, _ = self.backbone(images, None, task)
-    return self.heads[task].inputs(stages, self.neck)
+    return self.heads[task].inputs(self.backbone({task: images}).stages[task], self.neck)
 
   def detect(self, images, task, shapes):
     head = self.heads[task]
     return head.detect(self.features(images, task), *_canvas(head, images), shapes)
 
   def losses(self, batch, rng, sampling, phase):
-    """The loss and its terms by 'task/term', in training of batches of some tasks."""
+    """(loss, its terms by 'task/term', metrics) in training of batches of some tasks."""
     keys = {
       name: None if rng is None else jax.random.fold_in(rng, i) for i, name in enumerate(batch)
     }
-    stages, passes = self._stages({name: b['images'] for name, b in batch.items()}, rng)
+    found = self.backbone({name: b['images'] for name, b in batch.items()}, rng)
     terms = {}
     for name, targets in batch.items():
       head = self.heads[name]
-      features = head.inputs(stages[name], self.balance.around(self.neck, name))
+      features = head.inputs(found.stages[name], self.balance.around(self.neck, name))
       canvas = _canvas(head, targets['images'])
       loss = lambda head, features, *args, canvas=canvas: head.loss(
         features, *canvas, *args, sampling
@@ -60,35 +57,26 @@ class Network(nn.Module):
         loss = nn.remat(loss)
       new = loss(head, features, targets, keys[name])
       terms |= {f'{name}/{term}': value for term, value in new.items()}
-    if usage := add_usage(passes):
-      terms['moe/balance'] = balance_loss(usage, self.config.moe.balance_weight)
+    if found.usage:
+      terms['moe/balance'] = balance_loss(found.usage, self.config.moe.balance_weight)
     # what does not count is computed by no compiled program: nothing depends on it
     terms = {name: value for name, value in terms.items() if phases.counts(phase, name)}
-    return self.balance(terms), terms
-
-  def _stages(self, images, rng):
-    """Stage outputs by task, and the usages of the experts in each pass."""
-    stages, passes = {}, []
-    for i, names in enumerate(passes_of(self.config, images)):
-      key = None if rng is None else jax.random.fold_in(rng, len(images) + i)
-      outs, usage = self.backbone(_interleave([images[n] for n in names]), key, names[0])
-      passes.append(usage)
-      counts = [len(images[n]) for n in names]
-      for out in outs:
-        for name, part in zip(names, _deinterleave(out, counts), strict=True):
-          stages.setdefault(name, []).append(part)
-    return stages, passes
+    dropped = {
+      f'dropped/{layer}/{name}': share.mean()
+      for name in batch
+      for layer, share in found.of_layers(name, 'dropped').items()
+    }
+    return self.balance(terms), terms, dropped
 
   def routing(self, images, task):
-    self.backbone(images, None, task)
+    return self.backbone({task: images}).of_layers(task, 'experts')
 
   def touch(self, images):
     """Runs every layer once, so that `init` makes all parameters; `images` by task."""
-    for name in {_own(self.config, name): name for name in images}.values():
-      stages, _ = self.backbone(images[name], None, name)
-    self.neck.touch(stages)
+    stages = self.backbone(images).stages
+    self.neck.touch(next(iter(stages.values())))
     for name, head in self.heads.items():
-      head.touch(head.inputs(stages, self.neck), *_canvas(head, images[name]))
+      head.touch(head.inputs(stages[name], self.neck), *_canvas(head, images[name]))
     self.balance({term: jnp.ones(()) for term in term_groups(self.config)})
 
 
@@ -99,67 +87,9 @@ def term_groups(config) -> dict[str, str]:
   return {f'{name}/{t}': f'{name}/{g}' for name, terms in groups.items() for t, g in terms.items()}
 
 
-def passes_of(config, images) -> list[list[str]]:
-  """Tasks of each pass of the backbone: those of equal shape that share all its layers."""
-  groups = {}
-  for name, x in images.items():
-    groups.setdefault((x.shape[1:], _own(config, name)), []).append(name)
-  return list(groups.values())
-
-
-def _own(config, name):
-  """The task where the backbone has layers of its own for it, else ''."""
-  c = config.backbone
-  return name if c.stems == 'per_task' or c.get('adapters') else ''
-
-
-def _dropped(config, images, metrics):
-  """{'dropped/<layer>/<task>': share of the choices of experts lost} out of what layers sowed."""
-  found = {}
-  for path, share in jax.tree.leaves_with_path(metrics['backbone']):
-    keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
-    layer = '/'.join(k for k in keys[:-1] if k not in ('moe', 'mlp'))
-    names = passes_of(config, images)[path[-1].idx]
-    parts = _deinterleave(share, [len(images[n]) for n in names])
-    found |= {f'dropped/{layer}/{n}': p.mean() for n, p in zip(names, parts, strict=True)}
-  return found
-
-
-def _cells(intermediates):
-  """{'stage0_block1' or 'stage0_block1/fc2': experts [B, h, w, K]} of the backbone's layers."""
-  found = {}
-  for path, grid in jax.tree.leaves_with_path(intermediates['backbone']):
-    keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
-    if keys[-1] == 'experts_of_cells':
-      found['/'.join(k for k in keys[:-1] if k not in ('moe', 'mlp'))] = grid
-  return found
-
-
 def _canvas(head, images):
   """((height, width),) of a task's padded images for a head that asks for it."""
   return (images.shape[1:3],) if head.CANVAS else ()
-
-
-def _devices():
-  return max(jax.sharding.get_abstract_mesh().size, 1)
-
-
-def _interleave(arrays):
-  """One batch of several, group by group of the sampling ratio.
-
-  So every device keeps the images it has, and noise falls on the same image on every mesh.
-  """
-  d = math.gcd(*map(len, arrays))
-  parts = [x.reshape(d, -1, *x.shape[1:]) for x in arrays]
-  return jnp.concatenate(parts, 1).reshape(-1, *arrays[0].shape[1:])
-
-
-def _deinterleave(x, counts):
-  d = math.gcd(*counts)
-  x, ends = x.reshape(d, -1, *x.shape[1:]), []
-  for count in counts[:-1]:
-    ends.append(count // d + (ends[-1] if ends else 0))
-  return [p.reshape(-1, *x.shape[2:]) for p in jnp.split(x, ends, axis=1)]
 
 
 class M2Det:
@@ -184,8 +114,7 @@ class M2Det:
     """Fresh variables, {'params': ...} and the other Flax collections of the model."""
     side = 2 * PYRAMID_STRIDE
     images = {n: jnp.zeros((1, side, side, task.bands)) for n, task in self.config.tasks.items()}
-    made = nn.DenyList(('intermediates', 'metrics'))
-    return self.network.init(rng, images, method='touch', mutable=made)
+    return self.network.init(rng, images, method='touch')
 
   def prepare(self, batch: dict) -> dict:
     """A batch of the files' own images with normalised ones, each by its task's mean and std."""
@@ -205,11 +134,7 @@ class M2Det:
 
   def routing(self, variables, images, task: str) -> dict[str, jax.Array]:
     """Experts [B, h, w, K] of every grid cell, the best first, by MoE layer (evaluation mode)."""
-    _, extra = self.network.apply(
-      variables, self._compute(images), self._known(task), method='routing',
-      mutable='intermediates',
-    )  # fmt: skip
-    return _cells(extra['intermediates'])
+    return self.network.apply(variables, self._compute(images), self._known(task), method='routing')
 
   def loss(
     self, variables, batch: dict, rng=None, sampling: str = 'random', phase: int | None = None
@@ -245,16 +170,12 @@ class M2Det:
       b = dict(batch[name])
       b.setdefault('shapes', self._shapes(b['images']))
       ordered[name] = b | {'images': self._compute(b['images'])}
-    (total, terms), updates = self.network.apply(
+    (total, terms, dropped), updates = self.network.apply(
       variables, ordered, rng, sampling, phases.phases(self.config)[-1 if phase is None else phase],
       method='losses',
-      mutable=['batch_stats', 'metrics'],
+      mutable=['batch_stats'],
     )  # fmt: skip
-    if 'metrics' in updates:
-      images = {name: b['images'] for name, b in ordered.items()}
-      dropped = _dropped(self.config, images, updates['metrics'])
-      updates = {**updates, 'metrics': {'mean': dropped}}
-    return total, (terms, updates)
+    return total, (terms, {**updates, 'metrics': {'mean': dropped}} if dropped else updates)
 
   def _known(self, task):
     if task not in self.tasks:

@@ -146,7 +146,7 @@ def test_adapters_by_hand_and_a_task_its_own():
   }
   by_hand = {'a': (3, -1), 'b': (0, -1)}  # before the sigmoid; relu(3) and relu(-1)
   for task, logits in by_hand.items():
-    y = convnext.Adapter().apply({'params': tasks[task]}, x)
+    y = x * convnext.Adapter().apply({'params': tasks[task]}, x)
     np.testing.assert_allclose(y, x * jax.nn.sigmoid(jnp.asarray(logits, float))[None, None, None])
 
 

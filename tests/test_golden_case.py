@@ -58,24 +58,24 @@ def test_features_and_router(case):
   network, params = case.detector.network, case.variables
 
   def run(network, images):
-    return network.backbone(images)
+    return network.backbone({'sar': images})
 
-  apply = jax.jit(lambda v, x: network.apply(v, x, method=run, mutable='intermediates'))
-  (stages, usage), extra = apply(params, case.images)
+  found = jax.jit(lambda v, x: network.apply(v, x, method=run))(params, case.images)
   recorded = case.load('eval_backbone')
-  for i, stage in enumerate(stages):
+  for i, stage in enumerate(found.stages['sar']):
     assert relative(stage, recorded[f'backbone.stage{i}'].transpose(0, 2, 3, 1)) < 1e-5
-  balance = layer.balance_loss(usage, case.config.moe.balance_weight)
+  balance = layer.balance_loss(found.usage, case.config.moe.balance_weight)
   np.testing.assert_allclose(balance, recorded['backbone.gate_loss_eval'], rtol=1e-5)
-  recorded, count = case.load('eval_router'), 0
-  for name, block in extra['intermediates']['backbone'].items():
+  recorded, gates = case.load('eval_router'), found.of_layers('sar', 'gates')
+  for name, experts in found.of_layers('sar', 'experts').items():
     stage, index = name.removeprefix('stage').split('_block')
     prefix = f'backbone.stages.{stage}.{index}.ffn'
-    routing = block['moe']['routing'][0]
-    assert relative(routing.importance, recorded[f'{prefix}.gates']) < 1e-5
-    np.testing.assert_array_equal(routing.load.sum(0), recorded[f'{prefix}.load'])
-    count += 1
-  assert count == 4
+    want = recorded[f'{prefix}.gates']
+    chosen = jax.nn.one_hot(experts.reshape(len(want), -1), want.shape[1])
+    got = (chosen * gates[name].reshape(len(want), -1, 1)).sum(1)
+    assert relative(got, want) < 1e-5
+    np.testing.assert_array_equal(chosen.sum((0, 1)), recorded[f'{prefix}.load'])
+  assert len(gates) == 4
 
 
 @pytest.mark.parametrize('task', ROWS)
@@ -178,9 +178,10 @@ def test_noisy_backbone(case, monkeypatch):
     noise = iter(names)
     draw = lambda *_: jnp.asarray(recorded[f'{next(noise)}.noise'])
     monkeypatch.setattr(router, 'draw_noise', draw)
-    run = lambda network, x: network.backbone(x, jax.random.key(0))
+    run = lambda network, x: network.backbone({'sar': x}, jax.random.key(0))
     images = case.images[np.asarray([0, 2])]
-    stages, usage = case.detector.network.apply({'params': params}, images, method=run)
+    found = case.detector.network.apply({'params': params}, images, method=run)
+    stages, usage = found.stages['sar'], found.usage
     balance = layer.balance_loss(usage, case.config.moe.balance_weight)
     weights = [recorded[f'obj_weight{i}'] for i in range(4)]
     value = sum((s * w[None, None, None]).mean() for s, w in zip(stages, weights, strict=True))

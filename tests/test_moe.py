@@ -160,8 +160,8 @@ def test_layer_on_a_mesh_equals_one_device(shape):
 
   @functools.partial(jax.value_and_grad, has_aux=True)
   def loss(params, x):
-    y, usage = module.apply(params, x, key)
-    return (y**2).sum() + 10 * layer.balance_loss([usage], 1.0), y
+    y, routed = module.apply(params, x, key)
+    return (y**2).sum() + 10 * layer.balance_loss([routed.usage], 1.0), y
 
   want = jax.jit(loss)(params, x)
   with jax.set_mesh(mesh):
@@ -172,12 +172,12 @@ def test_layer_on_a_mesh_equals_one_device(shape):
 
 
 def test_balance_per_device_is_the_mean_over_groups():
-  module = layer.MoE(num_experts=4, top_k=2, hidden=8, groups=2)
+  module = layer.MoE(num_experts=4, top_k=2, hidden=8, stat_groups=2)
   x = jax.random.normal(jax.random.key(1), (4, 3, 3, 8))
   variables = module.init(jax.random.key(0), x)
-  _, usage = module.apply(variables, x)
+  usage = module.apply(variables, x)[1].usage
   one = layer.MoE(num_experts=4, top_k=2, hidden=8)
-  halves = [layer.balance_loss([one.apply(variables, h)[1]], 0.01) for h in (x[:2], x[2:])]
+  halves = [layer.balance_loss([one.apply(variables, h)[1].usage], 0.01) for h in (x[:2], x[2:])]
   np.testing.assert_allclose(layer.balance_loss([usage], 0.01), sum(halves) / 2, rtol=1e-6)
 
 
@@ -185,7 +185,7 @@ def test_usage_of_two_passes_is_that_of_one():
   module = layer.MoE(num_experts=4, top_k=2, hidden=8)
   x = jax.random.normal(jax.random.key(1), (4, 3, 3, 8))
   variables = module.init(jax.random.key(0), x)
-  whole, *parts = (module.apply(variables, v)[1] for v in (x, x[:1], x[1:]))
+  whole, *parts = (module.apply(variables, v)[1].usage for v in (x, x[:1], x[1:]))
   (total,) = layer.add_usage([[p] for p in parts])
   for a, b in zip(total, whole, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -215,13 +215,13 @@ def test_one_set_of_experts_an_image_by_its_mean():
   )
   x = jax.random.normal(jax.random.key(1), (2, 2, 3, 4))
   variables = module.init(jax.random.key(0), x)
-  (y, usage), sown = module.apply(variables, x, mutable='intermediates')
-  cells = np.asarray(sown['intermediates']['experts_of_cells'][0])
+  y, routed = module.apply(variables, x)
+  cells = np.asarray(routed.experts)
   assert cells.shape == (2, 2, 3, 1) and (cells == cells[:, :1, :1]).all()
   gate = router.Router(3, 1)
   want = gate.apply({'params': variables['params']['router']}, x.mean((1, 2)))
   np.testing.assert_array_equal(cells[:, 0, 0], want.indices)
-  assert float(usage.load.sum()) == 2  # an image counts once, however many cells it has
+  assert float(routed.usage.load.sum()) == 2  # an image counts once, however many cells it has
   p = variables['params']
   for i, e in enumerate(want.indices[:, 0].tolist()):
     h = jax.nn.gelu(x[i] @ p['experts_w1'][e] + p['experts_b1'][e][None, None], approximate=False)
@@ -265,7 +265,7 @@ def test_golden_layer(golden, monkeypatch, name, e, k, gate):
   x = jnp.asarray(z[f'{name}.x'])
   params = official_layer(z, f'{name}.w', gate)
   module = layer.MoE(num_experts=e, top_k=k, hidden=4 * x.shape[-1], gate=gate)
-  y, usage = jax.jit(lambda p, x: module.apply({'params': p}, x))(params, x)
+  y, (usage, *_) = jax.jit(lambda p, x: module.apply({'params': p}, x))(params, x)
   np.testing.assert_allclose(y, z[f'{name}.eval.y'], atol=1e-5 * np.abs(z[f'{name}.eval.y']).max())
   np.testing.assert_allclose(layer.balance_loss([usage], 0.01), z[f'{name}.eval.loss'], rtol=1e-4)
   np.testing.assert_array_equal(usage.load[0], z[f'{name}.eval.load'])
@@ -274,7 +274,7 @@ def test_golden_layer(golden, monkeypatch, name, e, k, gate):
   cotangent = jnp.asarray(z[f'{name}.train.cotangent'])
 
   def objective(params, x):
-    y, usage = module.apply({'params': params}, x, jax.random.key(0))
+    y, (usage, *_) = module.apply({'params': params}, x, jax.random.key(0))
     return (y * cotangent).sum() + 100 * layer.balance_loss([usage], 0.01), (y, usage)
 
   run = jax.jit(jax.value_and_grad(objective, (0, 1), has_aux=True))

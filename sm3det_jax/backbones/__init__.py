@@ -1,28 +1,31 @@
 """The backbones that a config may name, and how one is made."""
 
+from collections.abc import Iterable
 from typing import Any
 
-import flax.linen as nn
+import jax
 
+from sm3det_jax.backbones.stages import Backbone
 from sm3det_jax.config.backbones import BACKBONES
 from sm3det_jax.config.registry import resolve
 
 
-def build(config: Any, groups: int = 1) -> nn.Module:
-  """The backbone of a config: (images [B, H, W, bands], key, task) -> (stage outputs, usages).
+def build(config: Any, tasks: Iterable[str]) -> Backbone:
+  """The backbone of a config; see `stages.Backbone` for its call.
 
-  Batch norm trains while the collection `batch_stats` is mutable; gates are noisy and paths dropped
-  when the call is given a key.
+  With `moe.aux_stats` 'per_device' it has to be called within the mesh that it is built in.
 
   Args:
     config: uses `backbone`, `moe` and `remat`.
-    groups: of images whose balance of experts is judged apart (`moe.aux_stats`).
+    tasks: names of all tasks, in their order, which gives the indices; a frozen config sorts them.
   """
   arguments = dict(config.backbone)
   kind = resolve(BACKBONES[arguments.pop('type')].module)
   same_start = arguments.pop('experts_from_one')
   names = ('num_experts', 'top_k', 'noisy', 'gate', 'softmax', 'level', 'implementation')
-  moe = {k: config.moe[k] for k in names} | {'stat_groups': groups, 'same_start': same_start}
+  groups = max(jax.sharding.get_abstract_mesh().size, 1)  # 0 outside of a mesh
+  moe = {k: config.moe[k] for k in names} | {'same_start': same_start}
+  moe['stat_groups'] = groups if config.moe.aux_stats == 'per_device' else 1
   moe['capacity_factor'] = config.moe.capacity_factor or None
   remat = 'backbone' in config.remat
-  return kind(moe_blocks=config.moe.blocks, moe=moe, remat=remat, **arguments)
+  return kind(tasks=tuple(tasks), moe_blocks=config.moe.blocks, moe=moe, remat=remat, **arguments)

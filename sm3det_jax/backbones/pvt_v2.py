@@ -6,13 +6,13 @@ The released code has no PVT-v2; docs/decisions says how MoE and sizes were chos
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sm3det_jax.backbones.pyramid import MixFFN, Pyramid, split
+from sm3det_jax.backbones.pyramid import MixFFN, Pyramid
 from sm3det_jax.layers.attention import attend
 from sm3det_jax.layers.convolution import Patchify
 from sm3det_jax.layers.initialisers import truncated_normal
 from sm3det_jax.layers.linear import Dense
 from sm3det_jax.layers.norm import Norm
-from sm3det_jax.layers.regularisation import drop_path
+from sm3det_jax.layers.regularisation import drop_path, split
 
 
 class Attention(nn.Module):
@@ -49,12 +49,12 @@ class Block(nn.Module):
   drop_path_rate: float
 
   @nn.compact
-  def __call__(self, x, key=None):
+  def __call__(self, x, key=None, tasks=None):
     ffn_key, key1, key2 = split(key, 3)
     y = Attention(**self.attention, name='attention')(Norm(name='norm1')(x))
     x = x + drop_path(y, self.drop_path_rate, key1)
-    y, usages = MixFFN(**self.ffn, name='mlp')(Norm(name='norm2')(x), ffn_key)
-    return x + drop_path(y, self.drop_path_rate, key2), usages
+    y, layers = MixFFN(**self.ffn, name='mlp')(Norm(name='norm2')(x), ffn_key)
+    return x + drop_path(y, self.drop_path_rate, key2), layers
 
 
 class PVTv2(Pyramid, kw_only=True):
@@ -66,7 +66,7 @@ class PVTv2(Pyramid, kw_only=True):
 
   linear_init = staticmethod(truncated_normal)
 
-  def block(self, stage, ffn, drop_path_rate, name):
+  def block_of(self, stage, ffn, drop_path_rate, name):
     attention = dict(
       heads=self.heads[stage], reduction=self.reductions[stage], qkv_bias=self.qkv_bias
     )

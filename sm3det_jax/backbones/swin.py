@@ -9,21 +9,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sm3det_jax.backbones.stages import run_block, stem_name
+from sm3det_jax.backbones.stages import Backbone
 from sm3det_jax.layers.activations import gelu
 from sm3det_jax.layers.convolution import Conv, Patchify
 from sm3det_jax.layers.feed_forward import FeedForward
 from sm3det_jax.layers.initialisers import truncated_normal
 from sm3det_jax.layers.linear import Dense
 from sm3det_jax.layers.norm import Norm
-from sm3det_jax.layers.regularisation import drop_path, drop_path_rates
+from sm3det_jax.layers.regularisation import drop_path, split
 from sm3det_jax.layers.windows import (  # noqa: F401
   WindowAttention,
   pad_to,
   relative_positions,
   shift_mask,
 )
-from sm3det_jax.moe.layer import MoE, MoELayer, Usage
+from sm3det_jax.moe.layer import MoE, MoELayer, Routed
 from sm3det_jax.precision import wide, wide_dtype
 
 SQUAD = {'ffn': 1, 'conv3x3': 3, 'conv5x5': 5}  # experts of a squad: side of their neighbourhood
@@ -53,7 +53,7 @@ class SquadMoE(MoELayer, kw_only=True):
       y = Conv(self.hidden, size, kernel_init=truncated_normal, name=f'expert{i}_in')(x)
       y = Dense(x.shape[-1], name=f'expert{i}_out')(gelu(y))
       total = total + wide(y) * gates[..., i : i + 1]
-    return total.astype(x.dtype)
+    return total.astype(x.dtype), None
 
 
 class Block(nn.Module):
@@ -70,19 +70,19 @@ class Block(nn.Module):
   drop_path_rate: float
 
   @nn.compact
-  def __call__(self, x, key=None) -> tuple[jax.Array, Usage | None]:
-    noise, key1, key2 = (None,) * 3 if key is None else jax.random.split(key, 3)
-    y, usage = WindowAttention(**self.attention, name='attention')(norm(name='norm1')(x)), None
+  def __call__(self, x, key=None, tasks=None) -> tuple[jax.Array, dict[str, Routed]]:
+    noise, key1, key2 = split(key, 3)
+    y, layers = WindowAttention(**self.attention, name='attention')(norm(name='norm1')(x)), {}
     x = x + drop_path(y, self.drop_path_rate, key1)
     y = norm(name='norm2')(x)
     if self.moe is None:
       y = FeedForward(self.hidden, name='ffn')(y)
     elif self.squad:
       layer = SquadMoE(hidden=self.hidden, squad=self.squad, name='moe', **self.moe)
-      y, usage = layer(y, noise)
+      y, layers[''] = layer(y, noise)
     else:
-      y, usage = MoE(hidden=self.hidden, name='moe', **self.moe)(y, noise)
-    return x + drop_path(y, self.drop_path_rate, key2), usage
+      y, layers[''] = MoE(hidden=self.hidden, name='moe', **self.moe)(y, noise)
+    return x + drop_path(y, self.drop_path_rate, key2), layers
 
 
 class PatchMerging(nn.Module):
@@ -101,67 +101,37 @@ class PatchMerging(nn.Module):
     return Dense(self.features, use_bias=False, name='reduction')(x)
 
 
-class Swin(nn.Module):
-  """Four stages at strides 4, 8, 16, 32, each output normalised.
+class Swin(Backbone, kw_only=True):
+  """The whole network; maps are padded with zeros where patches or windows do not fit.
 
   Attributes:
-    depths, channels, heads: blocks, channels and attention heads of each stage.
+    heads: of the attention, of each stage.
     window, mlp_ratio, qkv_bias: side of a window; hidden channels of an FFN over the block's; bias
       of the attention's projection.
     patch_norm: norms in the patch embedding and merging.
     squad: kinds of experts, () = FFNs.
-    moe_blocks: for each stage, the blocks whose FFN is an MoE layer.
-    moe: keyword arguments of every MoE layer.
-    drop_path_rate: of the last block; it grows linearly from 0 at the first.
-    stems: 'shared' by all tasks, or 'per_task'.
-    remat: blocks keep their input alone for the backward pass.
   """
 
-  depths: tuple[int, ...]
-  channels: tuple[int, ...]
   heads: tuple[int, ...]
-  moe_blocks: tuple[tuple[int, ...], ...]
-  moe: dict
   window: int = 7
   mlp_ratio: float = 4.0
   qkv_bias: bool = True
   patch_norm: bool = True
   squad: tuple[str, ...] = ()
-  drop_path_rate: float = 0.1
-  stems: str = 'shared'
-  remat: bool = False
 
-  @nn.compact
-  def __call__(self, x: jax.Array, rng: jax.Array | None = None, task: str = ''):
-    """Images [B, H, W, bands] -> (stage outputs, finest first; Usage of each MoE layer).
+  def stem(self, name):
+    patches = functools.partial(pad_to, size=4), Patchify(self.channels[0], 4, name=name)
+    return (*patches, norm(name=f'{name}_norm')) if self.patch_norm else patches
 
-    With `rng` the gates are noisy and paths dropped (training), without it neither is. `task` says
-    whose stem, where tasks have their own.
-    """
-    stem = stem_name('stem', self.stems, task)
-    rates = drop_path_rates(self.depths, self.drop_path_rate)
-    outs, usages, index = [], [], 0
-    x = Patchify(self.channels[0], 4, name=stem)(pad_to(x, 4))
-    x = norm(name=f'{stem}_norm')(x) if self.patch_norm else x
-    for stage, (depth, channels) in enumerate(zip(self.depths, self.channels, strict=True)):
-      if stage:
-        x = PatchMerging(channels, self.patch_norm, name=f'downsample{stage}')(x)
-      for j in range(depth):
-        block = Block(
-          self._attention(stage, j),
-          int(channels * self.mlp_ratio),
-          dict(self.moe) if j in self.moe_blocks[stage] else None,
-          self.squad,
-          rates[index],
-          name=f'stage{stage}_block{j}',
-        )
-        key = None if rng is None else jax.random.fold_in(rng, index)
-        x, usage = run_block(block, self.remat, x, key)
-        usages += [] if usage is None else [usage]
-        index += 1
-      outs.append(norm(name=f'norm{stage}')(x))
-    return outs, usages
+  def downsampling(self, stage):
+    return (PatchMerging(self.channels[stage], self.patch_norm, name=f'downsample{stage}'),)
 
-  def _attention(self, stage, j):
+  def block(self, stage, j, drop_path_rate, name):
     shift = j % 2 * (self.window // 2)
-    return dict(heads=self.heads[stage], size=self.window, shift=shift, qkv_bias=self.qkv_bias)
+    attention = dict(heads=self.heads[stage], size=self.window, shift=shift, qkv_bias=self.qkv_bias)
+    hidden = int(self.channels[stage] * self.mlp_ratio)
+    moe = self.moe if j in self.moe_blocks[stage] else None
+    return Block(attention, hidden, moe, self.squad, drop_path_rate, name=name)
+
+  def output_norm(self, name):
+    return norm(name=name)

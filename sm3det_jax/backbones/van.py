@@ -3,13 +3,13 @@
 import flax.linen as nn
 import jax
 
-from sm3det_jax.backbones.pyramid import MixFFN, Pyramid, split
+from sm3det_jax.backbones.pyramid import MixFFN, Pyramid
 from sm3det_jax.layers.activations import gelu
 from sm3det_jax.layers.convolution import DepthwiseConv
 from sm3det_jax.layers.initialisers import depthwise_fan_out_init, fan_out_init
 from sm3det_jax.layers.linear import Dense
 from sm3det_jax.layers.norm import BatchNorm
-from sm3det_jax.layers.regularisation import drop_path
+from sm3det_jax.layers.regularisation import drop_path, split
 
 
 def local_then_wide(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -48,12 +48,12 @@ class Block(nn.Module):
   layer_scale: float
 
   @nn.compact
-  def __call__(self, x, key=None):
+  def __call__(self, x, key=None, tasks=None):
     ffn_key, key1, key2 = split(key, 3)
     y = Attention(self.gate, name='attention')(BatchNorm(name='norm1')(x))
     x = x + drop_path(self._scaled('scale1', y), self.drop_path_rate, key1)
-    y, usages = MixFFN(**self.ffn, name='mlp')(BatchNorm(name='norm2')(x), ffn_key)
-    return x + drop_path(self._scaled('scale2', y), self.drop_path_rate, key2), usages
+    y, layers = MixFFN(**self.ffn, name='mlp')(BatchNorm(name='norm2')(x), ffn_key)
+    return x + drop_path(self._scaled('scale2', y), self.drop_path_rate, key2), layers
 
   def _scaled(self, name, y):
     scale = self.param(name, nn.initializers.constant(self.layer_scale), (y.shape[-1],))
@@ -68,5 +68,5 @@ class VAN(Pyramid, kw_only=True):
   embed_norm = BatchNorm
   gate = LargeKernelGate
 
-  def block(self, stage, ffn, drop_path_rate, name):
+  def block_of(self, stage, ffn, drop_path_rate, name):
     return Block(self.gate, ffn, drop_path_rate, self.layer_scale, name=name)

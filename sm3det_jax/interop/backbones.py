@@ -5,7 +5,6 @@ Names of arrays are those of the official multi-modal classes (`*_MultiInput`), 
 """
 
 import difflib
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,7 +28,6 @@ class OfficialBackbone(NamedTuple):
   renamed: Callable = lambda state, wanted: state
   # (pattern, replacement), the first that fits, from these names to those of backbones alone
   plain: tuple[tuple[str, str], ...] = ()
-  only_here: tuple[str, ...] = ()  # modules that a classifier of this kind does not have
 
 
 # Arguments that are taken and not read: they change training alone (with_cp, frozen_stages), or the
@@ -129,7 +127,8 @@ def entries(config) -> list[Entry]:
   table = official.entries(config.backbone, config.moe)
   if config.backbone.get('stems') != 'per_task':
     return table
-  shared = [e for e in table if re.fullmatch('(stem|embed0)(_norm)?', e.path[0])]
+  stem = resolve(BACKBONES[kind].module).stem_name
+  shared = [e for e in table if e.path[0] in (stem, f'{stem}_norm')]
   own = [_own_stem(entry, task) for task in config.tasks for entry in shared]
   return own + [e for e in table if e not in shared]
 

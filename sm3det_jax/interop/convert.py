@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import UserError
 from sm3det_jax import checkpoint
 from sm3det_jax.config import joint_classes, label_space
+from sm3det_jax.config.backbones import BACKBONES
+from sm3det_jax.config.registry import resolve
 from sm3det_jax.interop import backbones, constants, heads, layouts, official, sources
 from sm3det_jax.interop.files import state_files
 from sm3det_jax.interop.report import PROBLEMS, Report, Row
@@ -220,13 +222,10 @@ def _may_be_fresh(config, read, path):
     return module not in read()
   if read:
     return room not in ('backbone', *(f'heads_{task}' for task in config.tasks))
-  own = '|'.join(map(re.escape, config.tasks))
   if room != 'backbone' or 'router' in path:
     return True
-  if any(re.fullmatch(rf'(stem|embed0|adapter)_({own})(_norm)?', p) for p in path):
-    return True
-  kind = backbones.find(config.backbone.type)
-  return kind is not None and module in kind.only_here
+  kind = resolve(BACKBONES[config.backbone.type].module)
+  return kind.beyond_classifier(path[1:], tuple(config.tasks), len(config.backbone.depths))
 
 
 def _read_of_neck(config):

@@ -102,5 +102,4 @@ CONVNEXT = OfficialBackbone(
   entries,
   named,
   PLAIN,
-  only_here=('norm0', 'norm1', 'norm2'),
 )

@@ -98,7 +98,8 @@ class Backbone(NamedTuple):
 
   def apply(self, variables: dict, images: jax.Array) -> list[jax.Array]:
     """Stage outputs [B, h, w, C], finest first, of images [B, H, W, bands]."""
-    return self.module.apply(variables, images)[0]
+    task = self.module.tasks[0]
+    return self.module.apply(variables, {task: images}).stages[task]
 
 
 def backbone(arguments: dict, state_dict: dict) -> tuple[Backbone, dict]:
@@ -118,7 +119,7 @@ def backbone(arguments: dict, state_dict: dict) -> tuple[Backbone, dict]:
   table = backbones.entries(c)
   wanted = {name for entry in table for name in entry.names}
   state_dict = backbones.find(c.backbone.type).renamed(state_dict, wanted)
-  return Backbone(build_backbone(c)), _variables(table, state_dict)
+  return Backbone(build_backbone(c, c.tasks)), _variables(table, state_dict)
 
 
 def entries(config: ml_collections.ConfigDict, partial: bool = False) -> list[Entry]:

@@ -106,5 +106,4 @@ SWIN = OfficialBackbone(
   lambda norm: norm == {'type': 'LN'},
   entries,
   named,
-  only_here=('norm0', 'norm1', 'norm2'),
 )

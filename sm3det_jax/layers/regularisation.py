@@ -1,4 +1,4 @@
-"""What is dropped at random in training."""
+"""What is dropped at random in training, and keys for it."""
 
 import jax
 import jax.numpy as jnp
@@ -23,3 +23,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 def drop_path_rates(depths: tuple[int, ...], last: float) -> list[float]:
   """Rate of every block of the network: from 0 at the first one up to `last`."""
   return np.linspace(0, last, sum(depths)).tolist()
+
+
+def split(key: jax.Array | None, n: int):
+  """`n` keys, or `n` times None."""
+  return (None,) * n if key is None else jax.random.split(key, n)

@@ -21,6 +21,20 @@ class Usage(NamedTuple):
   load: jax.Array  # [G, E] sum of (smooth) choices
 
 
+class Routed(NamedTuple):
+  """What a layer did with the grid cells [B, H, W] of a batch."""
+
+  usage: Usage
+  experts: jax.Array  # [B, H, W, K] of each cell, the best first
+  gates: jax.Array  # [B, H, W, K] their weights
+  dropped: jax.Array | None  # [B] share of an image's choices that were lost; None: none can be
+
+  def taps(self, layer: str) -> dict[str, jax.Array]:
+    """{'<layer>/<what>': array with the images in front} of all but the usage."""
+    named = {k: v for k, v in self._asdict().items() if k != 'usage' and v is not None}
+    return {f'{layer}/{k}': v for k, v in named.items()}
+
+
 def balance_loss(usage: list[Usage], weight: float) -> jax.Array:
   """Mean over blocks of weight (CV²(importance) + CV²(load)), mean over groups (released code)."""
   terms = [jnp.mean(cv_squared(u.importance) + cv_squared(u.load)) for u in usage]
@@ -43,8 +57,7 @@ class MoELayer(nn.Module, kw_only=True):
   Attributes:
     num_experts, top_k, noisy, gate, softmax: as `Router`.
     level: what has experts of its own, every cell of the 'grid' or an 'image' (by its mean).
-    implementation, capacity_factor: as `expert_parallel.expert_ffn`; with the latter, collection
-      'metrics' gets the share of its choices that each image lost.
+    implementation, capacity_factor: as `expert_parallel.expert_ffn`.
     stat_groups: of tokens whose balance is judged apart: 1, or the number of devices.
     same_start: every expert starts as a copy of one random one.
     kernel_init: of an expert's kernels.
@@ -64,7 +77,7 @@ class MoELayer(nn.Module, kw_only=True):
 
   @nn.compact
   def __call__(self, x: jax.Array, noise_key: jax.Array | None = None):
-    """x [B, H, W, C] -> (y [B, H, W, D], Usage)."""
+    """x [B, H, W, C] -> (y [B, H, W, D], Routed)."""
     router = Router(
       self.num_experts, self.top_k, self.noisy, self.gate, self.softmax, name='router'
     )
@@ -75,15 +88,14 @@ class MoELayer(nn.Module, kw_only=True):
       routing = routing._replace(
         indices=to_cells(routing.indices), weights=to_cells(routing.weights)
       )
-    self.sow('intermediates', 'routing', routing)
-    grid = routing.indices.reshape(*x.shape[:-1], -1)
-    self.sow('intermediates', 'experts_of_cells', grid)
-    y = self.experts(x, routing)
     by_group = lambda v: v.reshape(self.stat_groups, -1, self.num_experts).sum(1)
-    return y, Usage(by_group(routing.importance), by_group(routing.load))
+    usage = Usage(by_group(routing.importance), by_group(routing.load))
+    y, dropped = self.experts(x, routing)
+    by_cell = lambda v: v.reshape(*x.shape[:-1], -1)
+    return y, Routed(usage, by_cell(routing.indices), by_cell(routing.weights), dropped)
 
-  def experts(self, x: jax.Array, routing: Routing) -> jax.Array:
-    """x [B, H, W, C] -> [B, H, W, D], parameters made on the way."""
+  def experts(self, x: jax.Array, routing: Routing) -> tuple[jax.Array, jax.Array | None]:
+    """x [B, H, W, C] -> ([B, H, W, D], `Routed.dropped`), parameters made on the way."""
     raise NotImplementedError
 
   def expert_params(self, name: str, c: int, d: int) -> tuple[jax.Array, jax.Array]:
@@ -98,9 +110,10 @@ class MoELayer(nn.Module, kw_only=True):
       x.reshape(-1, x.shape[-1]), routing.indices, routing.weights, *params, return_stats=True,
       capacity_factor=self.capacity_factor, implementation=self.implementation,
     )  # fmt: skip
+    dropped = None
     if self.capacity_factor is not None:
-      self.sow('metrics', 'dropped', stats['dropped_of_token'].reshape(len(x), -1).mean(1))
-    return y.reshape(*x.shape[:-1], -1)
+      dropped = stats['dropped_of_token'].reshape(len(x), -1).mean(1)
+    return y.reshape(*x.shape[:-1], -1), dropped
 
 
 class MoE(MoELayer, kw_only=True):
