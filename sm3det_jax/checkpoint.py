@@ -27,7 +27,7 @@ from sm3det_jax import sharding
 from sm3det_jax.config import complete
 
 # What a run may change when it goes on: it alters neither parameters nor the order of samples.
-# `optim.steps` only says where to stop, for the schedule counts milestones.
+# `optim.steps` only says where to stop where the schedule counts milestones; a cosine ends there.
 CHANGEABLE = (
   r'data_root|workers|log_every|checkpoint_every|keep_checkpoints|mesh\.\w+|remat|'
   r'optim\.(steps|zero1)|'
@@ -48,7 +48,8 @@ def open_workdir(config: ConfigDict, workdir: str | os.PathLike) -> None:
   if path.exists():
     there, here = _flat(load_config(workdir)), _flat(config)
     keys = [k for k in there | here if there.get(k) != here.get(k)]
-    keys = [k for k in keys if not re.fullmatch(CHANGEABLE, k)]
+    fixed = {'optim.steps'} if config.optim.schedule == 'cosine' else set()
+    keys = [k for k in keys if k in fixed or not re.fullmatch(CHANGEABLE, k)]
     if keys:
       shown = [f'{k} is {there.get(k)!r} there, {here.get(k)!r} here' for k in keys[:SHOWN]]
       more = f' (and {len(keys) - SHOWN} more)' * (len(keys) > SHOWN)

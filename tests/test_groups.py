@@ -130,6 +130,13 @@ def test_groups_survive_json_and_the_command_line(tmp_path):
   again = checkpoint.load_config(tmp_path)
   assert again.optim.groups == config.optim.groups and again.phases == config.phases
   checkpoint.open_workdir(config, tmp_path)  # the same run
+  config.optim.steps += 1
+  checkpoint.open_workdir(config, tmp_path)
+  config.optim.schedule = 'cosine'  # which ends at the last step
+  checkpoint.open_workdir(config, tmp_path / 'other')
+  config.optim.steps += 1
+  with pytest.raises(ValueError, match='optim.steps is'):
+    checkpoint.open_workdir(config, tmp_path / 'other')
 
 
 def test_the_cosine_by_hand():

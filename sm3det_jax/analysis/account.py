@@ -1,8 +1,9 @@
 """`sm3det account`: parameters and multiply-accumulates of a model, by part; nothing is allocated.
 
 Counted are the matrix products and convolutions of the traced evaluation program as an accelerator
-runs it. Box operations and RoIAlign are not. A part is where its parameters lie: 'backbone' (its
-routers and experts apart), 'neck', 'heads_<task>/<module>'.
+runs it; of a model that does not detect, those of its loss. Box operations and RoIAlign are not. A
+part is where its parameters lie: 'backbone' (its routers and experts apart), 'neck',
+'heads_<task>/<module>'.
 """
 
 import collections
@@ -14,10 +15,11 @@ import jax.numpy as jnp
 import ml_collections
 from jax.extend import core
 
+from data_pipelines.batch import arrays
 from data_pipelines.errors import UserError
 from sm3det_jax.config import copied
-from sm3det_jax.detector import build
 from sm3det_jax.heads import head_class
+from sm3det_jax.model import Model, build
 
 EXPERT_LOOP = re.compile(r'experts_(\d+)_in_(\d+)x(\d+)')  # as `moe.dispatch` names it
 
@@ -40,16 +42,16 @@ def account(config: ml_collections.ConfigDict, size: tuple[int, int] | None = No
   """
   if size and any(side < 32 or side % 32 for side in size):
     raise UserError(f'size {size[0]}x{size[1]}: both have to be multiples of 32')
-  detector = build(_counted(config))
-  variables = jax.eval_shape(detector.init, jax.random.key(0))
+  model = build(_counted(config))
+  variables = jax.eval_shape(model.init, jax.random.key(0))
   params = collections.Counter()
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables['params']):
     params[_part([str(key.key) for key in path])] += leaf.size
   macs, padding = {}, 0
   for name, task in config.tasks.items():
-    image = jax.ShapeDtypeStruct((1, *(size or task.size), task.bands), jnp.float32)
-    detect = lambda v, x, name=name: detector.detect(v, x, name)
-    macs[name], more = _products(jax.make_jaxpr(detect)(variables, image).jaxpr, '', params)
+    task = copied(task)
+    task.size = size or task.size
+    macs[name], more = _products(_program(model, variables, name, task), '', params)
     padding += sum(more.values())
   by_task = {name: sum(m.values()) / 1e9 for name, m in macs.items()}
   return {
@@ -84,11 +86,21 @@ def table(counts: dict) -> str:
   return '\n'.join(rows)
 
 
+def _program(model: Model, variables, name, task):
+  """What a model does with an image of a task: detection, or else the loss alone."""
+  if hasattr(model, 'detect'):
+    image = jax.ShapeDtypeStruct((1, *task.size, task.bands), jnp.float32)
+    return jax.make_jaxpr(lambda v, x: model.detect(v, x, name))(variables, image).jaxpr
+  batch = {k: jax.ShapeDtypeStruct((1, *a.shape), a.dtype) for k, a in arrays(task).items()}
+  loss = lambda v, b: model.loss(v, model.prepare(b), jax.random.key(0))
+  return jax.make_jaxpr(loss)(variables, {name: batch}).jaxpr
+
+
 def _counted(config):
   """A copy of `config` that computes what papers count: their number of RoIs, no expert in vain."""
   config = copied(config)
   config.moe.implementation = 'blocked'
-  for task in config.tasks.values():
+  for task in [t for t in config.tasks.values() if 'head' in t]:
     task.head.update(head_class(task.head.type).counted(task.head))
   return config
 

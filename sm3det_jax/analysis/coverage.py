@@ -35,6 +35,8 @@ def report(config: ConfigDict) -> dict[str, float]:
   """Logs and returns the share of every task."""
   shares = {}
   for task, c in config.tasks.items():
+    if 'head' not in c:
+      continue  # no detector's
     shares[task], total = share(config, task)
     what = head_class(c.head.type).REACHED
     logger.info('%s: %.1f %% of %d %s', task, 100 * shares[task], total, what)
