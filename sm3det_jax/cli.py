@@ -195,12 +195,14 @@ def _prepare(args):
 
 def _train(args):
   c = config.load(args.overrides)
+  from data_pipelines import mixture
   from sm3det_jax import sharding, train
   from sm3det_jax.analysis import coverage
 
   sharding.start_processes()
-  coverage.report(c)
-  train.train(c, args.workdir)
+  tasks = mixture.open_tasks(c)
+  coverage.report(tasks)
+  train.train(c, args.workdir, tasks=tasks)
 
 
 def _evaluate(args):

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import mixture
 from data_pipelines.errors import NotFiniteError, UserError
+from data_pipelines.task import Task
 from sm3det_jax import checkpoint, logs, sharding
 from sm3det_jax.config import batch_scaling, copied
 from sm3det_jax.config.phases import phase_at
@@ -36,6 +37,7 @@ def train(
   config: ConfigDict,
   workdir: str | os.PathLike,
   on_log: Callable[[int, dict[str, float]], None] | None = None,
+  tasks: dict[str, Task] | None = None,
 ) -> dict[str, float]:
   """Trains the model of `config`, or goes on where `workdir`'s newest checkpoint stands.
 
@@ -47,6 +49,7 @@ def train(
     config: see sm3det_jax.config.
     workdir: where config, checkpoints and logs go.
     on_log: called with the steps done and the metrics whenever they are logged.
+    tasks: from `mixture.open_tasks`, where the data are open already.
 
   Returns:
     The last metrics: 'total', 'loss/<task>/<term>', 'multiplier/<group>', 'lr', 'grad_norm',
@@ -66,14 +69,15 @@ def train(
   checkpoint.open_workdir(config, workdir)
   checkpoints = checkpoint.manager(workdir, config.keep_checkpoints)
   with checkpoints, _sigterm() as terminated:
-    return _run(config, workdir, model, mesh, checkpoints, terminated, on_log)
+    return _run(config, workdir, model, mesh, checkpoints, terminated, on_log, tasks)
 
 
-def _run(config, workdir, model, mesh, checkpoints, terminated, on_log):
+def _run(config, workdir, model, mesh, checkpoints, terminated, on_log, tasks):
   tx = optimizer.build(config, model.term_groups)
   like = abstract_state(config, model, tx, mesh)
   optimizer.log_parameters(like['model']['variables']['params'], model.term_groups)
-  position = {'seed': config.seed, 'fingerprint': mixture.fingerprint(config)}
+  tasks = tasks or mixture.open_tasks(config)
+  position = {'seed': config.seed, 'fingerprint': mixture.fingerprint(config, tasks)}
   state, start = _restored(workdir, checkpoints, like, position['fingerprint'])
   if state is None:
     state = create_sharded_state(config, model, tx, mesh)
@@ -93,7 +97,7 @@ def _run(config, workdir, model, mesh, checkpoints, terminated, on_log):
   with (
     jax.set_mesh(mesh),
     logs.Logs(workdir, start, steps, active=jax.process_index() == 0) as log,
-    contextlib.closing(_batches(config, mesh, start)) as batches,
+    contextlib.closing(_batches(config, mesh, start, tasks)) as batches,
   ):
     batch = next(batches) if start < steps else None
     for done in range(start + 1, steps + 1):
@@ -120,7 +124,9 @@ def _run(config, workdir, model, mesh, checkpoints, terminated, on_log):
   return metrics or _last_metrics(workdir)
 
 
-def micro_batches(config: ConfigDict, step: int, host: int, hosts: int) -> Iterator[dict]:
+def micro_batches(
+  config: ConfigDict, step: int, host: int, hosts: int, tasks: dict[str, Task] | None = None
+) -> Iterator[dict]:
   """`mixture.train_batches`, with the micro-batches of a step stacked where there are several.
 
   Micro-batch `j` of `n` of step `i` is batch `i n + j` of a run with batches a n-th as large. With
@@ -128,15 +134,16 @@ def micro_batches(config: ConfigDict, step: int, host: int, hosts: int) -> Itera
   """
   count, config = config.optim.accumulate, copied(config)
   config.batch_size //= count
-  with contextlib.closing(mixture.train_batches(config, step * count, host, hosts)) as batches:
+  batches = mixture.train_batches(config, step * count, host, hosts, tasks)
+  with contextlib.closing(batches):
     while parts := list(itertools.islice(batches, count)):
       yield parts[0] if count == 1 else jax.tree.map(lambda *x: np.stack(x), *parts)
 
 
-def _batches(config, mesh, start):
+def _batches(config, mesh, start, tasks):
   """Global batches on the devices, from step `start` on."""
   host, hosts = jax.process_index(), jax.process_count()
-  for batch in micro_batches(config, start, host, hosts):
+  for batch in micro_batches(config, start, host, hosts, tasks):
     yield sharding.put_batch(batch, mesh, config.optim.accumulate)
 
 

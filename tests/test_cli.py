@@ -189,8 +189,8 @@ def test_values_may_stand_apart_from_their_keys(monkeypatch):
   from sm3det_jax import train
 
   seen = []
-  monkeypatch.setattr(train, 'train', lambda c, workdir: seen.append((c.seed, c.optim.lr)))
-  monkeypatch.setattr('sm3det_jax.analysis.coverage.report', lambda c: None)
+  monkeypatch.setattr(train, 'train', lambda c, workdir, tasks: seen.append((c.seed, c.optim.lr)))
+  monkeypatch.setattr('data_pipelines.mixture.open_tasks', lambda c: {})
   for joint in '= ':
     text = f'--config{joint}quickstart --config.seed{joint}7 --config.optim.lr{joint}3e-4'
     assert run('train', *text.split(), '--workdir', 'w') == 0

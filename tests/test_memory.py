@@ -36,7 +36,7 @@ def test_accumulation_is_the_mean_of_gradients_computed_one_by_one():
 
 
 def test_micro_batches_are_the_batches_of_a_smaller_run(monkeypatch):
-  def batches(config, step, host, hosts):
+  def batches(config, step, host, hosts, tasks):
     yield from ({'x': np.array([config.batch_size, i, host, hosts])} for i in range(step, 99))
 
   monkeypatch.setattr(train.mixture, 'train_batches', batches)

@@ -12,6 +12,7 @@ import pytest
 
 from data_pipelines import mixture, objects, prepare, source, transforms
 from data_pipelines import task as task_lib
+from sm3det_jax import train
 from sm3det_jax.config import ConfigDict, default, label_space, task
 
 SIZES = {'radar': 7, 'colour': 5, 'heat': 11}  # windows of each data set
@@ -482,3 +483,22 @@ def test_random_batches_are_the_same_on_any_hosts_and_after_a_restart():
       parts = [h[i][name]['images'] for h in halves]
       np.testing.assert_array_equal(batch[name]['images'], np.concatenate(parts))
   assert any(len(b) < 3 for b in whole)  # some batch lacks a task
+
+
+def test_data_that_are_open_are_not_opened_again(monkeypatch):
+  opened = []
+
+  class Counted(Windows):
+    def __init__(self, root, dataset, *args, **kwargs):
+      opened.append(dataset)
+      super().__init__(root, dataset, *args, **kwargs)
+
+  monkeypatch.setattr(task_lib, 'Source', Counted)
+  config = make_config()
+  tasks = mixture.open_tasks(config)
+  assert mixture.fingerprint(config, tasks) and take(2, config, tasks=tasks)
+  batches = train.micro_batches(make_config(), 0, 0, 1, tasks)
+  next(batches)
+  batches.close()
+  assert sorted(opened) == ['colour', 'heat', 'radar']
+  assert mixture.fingerprint(config) == mixture.fingerprint(config, tasks) and len(opened) == 6

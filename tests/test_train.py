@@ -91,7 +91,7 @@ def toy(monkeypatch):
   """Sets the toy in place of detector and data; call it with the steps of bad batches."""
 
   def use(bad=(), fingerprint='data'):
-    def batches(config, step=0, host=0, hosts=1):
+    def batches(config, step=0, host=0, hosts=1, tasks=None):
       while True:
         parts = toy_batch(config, step, bad)
         yield jax.tree.map(lambda x: np.split(x, hosts)[host], parts)
@@ -99,7 +99,8 @@ def toy(monkeypatch):
 
     monkeypatch.setattr(train, 'build', lambda config: ToyDetector())
     monkeypatch.setattr(train.mixture, 'train_batches', batches)
-    monkeypatch.setattr(train.mixture, 'fingerprint', lambda config: fingerprint)
+    monkeypatch.setattr(train.mixture, 'open_tasks', lambda config: {})
+    monkeypatch.setattr(train.mixture, 'fingerprint', lambda config, tasks: fingerprint)
 
   use()
   return use

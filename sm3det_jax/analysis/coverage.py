@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from data_pipelines.task import Task
-from sm3det_jax.config import ConfigDict
 from sm3det_jax.heads import head_class
 
 IMAGES = 64  # of each task, augmented as in training
@@ -19,9 +18,9 @@ IMAGES = 64  # of each task, augmented as in training
 logger = logging.getLogger(__name__)
 
 
-def share(config: ConfigDict, task: str, images: int = IMAGES) -> tuple[float, int]:
+def share(data: Task, images: int = IMAGES) -> tuple[float, int]:
   """(share of a task's training objects that its anchors reach, objects looked at)."""
-  c, data = config.tasks[task], Task(config, task, 'train')
+  c = data.config
   reached = jax.jit(functools.partial(head_class(c.head.type).reached, c.head, tuple(c.size)))
   hits = total = 0
   for position in range(min(images, len(data.pool))):
@@ -31,13 +30,13 @@ def share(config: ConfigDict, task: str, images: int = IMAGES) -> tuple[float, i
   return hits / max(total, 1), total
 
 
-def report(config: ConfigDict) -> dict[str, float]:
-  """Logs and returns the share of every task."""
+def report(tasks: dict[str, Task]) -> dict[str, float]:
+  """Logs and returns the share of every task that has a head; `tasks` from `mixture.open_tasks`."""
   shares = {}
-  for task, c in config.tasks.items():
-    if 'head' not in c:
-      continue  # no detector's
-    shares[task], total = share(config, task)
-    what = head_class(c.head.type).REACHED
+  for task, data in tasks.items():
+    if 'head' not in data.config:
+      continue
+    shares[task], total = share(data)
+    what = head_class(data.config.head.type).REACHED
     logger.info('%s: %.1f %% of %d %s', task, 100 * shares[task], total, what)
   return shares
