@@ -7,15 +7,20 @@ import re
 import textwrap
 
 import cv2
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from data_pipelines import mixture, prepare
 from data_pipelines.batch import Array
 from data_pipelines.builders import presets
 from data_pipelines.source import Source
-from sm3det_jax import config
+from sm3det_jax import backbones, config
 from sm3det_jax.config import phases
+from sm3det_jax.config.backbones import BACKBONES
+from sm3det_jax.config.registry import BackboneKind
 from sm3det_jax.optim import groups
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -99,11 +104,32 @@ def test_the_format_of_the_page_prepares_a_data_set(tmp_path, monkeypatch):
 
 
 def test_groups_and_phases_of_the_page_hold():
-  (source,) = [b for b in blocks(ROOT / 'docs/extending.md') if 'c.phases' in b]
+  sources = [b for b in blocks(ROOT / 'docs/extending.md') if b.startswith('config.')]
   c = config.load(['--config=quickstart'])
-  exec(source, {'c': c})
+  for source in sources:
+    exec(source, {'config': c})
   config.check(c)
   params = {'backbone': {'stem': 1, 'norm0': 2}, 'neck': {'bias': 3, 'kernel': 4}}
   rates = groups.rates(params, phases.groups(c))
   assert rates == {'backbone': {'stem': None, 'norm0': 0.1}, 'neck': {'bias': 1, 'kernel': 1}}
-  assert [phases.phase_at(c, done) for done in (0, 999, 1000)] == [0, 0, 1]
+  assert [phases.phase_at(c, done) for done in (0, 999, 1000, 5000)] == [0, 0, 1, 2]
+
+
+def test_the_backbone_of_the_page_has_its_stages(monkeypatch):
+  (source,) = [b for b in blocks(ROOT / 'docs/extending.md') if '(Backbone' in b]
+  module = {'__name__': 'plain'}
+  exec(compile(source, 'plain', 'exec'), module)
+  values = dict(type='plain', depths=(1, 1, 1, 1), channels=(8, 8, 16, 16), drop_path_rate=0.0)
+  row = BackboneKind(
+    lambda size: (ConfigDict(values | {'experts_from_one': True}), {'blocks': ((),) * 4}),
+    module['Plain'],
+  )
+  monkeypatch.setitem(BACKBONES, 'plain', row)
+  c = config.load(['--config=quickstart'])
+  config.use_backbone(c, 'plain', 'T')
+  model = backbones.build(config.check(c), c.tasks)
+  images = {'sar': jnp.ones((2, 64, 64, 3)), 'rgb': jnp.ones((1, 64, 64, 3))}
+  out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+  assert [x.shape for x in out.stages['sar']] == [
+    (2, 16, 16, 8), (2, 8, 8, 8), (2, 4, 4, 16), (2, 2, 2, 16),
+  ]  # fmt: skip
