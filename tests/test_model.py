@@ -42,7 +42,7 @@ class MeanColour:
     return sum(terms.values()), (terms, updates)
 
 
-def colour_batches(config, step=0, host=0, hosts=1):
+def colour_batches(config, step=0, host=0, hosts=1, tasks=None):
   while True:
     rng = np.random.default_rng(step)
     yield {
@@ -56,7 +56,8 @@ def colour_batches(config, step=0, host=0, hosts=1):
 def config(monkeypatch):
   monkeypatch.setitem(models.MODELS, 'colour', MeanColour)
   monkeypatch.setattr(train.mixture, 'train_batches', colour_batches)
-  monkeypatch.setattr(train.mixture, 'fingerprint', lambda config: 'colours')
+  monkeypatch.setattr(train.mixture, 'open_tasks', lambda config: {})
+  monkeypatch.setattr(train.mixture, 'fingerprint', lambda config, tasks: 'colours')
   c = config_lib.default()
   c.model, c.log_every, c.checkpoint_every = 'colour', 1, 2
   c.optim.update(steps=4, warmup_steps=0, milestones=(), lr=0.05)
