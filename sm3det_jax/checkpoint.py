@@ -101,6 +101,7 @@ def save(checkpoints: ocp.CheckpointManager, state: dict, position: dict) -> Non
     training=ocp.args.StandardSave(state['training']),
     position=ocp.args.JsonSave(position),
   )
+  # forced: the trainer says when to save, no rule of the manager's
   checkpoints.save(position['step'], args=args, force=True)
   if first:  # waits once, rather than find out after days
     checkpoints.wait_until_finished()

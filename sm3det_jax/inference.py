@@ -13,36 +13,41 @@ from sm3det_jax.config import ConfigDict, label_space
 from sm3det_jax.detector import M2Det
 
 
-def detect_step(detector: M2Det, config: ConfigDict, task: str) -> Callable:
-  """Jitted (variables, images [n, H, W, bands] in the files' type, shapes [n, 2]) -> Detections."""
+def on_files(run: Callable, config: ConfigDict, task: str) -> Callable:
+  """Jitted (variables, images, shapes [n, 2]) -> run(variables, normalised images, shapes).
+
+  Args:
+    run: what is made of normalised images [n, H, W, bands].
+    config: its task's mean and std normalise.
+    task: whose images they are, in the files' own type.
+  """
   c = config.tasks[task]
+  normalised = lambda images, shapes: preprocess.normalise(images, c.mean, c.std, shapes)
+  return jax.jit(lambda variables, x, shapes: run(variables, normalised(x, shapes), shapes))
 
-  @jax.jit
-  def step(variables, images, shapes):
-    images = preprocess.normalise(images, c.mean, c.std, shapes)
-    return detector.detect(variables, images, task, shapes)
 
-  return step
+def detect_step(detector: M2Det, config: ConfigDict, task: str) -> Callable:
+  """(variables, images [n, H, W, bands], shapes [n, 2]) -> Detections, of `on_files`."""
+  run = lambda variables, images, shapes: detector.detect(variables, images, task, shapes)
+  return on_files(run, config, task)
 
 
 def reconstruct_step(model: Any, config: ConfigDict, task: str) -> Callable:
-  """Jitted (variables, images, shapes), as `detect_step`, -> what the model makes of the images.
+  """(variables, images, shapes), as `detect_step`, -> what the model makes of the images.
 
   `model.reconstruct(variables, {task: batch})` gives {task: [n, H, W, bands]} of normalised images;
   the step's result is in the files' units.
   """
   c = config.tasks[task]
 
-  @jax.jit
-  def step(variables, images, shapes):
-    batch = {'images': preprocess.normalise(images, c.mean, c.std, shapes), 'shapes': shapes}
-    found = model.reconstruct(variables, {task: batch})[task]
+  def run(variables, images, shapes):
+    found = model.reconstruct(variables, {task: {'images': images, 'shapes': shapes}})[task]
     if found.shape != images.shape:
       raise UserError(f'task {task}: images of {images.shape}, reconstructed as {found.shape}')
     mean, std = (jnp.asarray(v, found.dtype)[None, None, None] for v in (c.mean, c.std))
     return found * std + mean
 
-  return step
+  return on_files(run, config, task)
 
 
 def own_labels(config: ConfigDict, task: str) -> np.ndarray:

@@ -11,7 +11,7 @@ if importlib.metadata.version('jax') < '0.11':  # which knows these no more
   FLAGS += ' --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true'
 os.environ.setdefault('XLA_FLAGS', FLAGS)
 # one cache for all processes of a run, those that tests start too; a bounded one has a lock
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{tempfile.gettempdir()}/sm3det_jax_cache')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{tempfile.gettempdir()}/sm3det_jax_tests')
 os.environ.setdefault('JAX_COMPILATION_CACHE_MAX_SIZE', str(8 << 30))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 

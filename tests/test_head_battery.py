@@ -218,7 +218,7 @@ def test_losses_of_half_precision_are_near_and_rematerialised_ones_equal(kind):
 
   again, same = jax.jit(jax.grad(total, has_aux=True))(s.params)
   for name, value in same.items():
-    np.testing.assert_allclose(value, terms[name], rtol=1e-6, err_msg=name)
+    np.testing.assert_allclose(value, terms[name], rtol=1e-5, err_msg=name)  # other fusions
   for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(grads), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * float(abs(b).max()))
 

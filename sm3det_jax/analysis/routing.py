@@ -5,15 +5,14 @@ import json
 import os
 import pathlib
 
-import jax
 import numpy as np
 
 from data_pipelines import mixture
 from data_pipelines.errors import UserError
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import build
+from sm3det_jax.inference import on_files
 from sm3det_jax.moe import stats
-from sm3det_jax.preprocess import normalise
 from sm3det_jax.viz import figures
 
 BATCH = 8
@@ -39,11 +38,8 @@ def measure(config: ConfigDict, variables: dict, split: str | None = None) -> di
   detector, layers = build(config), collections.defaultdict(dict)
   for task, c in config.tasks.items():
     counts = collections.defaultdict(list)
-
-    @jax.jit
-    def step(variables, images, shapes, c=c, task=task):
-      return detector.routing(variables, normalise(images, c.mean, c.std, shapes), task)
-
+    run = lambda variables, images, _, task=task: detector.routing(variables, images, task)
+    step = on_files(run, config, task)
     for batch in mixture.eval_batches(config, task, split, BATCH):
       for name, indices in step(variables, batch['images'], batch['shapes']).items():
         cells = _inside(np.asarray(indices), batch['shapes'][: len(batch['ids'])], c.size)

@@ -121,7 +121,7 @@ def _moved(updates, params, weights):
 
 
 def _task_losses(tasks, losses: Mapping[str, Any], like):
-  """Losses [T], 1 in place of those that count not, and whether all of them count."""
+  """Losses [T] of the tasks, 1 where one is absent, not finite or not positive; whether none is."""
   of = lambda task: [v for k, v in losses.items() if k.split('/')[0] == task]
   total = jnp.stack([jnp.asarray(sum(of(task), 0.0), like.dtype) for task in tasks])
   valid = jnp.isfinite(total) & (total > 0)
