@@ -94,9 +94,11 @@ def test_the_verb(capsys):
   assert cli.main(['account', '--config=quickstart', '--size=64x96', '--json']) == 0
   counts = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert set(counts['parts']) >= {'backbone', 'backbone/experts', 'neck', 'heads_sar/bbox_head'}
-  for size in ('64', '64x90'):
-    assert cli.main(['account', '--config=quickstart', f'--size={size}']) == 2
-    assert f'{size}' in capsys.readouterr().err
+  assert cli.main(['account', '--config=quickstart', '--size=64x90']) == 2
+  assert '64x90' in capsys.readouterr().err
+  with pytest.raises(SystemExit, match='2'):  # not of the form
+    cli.main(['account', '--config=quickstart', '--size=64'])
+  assert "'64'" in capsys.readouterr().err
 
 
 def test_the_table_adds_up():

@@ -265,6 +265,8 @@ def test_a_configs_folder_of_the_user_is_no_obstacle(tmp_path):
 
 
 def test_what_the_user_imported_as_configs_stays(monkeypatch):
+  for name in [n for n in sys.modules if n.startswith('configs.')]:
+    monkeypatch.delitem(sys.modules, name)  # of the tests before
   theirs = types.ModuleType('configs')
   monkeypatch.setitem(sys.modules, 'configs', theirs)
   config.load(['--config=baselines:separate'])
