@@ -34,9 +34,9 @@ SMALL = {  # what makes a head small, at any depth of its config
   'channels': CHANNELS, 'convs': 1, 'fc_channels': 32, 'samples': 64, 'pre_nms': 64,
   'max_proposals': 32, 'max_detections': 10,
 }  # fmt: skip
-BOXES = {
+BOXES = {  # none as far from one anchor as from another: rounding would choose
   'hbb': [[2, 4, 34, 36], [30, 20, 60, 62], [20, 10, 50, 40]],
-  'obb': [[20, 22, 30, 14, 0.5], [44, 42, 14, 30, 9], [30, 30, 20, 20, 0]],
+  'obb': [[20.6, 22.3, 30, 14, 0.5], [44.7, 41.6, 14, 30, 9], [31.3, 28.9, 20, 18, 0.2]],
 }
 PAGE = (pathlib.Path(__file__).parents[1] / 'docs/extending.md').read_text()
 
@@ -220,7 +220,7 @@ def test_losses_of_half_precision_are_near_and_rematerialised_ones_equal(kind):
   for name, value in same.items():
     np.testing.assert_allclose(value, terms[name], rtol=1e-5, err_msg=name)  # other fusions
   for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(grads), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * float(abs(b).max()))
+    assert abs(a - b).max() <= 1e-5 * abs(b).max()
 
 
 @each
