@@ -46,7 +46,8 @@ def run(c: config.ConfigDict, workdir: str | os.PathLike, counts: dict[str, int]
   train.train(c, workdir)
   c, variables = checkpoint.restore_for_inference(workdir)
   metrics = evaluate.evaluate(c, variables, out_dir=workdir, progress=True)
-  routing.write(routing.measure(c, variables), workdir / 'routing')
+  if any(c.moe.blocks):
+    routing.write(routing.measure(c, variables), workdir / 'routing')
   page = report.write(workdir, logs.read(workdir), 'SM3Det quickstart')
   rich.print(table.render(metrics))
   return page

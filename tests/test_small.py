@@ -75,3 +75,18 @@ def test_a_shorter_run_has_its_warm_up_and_milestones_sooner():
   c = small.shortened(load('quickstart'), 120)
   assert (c.optim.steps, c.optim.milestones) == (120, (85, 110))
   assert (c.optim.warmup_steps, c.dla.warmup_steps) == (5, 5)
+
+
+def test_a_model_without_experts_has_no_routing(monkeypatch, tmp_path):
+  c = load('baselines:unidet,small=1')
+  for module, name, result in (
+    (quickstart, 'draw_and_prepare', None),
+    (quickstart.train, 'train', None),
+    (quickstart.checkpoint, 'restore_for_inference', (c, {})),
+    (quickstart.evaluate, 'evaluate', {}),
+    (quickstart.report, 'write', tmp_path / 'report.html'),
+    (quickstart.table, 'render', ''),
+  ):
+    monkeypatch.setattr(module, name, lambda *_, result=result, **__: result)
+  assert quickstart.run(c, tmp_path) == tmp_path / 'report.html'
+  assert not (tmp_path / 'routing').exists()
