@@ -88,5 +88,5 @@ def test_a_model_without_experts_has_no_routing(monkeypatch, tmp_path):
     (quickstart.table, 'render', ''),
   ):
     monkeypatch.setattr(module, name, lambda *_, result=result, **__: result)
-  assert quickstart.run(c, tmp_path) == tmp_path / 'report.html'
+  assert quickstart.run(c, tmp_path, {}) == tmp_path / 'report.html'
   assert not (tmp_path / 'routing').exists()
