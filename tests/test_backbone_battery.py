@@ -20,7 +20,11 @@ from sm3det_jax.interop import layouts
 TASKS = ('a', 'b')
 
 
+LONG = {'lsknet', 'pvt_v2', 'swin'}  # to compile
 each = pytest.mark.parametrize('kind', BACKBONES)
+each_slowly = pytest.mark.parametrize(
+  'kind', [pytest.param(k, marks=pytest.mark.slow) if k in LONG else k for k in BACKBONES]
+)
 
 
 def small(c, kind, **changes):
@@ -96,7 +100,7 @@ def test_a_mask_needs_a_token():
     jax.eval_shape(module.init, jax.random.key(0), x, None, mask)
 
 
-@each
+@each_slowly
 def test_slopes_are_finite_and_a_few_steps_learn(kind):
   gradient, variables = slopes(kind)
   params = variables['params']
@@ -122,7 +126,7 @@ def test_rematerialised_slopes_are_the_same(kind):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * max(float(jnp.abs(a).max()), 1e-3))
 
 
-@each
+@each_slowly
 def test_tasks_together_are_as_alone(kind):
   module, x = made(kind), images()
   variables = slopes(kind)[1]
