@@ -195,9 +195,9 @@ def two_tasks(data_root):
 
 BASELINES = {
   'unidet': {},
-  'uncertainty': {'balance': 'uncertainty'},
-  'dwa': {'balance': 'dwa'},
-  'gradnorm': {'balance': 'gradnorm'},
+  'uncertainty': {'task_balance': 'uncertainty'},
+  'dwa': {'task_balance': 'dwa'},
+  'gradnorm': {'task_balance': 'gradnorm'},
   'domain_attention': {'backbone.adapters': True, 'label_space': 'joint'},
   'simple_joint': {'sampling': 'random', 'label_space': 'joint'},
   'separate': {'tasks': ('sar',)},
