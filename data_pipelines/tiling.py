@@ -49,8 +49,9 @@ def kept_fraction(polygons: np.ndarray, windows: np.ndarray) -> np.ndarray:
   points = np.asarray(polygons, np.float64).reshape(1, -1, 4, 2)
   x1, y1, x2, y2 = np.asarray(windows, np.float64).T[:, :, None, None]  # [k, 1, 1] each
   inside = _area(points, x1, y1, x2, y2)
-  far = 1e9
-  whole = _area(points, -far, -far, far, far)
+  # its own bounds as window: a far one would cost the area's last digits
+  low, high = points.min(2, keepdims=True), points.max(2, keepdims=True)
+  whole = _area(points, low[..., 0], low[..., 1], high[..., 0], high[..., 1])
   return np.divide(inside, whole, out=np.zeros_like(inside), where=whole > 1e-9)
 
 
