@@ -169,6 +169,7 @@ def eval_batches(
   batch_size: int = 8,
   host: int = 0,
   hosts: int = 1,
+  data: Task | None = None,
 ) -> Iterator[dict]:
   """Yields this host's part of a split, in order, every window exactly once over all hosts.
 
@@ -179,6 +180,7 @@ def eval_batches(
     batch_size: images of a batch over all hosts; every host yields the same number of batches.
     host: this process among `hosts`.
     hosts: their number; it must divide `batch_size`.
+    data: the split, where it is open already.
 
   Yields:
     `Task.stack`'s arrays of `batch_size / hosts` images, and for the real ones among them, which
@@ -190,7 +192,7 @@ def eval_batches(
   """
   if batch_size % hosts:
     raise UserError(f'{batch_size=} images do not divide among {hosts=}')
-  data = Task(config, task, 'test', split)
+  data = data or Task(config, task, 'test', split)
   load = functools.partial(_load_eval, data, batch_size // hosts, host, hosts)
   batches = grain.MapDataset.range(-(-len(data.pool) // batch_size)).map(load)
   return _closing(_prefetched(batches, config.workers))

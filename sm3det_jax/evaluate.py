@@ -86,10 +86,10 @@ def evaluate(
   out = None if out_dir is None or not first else pathlib.Path(out_dir)
   summaries, curves = {}, {}
   for name, c in config.tasks.items():
-    data = Task(config, name, 'test', split)  # for its size and the whole images' truth
+    data = Task(config, name, 'test', split)
     total = len(data.pool)
     host, hosts = jax.process_index(), jax.process_count()
-    batches = mixture.eval_batches(config, name, split, batch_size, host, hosts)
+    batches = mixture.eval_batches(config, name, split, batch_size, host, hosts, data)
     if progress and first and logs.on_terminal():
       console = rich.console.Console(stderr=True)
       batches = rich.progress.track(
@@ -200,18 +200,19 @@ class Pictures:
 
   def seen(self, found: Any, row: int, batch: dict, window: dict) -> dict:
     """`window` with its `psnr` and `ssim`."""
-    truth, made = _unpadded(batch, row), self._made(found, row, batch)
+    truth, made = self._pair(found, row, batch)
     return window | {'psnr': similarity.psnr(truth, made), 'ssim': similarity.ssim(truth, made)}
 
   def picture(self, found: Any, row: int, batch: dict, window: dict) -> np.ndarray:
     """The image beside what the model makes of it."""
-    truth, made = _unpadded(batch, row), self._made(found, row, batch)
+    truth, made = self._pair(found, row, batch)
     return draw.beside(truth, np.rint(made).astype(truth.dtype))
 
-  def _made(self, found, row, batch):
+  def _pair(self, found, row, batch):
+    """The image and what is made of it, in the image's range."""
     truth = _unpadded(batch, row)
     made = found[row, : truth.shape[0], : truth.shape[1]]
-    return np.clip(made, 0, similarity.peak_of(truth.dtype))
+    return truth, np.clip(made, 0, similarity.peak_of(truth.dtype))
 
   def score(self, windows: list[dict], data: Task) -> dict:
     """The summary of the task: means over windows; PSNR None where one has no error at all."""

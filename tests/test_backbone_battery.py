@@ -57,8 +57,8 @@ def slopes(kind, remat=()):
   return gradient, variables
 
 
-def images(side=64, bands=(3, 3), counts=(2, 1)):
-  draw = lambda i: jax.random.normal(jax.random.key(i), (counts[i], side, side, bands[i]))
+def images(size=(64, 96), bands=(3, 3), counts=(2, 1)):
+  draw = lambda i: jax.random.normal(jax.random.key(i), (counts[i], *size, bands[i]))
   return {task: draw(i) for i, task in enumerate(TASKS)}
 
 
@@ -69,15 +69,16 @@ def test_shapes_types_and_taps(kind):
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), x)
   found = jax.eval_shape(module.apply, variables, half, jax.random.key(0))
   for task, n in (('a', 2), ('b', 1)):
-    want = [(n, s, s, c) for s, c in zip((16, 8, 4, 2), (8, 8, 16, 16), strict=True)]
+    want = [(n, 64 // s, 96 // s, c) for s, c in zip((4, 8, 16, 32), (8, 8, 16, 16), strict=True)]
     assert [o.shape for o in found.stages[task]] == want
     assert [found.taps[task][f'stage{i}'].shape for i in range(4)] == want
     assert found.taps[task]['embed'].shape == want[0]
     assert {o.dtype for o in found.stages[task]} == {jnp.dtype(jnp.bfloat16)}
     assert {e.shape for e in found.of_layers(task, 'experts').values()} == {
-      (n, 4, 4, 2), (n, 2, 2, 2)
+      (n, 4, 6, 2), (n, 2, 3, 2)
     }  # fmt: skip
   assert [u.importance.shape for u in found.usage] == 2 * [found.usage[0].importance.shape]
+  assert {u.importance.dtype for u in found.usage} == {jnp.dtype(jnp.float32)}
   again = jax.eval_shape(made(kind, remat=('backbone',)).init, jax.random.key(0), x)
   assert jax.tree.map(jnp.shape, again) == jax.tree.map(jnp.shape, variables)
 
@@ -95,7 +96,7 @@ def test_tasks_with_stems_of_their_own_share_a_pass(kind):
 
 def test_a_mask_needs_a_token():
   module, x = made('convnext'), images()
-  mask = {task: jnp.zeros((len(v), 16, 16)) for task, v in x.items()}
+  mask = {task: jnp.zeros((len(v), 16, 24)) for task, v in x.items()}
   with pytest.raises(ValueError, match='ConvNeXt has no mask token'):
     jax.eval_shape(module.init, jax.random.key(0), x, None, mask)
 

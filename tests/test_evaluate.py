@@ -335,8 +335,8 @@ def test_cut_patches_go_back_into_their_image():
 def test_a_window_counted_twice_is_an_error(config, monkeypatch):
   batches = evaluate.mixture.eval_batches
 
-  def twice(config, name, split, batch_size, host, hosts):
-    first = next(batches(config, name, split, batch_size, host, hosts))
+  def twice(*arguments):
+    first = next(batches(*arguments))
     yield from (first, first)
 
   monkeypatch.setattr(evaluate.mixture, 'eval_batches', twice)
