@@ -6,6 +6,7 @@ import logging
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from data_pipelines import objects as objects_lib
 from data_pipelines.builders import presets as preset_lib
@@ -68,10 +69,27 @@ def columns(rows: Sequence[Sequence]) -> str:
   )
 
 
-def prepare(
+class Collected(NamedTuple):
+  """What the readers found in the sources of one data set; no pixel is read yet.
+
+  Attributes:
+    name, box, classes: of the data set, as asked for or found.
+    label: class name, file -> label, None for a class to leave out (`scan.labeller`).
+    annotations: {split: an annotation an image}.
+    skipped: what was left out or mended so far.
+  """
+
+  name: str
+  box: str
+  classes: tuple[str, ...]
+  label: Callable[[str, pathlib.Path], int | None]
+  annotations: dict[str, list[Annotation]]
+  skipped: Skipped
+
+
+def collect(
   dataset: str | Sequence[str],
   source,
-  data_dir,
   *,
   name: str | None = None,
   classes: Sequence[str] = (),
@@ -80,17 +98,13 @@ def prepare(
   ignore: Sequence[str] = (),
   aliases: Mapping[str, str] | None = None,
   subset: Callable[[str], bool] | None = None,
-) -> Report:
-  """Writes one prepared data set, from one source or several.
-
-  An older data set of the same name is replaced. Nothing is written before every image and label
-  has been read.
+) -> Collected:
+  """Reads the labels of one data set, from one source or several.
 
   Args:
     dataset: a data set or format of `builders.presets`, or one a source.
     source: folder, or several.
-    data_dir: root of the prepared data sets.
-    name: of the new data set, a lower-case identifier; by default `dataset`'s.
+    name: of the data set, a lower-case identifier; by default `dataset`'s.
     classes: in label order; by default the preset's, else the names found in the data, sorted.
     splits: {split: 'LABELS:IMAGES'}, paths below the source, or one such dict a source; by default
       the layouts that the preset knows are looked for.
@@ -102,8 +116,7 @@ def prepare(
 
   Raises:
     FileNotFoundError: a source without any layout that is known; lists what was looked for.
-    UserError: an unknown data set; a class nobody knows; two images of one name; no images or no
-      objects in a split.
+    UserError: an unknown data set; two images of one name.
   """
   datasets = [dataset] if isinstance(dataset, str) else list(dataset)
   sources = [
@@ -119,8 +132,7 @@ def prepare(
   if len(given) > len(sources):
     raise UserError(f'--splits is given {len(given)} times, but there are {len(sources)} sources')
   given += [{}] * (len(sources) - len(given))
-  skipped, found = Skipped(), collections.defaultdict(list)
-  kinds = []
+  skipped, found, kinds = Skipped(), collections.defaultdict(list), []
   for key, preset, folder, wanted in zip(datasets, presets, sources, given, strict=True):
     for split, (form, labels, images) in locate(key, preset, folder, wanted).items():
       row = FORMATS[form]
@@ -137,8 +149,28 @@ def prepare(
   classes = tuple(classes) or presets[0].classes or _names(listed, ignore, aliases)
   classes = () if box == 'image' else classes
   label = scan_lib.labeller(classes, ignore, aliases)
-  entries = {s: list(scan_lib.scan(a, box, label, skipped)) for s, a in listed.items()}
-  return _write(name, classes, box, entries, data_dir, skipped)
+  return Collected(name, box, classes, label, listed, skipped)
+
+
+def prepare(dataset: str | Sequence[str], source, data_dir, **arguments) -> Report:
+  """Writes one prepared data set, from one source or several.
+
+  An older data set of the same name is replaced. Nothing is written before every image and label
+  has been read.
+
+  Args:
+    dataset, source, **arguments: as for `collect`.
+    data_dir: root of the prepared data sets.
+
+  Raises:
+    as `collect`, and UserError: a class nobody knows; no images or no objects in a split.
+  """
+  c = collect(dataset, source, **arguments)
+  entries = {
+    split: list(scan_lib.scan(listed, c.box, c.label, c.skipped))
+    for split, listed in c.annotations.items()
+  }
+  return _write(c.name, c.classes, c.box, entries, data_dir, c.skipped)
 
 
 def _write(name, classes, box, entries, data_dir, skipped):
