@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.warp
-from rasterio.transform import from_origin
 from test_readers import drone_xml, same_rectangle, write, write_image
 
 from data_pipelines import classes, prepare_command
@@ -62,7 +61,7 @@ def test_cvat(tmp_path):
 
 @pytest.mark.parametrize('crs', ['EPSG:32632', None])
 def test_geojson_over_geotiff(tmp_path, crs):
-  own, transform = 'EPSG:32632', from_origin(500_000, 5_300_000, 0.5, 0.5)
+  own, transform = 'EPSG:32632', rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_300_000)
   (tmp_path / 'images').mkdir()
   with rasterio.open(
     tmp_path / 'images/a.tif', 'w', driver='GTiff', height=40, width=60, count=1, dtype='uint8',
@@ -259,8 +258,8 @@ def test_the_unit_of_angles_is_that_of_all_splits(tmp_path):
   parts = collect('coco_rotated', tmp_path, splits=where, skipped=skipped).annotations
   same_rectangle(parts['val'][0].boxes, [[30, 20, 20, 10, math.radians(2)]])
   assert 'degrees: the largest is 45' in skipped.notes[0]
-  parts = collect('coco_rotated', tmp_path, splits={'val': where['val']}, skipped=skipped)
-  assert '; a guess: --angle=degree' in skipped.notes[1]
+  collect('coco_rotated', tmp_path, splits={'val': where['val']}, skipped=skipped)
+  assert any('; a guess: --angle=degree' in note for note in skipped.notes)
   with pytest.raises(UserError, match='dota_txt has no unit of angles'):
     collect('dota_txt', tmp_path, splits=where, how=Decisions(angle='degree'))
 
@@ -328,5 +327,5 @@ def test_options_that_say_nothing_are_named(tmp_path):
     prepare('coco', tmp_path, tmp_path / 'out', name='a', subset=subset, **where)
   report = prepare('coco', tmp_path, tmp_path / 'out', name='a', classes=('ship', 'tank'), **where)
   assert report.places == {'class of --classes that never occurs': ['tank']}
-  with pytest.raises(FileNotFoundError, match=r'tain.json \(train labels\) does not exist'):
+  with pytest.raises(FileNotFoundError, match=r'tain.json .*does not exist'):
     prepare('coco', tmp_path, tmp_path / 'out', name='a', splits={'train': 'tain.json:images'})
