@@ -41,6 +41,7 @@ BLOCK = 512  # px, side of the blocks that a large image is stored in
 WHOLE = 1024  # px, the longest side of an image that is stored in one piece
 MAX_PIXELS = 2**30  # height x width; the variable LIMIT raises it
 BYTES = 4  # a pixel of that limit: what an image may take when it is unpacked
+RATIO, ANY_RATIO = 5000, 2**28  # unpacked / packed at most, from so many bytes on; LIMIT lifts it
 LIMIT = 'SM3DET_MAX_PIXELS'
 NO_DATA = "pixels without data (became the band's mean)"
 _ZLIB = b'x\x01'  # zlib at its fastest, as `encode` uses it
@@ -89,7 +90,7 @@ def load(path: pathlib.Path, data: bytes | None = None) -> Loaded:
   data = pathlib.Path(path).read_bytes() if data is None else data
   try:
     header = headers.parse(data)
-    _check(header)
+    _check(header, len(data))
     return _finished(decoders.stored(data, header), header)
   except UserError as e:
     raise ImageError(f'{path}: {e}') from e
@@ -194,18 +195,20 @@ def from_array(array) -> Loaded:
   return _finished(array.reshape(shape), Header('npy', *shape, array.dtype.name))
 
 
-def _check(header):
+def _check(header, packed):
   """Raises UserError where a header claims more than the limits, before anything is allocated."""
-  text = os.environ.get(LIMIT) or str(MAX_PIXELS)
-  if not text.isdecimal():
+  text = os.environ.get(LIMIT, '')
+  if text and not text.isdecimal():
     raise UserError(f'{LIMIT}={text}: expected a number of pixels')
-  limit = int(text)
+  limit = int(text or MAX_PIXELS)
   pixels, unpacked = header.height * header.width, header.unpacked
-  if pixels > limit or unpacked > BYTES * limit:
+  bomb = not text and unpacked > max(ANY_RATIO, RATIO * packed)
+  if pixels > limit or unpacked > BYTES * limit or bomb:
     need = max(pixels, math.ceil(unpacked / BYTES))
     raise UserError(
-      f'over the limits ({_size(header)}, at most {limit:,} px and {BYTES * limit / 2**30:,.1f} '
-      f'GiB; if the file is right, set the environment variable {LIMIT}={need})'
+      f'over the limits ({_size(header)} from {packed:,} bytes; at most {limit:,} px, '
+      f'{BYTES * limit / 2**30:,.1f} GiB and {RATIO} times the file; '
+      f'if the file is right, set the environment variable {LIMIT}={need})'
     )
 
 
@@ -219,7 +222,7 @@ def _finished(stored, header):
   remarks = {}
   missing = _is(stored, header.nodata)
   pixels = np.abs(stored) if stored.dtype.kind == 'c' else stored
-  with np.errstate(over='ignore'):
+  with np.errstate(over='ignore', invalid='ignore'):  # what does not fit is a hole below
     pixels = np.ascontiguousarray(pixels, header.dtype)
   if pixels.dtype.kind == 'f':
     missing = ~np.isfinite(pixels) if missing is None else missing | ~np.isfinite(pixels)

@@ -8,6 +8,7 @@ beside them (GDAL's .aux.xml, .ovr and world files) counts, and nothing is writt
 import io
 import logging
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -73,6 +74,8 @@ def _tiff(data, header):
   """Bands of all pages; palettes are looked up, white is made the largest value."""
   parts = []
   for page in header.pages:
+    if page.compression in tiff.DEFLATE:
+      _check_deflate(data, page)
     prefix = f'GTIFF_DIR:{page.number}:' if len(header.pages) > 1 or page.number > 1 else ''
     if page.photometric == tiff.SEPARATED:
       if prefix:
@@ -88,6 +91,20 @@ def _tiff(data, header):
       part = part if len(keep) == part.shape[2] else part[..., keep]
     parts.append(part)
   return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
+
+
+def _check_deflate(data, page):
+  """Refuses strips and tiles that unpack to more than they hold: GDAL's come out as garbage.
+
+  (libdeflate, which unpacks for it, leaves what does not fit unwritten, and libtiff takes that.)
+  """
+  for offset, count, size in page.chunks:
+    try:
+      unpacked = zlib.decompressobj().decompress(data[offset : offset + count], size + 1)
+    except zlib.error:
+      continue  # GDAL says so too
+    if len(unpacked) > size:
+      raise UserError(f'a strip or tile of the TIFF unpacks to more than its {size} bytes')
 
 
 def _raster(data, header):
@@ -116,15 +133,17 @@ def _gdal(data, driver, prefix=''):
       return 0.0, 1.0, 0.0, 0.0, 0.0, 1.0
 
   logging.getLogger('rasterio').setLevel(logging.CRITICAL)  # as OpenCV's
+  # one thread: samples are loaded in parallel, and GDAL's own threads write to the screen
+  env = rasterio.Env(GDAL_NUM_THREADS='1')
   try:
-    with rasterio.Env(), MemoryFile(data) as file, Reader(prefix + file.name, driver) as dataset:
+    with env, MemoryFile(data) as file, Reader(prefix + file.name, driver) as dataset:
       image = np.ascontiguousarray(np.moveaxis(dataset.read(), 0, -1))
       try:
         return image, dataset.colormap(1)
       except ValueError:
         return image, None
   except rasterio.errors.RasterioError as error:
-    text = str(error.__cause__ or error).split(file.name)[-1].strip("':,. ")
+    text = str(error.__cause__ or error).split(file.name)[-1].split(': ')[-1].strip("'. ")
     raise UserError(f'does not decode (GDAL: {text})') from None
 
 

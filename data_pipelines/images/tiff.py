@@ -10,18 +10,23 @@ from data_pipelines.errors import UserError
 
 MAGIC = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 # the tags used, by number
-SUBFILE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, OFFSETS, ORIENTATION, BANDS, ROWS, PLANAR, COLOURS = (
-  254, 256, 257, 258, 262, 273, 274, 277, 278, 284, 320,
+SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, OFFSETS, ORIENTATION = (
+  254, 256, 257, 258, 259, 262, 273, 274,
 )  # fmt: skip
-TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, EXTRA, SAMPLE_FORMAT, NODATA = 322, 323, 324, 338, 339, 42113
+BANDS, ROWS, COUNTS, PLANAR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS = (
+  277, 278, 279, 284, 322, 323, 324, 325,
+)  # fmt: skip
+EXTRA, SAMPLE_FORMAT, NODATA = 338, 339, 42113
 _USED = {
-  SUBFILE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, OFFSETS, ORIENTATION, BANDS, ROWS, PLANAR, COLOURS,
-  TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, EXTRA, SAMPLE_FORMAT, NODATA,
+  SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, OFFSETS, ORIENTATION, BANDS, ROWS, COUNTS,
+  PLANAR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, EXTRA, SAMPLE_FORMAT, NODATA,
 }  # fmt: skip
-_COUNTED = {OFFSETS, TILE_OFFSETS}  # their number is what matters
 _TYPES = {1: 'B', 2: 's', 3: 'H', 4: 'I', 6: 'b', 7: 'B', 8: 'h', 9: 'i', 13: 'I', 16: 'Q', 17: 'q'}
+MOST = 4096  # bands; GDAL's time grows with their square
+TILE = 4096  # px, a tile's side at most, if that is longer than the image's
 _ALPHA = (1, 2)  # values of ExtraSamples
 WHITE_IS_ZERO, PALETTE, SEPARATED = 0, 3, 5  # values of PhotometricInterpretation
+DEFLATE = (8, 32946)  # values of Compression
 CONVERTED = (6, 8, 9, 10, 32844, 32845)  # YCbCr, Lab, LogLuv: decoded as RGB
 
 
@@ -39,6 +44,8 @@ class Page:
     photometric: PhotometricInterpretation.
     orientation: 1 to 8, as in EXIF.
     nodata: the value that says that there is none.
+    compression: Compression.
+    chunks: (offset, bytes in the file, bytes when unpacked) of each strip or tile.
   """
 
   number: int
@@ -51,6 +58,8 @@ class Page:
   photometric: int
   orientation: int
   nodata: float | None
+  compression: int
+  chunks: tuple[tuple[int, int, int], ...] = dataclasses.field(compare=False, repr=False)
 
   @property
   def bands(self) -> int:
@@ -77,7 +86,7 @@ def pages(data) -> tuple[list[Page], int]:
   """
   try:
     found = [_page(k, tags) for k, tags in enumerate(directories(data), 1) if not _reduced(tags)]
-  except (struct.error, KeyError, IndexError, ZeroDivisionError):
+  except (struct.error, OverflowError, KeyError, IndexError, ZeroDivisionError):
     raise UserError('truncated or broken TIFF directory') from None
   if not found:
     raise UserError('no image in the TIFF')
@@ -116,10 +125,6 @@ def _tag(data, order, position, word):
   size, at = struct.calcsize(form), position + 4 + struct.calcsize('=' + word)
   if size > struct.calcsize('=' + word):
     (at,) = struct.unpack_from(order + word, data, at)
-  if tag in _COUNTED:
-    if at + size > len(data):
-      raise struct.error
-    return tag, (count,)
   return tag, struct.unpack_from(form, data, at)
 
 
@@ -135,13 +140,8 @@ def _page(number, tags):
     raise UserError(f'TIFF whose bands are of different types ({bits} bits)')
   if not height or not width or not samples:
     raise UserError('TIFF without pixels')
-  chunks = _chunks(tags, height, width, samples)
-  stored = tags.get(TILE_OFFSETS) or tags.get(OFFSETS)
-  if not stored or stored[0] < chunks:
-    raise UserError(
-      f'broken TIFF directory ({width} x {height} px need {chunks} strips or tiles, '
-      f'there are {stored[0] if stored else 0})'
-    )
+  if samples > MOST:
+    raise UserError(f'TIFF of over {MOST} bands ({width} x {height} px of {samples})')
   extra = tags.get(EXTRA, ())
   alpha = tuple(samples - len(extra) + k for k, kind in enumerate(extra) if kind in _ALPHA)
   return Page(
@@ -155,16 +155,33 @@ def _page(number, tags):
     photometric=photometric,
     orientation=tags.get(ORIENTATION, (1,))[0],
     nodata=_nodata(tags),
+    compression=tags.get(COMPRESSION, (1,))[0],
+    chunks=_chunks(tags, height, width, samples, bits[0]),
   )
 
 
-def _chunks(tags, height, width, samples):
-  """Strips or tiles that an image of this size has."""
-  planes = samples if tags.get(PLANAR, (1,))[0] == 2 else 1
-  if TILE_OFFSETS in tags:
-    across = -(-width // tags[TILE_WIDTH][0])
-    return planes * across * -(-height // tags[TILE_HEIGHT][0])
-  return planes * -(-height // min(tags.get(ROWS, (height,))[0], height))
+def _chunks(tags, height, width, samples, bits):
+  """(offset, bytes in the file, bytes when unpacked) of each strip or tile."""
+  separate = tags.get(PLANAR, (1,))[0] == 2
+  tiled = TILE_OFFSETS in tags
+  across, down = width, min(tags.get(ROWS, (height,))[0], height)
+  if tiled:
+    across, down = tags[TILE_WIDTH][0], tags[TILE_HEIGHT][0]
+    if across > max(width, TILE) or down > max(height, TILE):
+      raise UserError(f'broken TIFF directory (tiles of {across} x {down} px)')
+  offsets = tags.get(TILE_OFFSETS if tiled else OFFSETS, ())
+  rows = -(-height // down)
+  need = rows * -(-width // across) * (samples if separate else 1)
+  if len(offsets) < need:
+    raise UserError(
+      f'broken TIFF directory ({width} x {height} px need {need} strips or tiles, '
+      f'there are {len(offsets)})'
+    )
+  row = -(-across * (1 if separate else samples) * bits // 8)
+  last = down if tiled else height - (rows - 1) * down
+  sizes = (row * (last if k % rows == rows - 1 else down) for k in range(need))
+  counts = tags.get(TILE_COUNTS if tiled else COUNTS, ())
+  return tuple(zip(offsets, counts, sizes, strict=False))
 
 
 def _stored(kind, bits):
@@ -188,6 +205,6 @@ def orientation(exif: bytes) -> int:
   """1 to 8, of EXIF data; 1 for what makes no sense."""
   try:
     found = directories(exif)[0][ORIENTATION][0] if exif[:4] in MAGIC else 1
-  except (struct.error, KeyError, IndexError):
+  except (struct.error, OverflowError, KeyError, IndexError):
     return 1
   return found if 1 <= found <= 8 else 1
