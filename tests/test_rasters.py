@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipelines import images
-from data_pipelines.images import tiff
+from data_pipelines.images import decoders, tiff
 
 TYPES = ('uint8', 'uint16', 'int16', 'float16', 'float32', 'float64', 'complex64', 'complex128')
 LOSSLESS = ('deflate', 'lzw', 'zstd', 'packbits', 'lzma')
@@ -155,6 +155,26 @@ def test_cmyk_of_a_jpeg_is_rgb_and_of_a_tiff_as_stored():
   assert red.shape == (16, 16, 3) and np.abs(red.astype(int) - (255, 0, 0)).max() < 12
   image = pixels(4)
   check(by_tifffile(image, photometric='separated', compression='lzw'), image)
+
+
+def test_bmp_of_os2():
+  """A header of twelve bytes; 16 px of three bytes need no padding."""
+  image = pixels(3, height=20, width=16)
+  head = struct.pack('<IHHHH', 12, 16, 20, 1, 24)
+  body = head + image[::-1, :, ::-1].tobytes()
+  check(b'BM' + struct.pack('<IHHI', 14 + len(body), 0, 0, 26) + body, image)
+
+
+def test_what_opencv_refuses_for_its_size(monkeypatch):
+  monkeypatch.setattr(decoders, 'OPENCV_SIDE', 30)
+  indexed = Image.fromarray(pixels(3)).quantize(16)
+  for form in ('PNG', 'BMP'):
+    check(encoded(pixels(3), form), pixels(3))
+    check(encoded(pixels(1)[..., 0], form), pixels(1))
+    buffer = io.BytesIO()
+    indexed.save(buffer, form)
+    check(buffer.getvalue(), np.array(indexed.convert('RGB')))
+  check(encoded(pixels(4), 'PNG'), pixels(4)[..., :3])
 
 
 # what the tags of a TIFF decide

@@ -91,7 +91,10 @@ def load(path: pathlib.Path, data: bytes | None = None) -> Loaded:
   try:
     header = headers.parse(data)
     _check(header, len(data))
-    return _finished(decoders.stored(data, header), header)
+    stored = decoders.stored(data, header)
+    if stored.shape != (header.height, header.width, header.bands):
+      raise UserError(f'does not decode (its header says {_size(header)})')
+    return _finished(stored, header)
   except UserError as e:
     raise ImageError(f'{path}: {e}') from e
   except MemoryError:
@@ -110,7 +113,10 @@ def decode(data: bytes, bands: int | None = None, name='image') -> np.ndarray:
     ImageError: as `load`.
   """
   if bands is not None and data.startswith(_ZLIB):
-    return np.load(io.BytesIO(zlib.decompress(data)), allow_pickle=False)
+    try:
+      return np.load(io.BytesIO(zlib.decompress(data)), allow_pickle=False)
+    except (zlib.error, ValueError) as e:
+      raise ImageError(f'{name}: broken') from e
   image = load(name, data).pixels
   if bands is not None and image.shape[2] != bands:
     if bands == 3:  # grey with alpha, of a set that was prepared when that gave three bands

@@ -42,7 +42,8 @@ def stored(data: bytes, header: Header) -> np.ndarray:
     return _npy(data)
   if header.form == 'TIFF':
     return _tiff(data, header)
-  if header.form == 'JPEG 2000' or side > OPENCV_SIDE or size > OPENCV_PIXELS:
+  of_os2 = header.form == 'BMP' and data[14] == 12 and data[24] == 24  # OpenCV gets these wrong
+  if header.form == 'JPEG 2000' or of_os2 or side > OPENCV_SIDE or size > OPENCV_PIXELS:
     return _raster(data, header)
   return _opencv(data, header)
 
@@ -109,7 +110,7 @@ def _check_deflate(data, page):
 
 def _raster(data, header):
   image, colours = _gdal(data, DRIVERS.get(header.form, header.form))
-  return _look_up(image, colours) if image.shape[2] < header.bands else image[..., : header.bands]
+  return (image if colours is None else _look_up(image, colours))[..., : header.bands]
 
 
 def _look_up(image, colours):

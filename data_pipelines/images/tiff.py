@@ -21,7 +21,7 @@ _USED = {
   SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, OFFSETS, ORIENTATION, BANDS, ROWS, COUNTS,
   PLANAR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, EXTRA, SAMPLE_FORMAT, NODATA,
 }  # fmt: skip
-_TYPES = {1: 'B', 2: 's', 3: 'H', 4: 'I', 6: 'b', 7: 'B', 8: 'h', 9: 'i', 13: 'I', 16: 'Q', 17: 'q'}
+_TYPES = {1: 'B', 3: 'H', 4: 'I', 13: 'I', 16: 'Q'}  # of numbers; of text: 2
 MOST = 4096  # bands; GDAL's time grows with their square
 TILE = 4096  # px, a tile's side at most, if that is longer than the image's
 _ALPHA = (1, 2)  # values of ExtraSamples
@@ -119,9 +119,10 @@ def directories(data) -> list[dict[int, tuple]]:
 
 def _tag(data, order, position, word):
   tag, kind, count = struct.unpack_from(order + 'HH' + word, data, position)
-  if tag not in _USED or kind not in _TYPES:
+  kinds = {2: 's'} if tag == NODATA else _TYPES
+  if tag not in _USED or kind not in kinds:
     return None, ()
-  form = f'{order}{count}{_TYPES[kind]}'
+  form = f'{order}{count}{kinds[kind]}'
   size, at = struct.calcsize(form), position + 4 + struct.calcsize('=' + word)
   if size > struct.calcsize('=' + word):
     (at,) = struct.unpack_from(order + word, data, at)
