@@ -110,7 +110,7 @@ def test_any_tiff(made):
 
 @pytest.mark.slow
 @given(tiffs())
-@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 def test_many_tiffs(made):
   image, data = made
   check(data, as_read(image))
@@ -264,6 +264,26 @@ def test_pixels_without_data_become_the_mean_of_their_band(dtype, nodata):
     expected = np.where(holes[..., k], np.rint(mean) if valid.dtype.kind in 'ui' else mean, 0)
     expected = np.where(holes[..., k], expected, valid[..., k]).astype(valid.dtype)
     np.testing.assert_array_equal(loaded.pixels[..., k], expected)
+
+
+def test_no_data_is_what_is_stored_not_what_it_looks_like():
+  white = pixels(1)
+  white[0, 0] = 7
+  found = images.load('image', by_rasterio(white, photometric='miniswhite', nodata=7))
+  assert found.remarks[images.NO_DATA] == (white == 7).sum()
+  expected = np.rint((255 - white)[white != 7].mean())
+  assert found.pixels[0, 0, 0] == expected
+  index, colours = np.zeros((4, 4, 1), np.uint8), {0: (9, 1, 5), 1: (50, 60, 70)}
+  index[0, 0] = 1
+  with rasterio.MemoryFile() as file:
+    with file.open(
+      driver='GTiff', height=4, width=4, count=1, dtype='uint8', nodata=1,
+      transform=rasterio.Affine.translation(1, 1), photometric='palette',
+    ) as dataset:  # fmt: skip
+      dataset.write(index[..., 0], 1)
+      dataset.write_colormap(1, colours)
+    found = images.load('image', file.read())
+  assert found.remarks == {images.NO_DATA: 1} and (found.pixels == (9, 1, 5)).all()
 
 
 def test_what_is_not_finite_becomes_the_mean():

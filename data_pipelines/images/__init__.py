@@ -91,10 +91,10 @@ def load(path: pathlib.Path, data: bytes | None = None) -> Loaded:
   try:
     header = headers.parse(data)
     _check(header, len(data))
-    stored = decoders.stored(data, header)
+    stored, missing = decoders.stored(data, header)
     if stored.shape != (header.height, header.width, header.bands):
       raise UserError(f'does not decode (its header says {_size(header)})')
-    return _finished(stored, header)
+    return _finished(header, stored, missing)
   except UserError as e:
     raise ImageError(f'{path}: {e}') from e
   except MemoryError:
@@ -198,7 +198,7 @@ def from_array(array) -> Loaded:
     raise ImageError(f'the image: an array of shape {array.shape}, not [height, width, bands]')
   if array.dtype.name not in headers.TYPES:
     raise ImageError(f'the image: an array of {array.dtype}; expected {", ".join(headers.TYPES)}')
-  return _finished(array.reshape(shape), Header('npy', *shape, array.dtype.name))
+  return _finished(Header('npy', *shape, array.dtype.name), array.reshape(shape))
 
 
 def _check(header, packed):
@@ -223,17 +223,14 @@ def _size(header):
   return f'{header.width} x {header.height} px of {header.bands} bands, {gib:,.1f} GiB unpacked'
 
 
-def _finished(stored, header):
-  """Samples as stored -> pixels without holes."""
+def _finished(header, stored, missing=None):
+  """Samples as stored and where there are none -> pixels without holes."""
   remarks = {}
-  missing = _is(stored, header.nodata)
-  pixels = np.abs(stored) if stored.dtype.kind == 'c' else stored
   with np.errstate(over='ignore', invalid='ignore'):  # what does not fit is a hole below
+    pixels = np.abs(stored) if stored.dtype.kind == 'c' else stored
     pixels = np.ascontiguousarray(pixels, header.dtype)
   if pixels.dtype.kind == 'f':
     missing = ~np.isfinite(pixels) if missing is None else missing | ~np.isfinite(pixels)
-  if header.pages and (white := header.pages[0].white):
-    pixels = pixels.dtype.type(white) - pixels
   if missing is not None and missing.any():
     remarks[NO_DATA] = int(missing.any(-1).sum())
     pixels = _filled(pixels, missing)
@@ -246,17 +243,6 @@ def _finished(stored, header):
   if header.left:
     remarks['TIFF with pages of another size or type (only the first is kept)'] = 1
   return Loaded(pixels, header, remarks)
-
-
-def _is(stored, value):
-  """Where samples have the value of no data; None where none can."""
-  if value is None or math.isnan(value):
-    return None
-  if stored.dtype.kind in 'ui':
-    whole = value.is_integer() and np.iinfo(stored.dtype).min <= value
-    return stored == int(value) if whole and value <= np.iinfo(stored.dtype).max else None
-  with np.errstate(over='ignore'):
-    return stored == stored.dtype.type(value)
 
 
 def _filled(pixels, missing):

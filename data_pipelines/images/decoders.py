@@ -5,8 +5,10 @@ has types, planes and bands. The files are given to both as bytes: neither their
 beside them (GDAL's .aux.xml, .ovr and world files) counts, and nothing is written.
 """
 
+import functools
 import io
 import logging
+import math
 import struct
 import zlib
 
@@ -25,12 +27,15 @@ _RAW = 'GTIFF_RAW:'  # GDAL: samples as stored, no conversion to RGB
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def stored(data: bytes, header: Header) -> np.ndarray:
-  """Samples [height, width, bands] as the file has them, alpha left out.
+def stored(data: bytes, header: Header) -> tuple[np.ndarray, np.ndarray | None]:
+  """Samples [height, width, bands] as the file has them, alpha left out, and where there are none.
 
   Args:
     data: the whole file.
     header: its own.
+
+  Returns:
+    (samples; where they have the value of no data, of the same shape, or None for nowhere).
 
   Raises:
     UserError: truncated, broken, or packed as nobody here can unpack.
@@ -38,14 +43,14 @@ def stored(data: bytes, header: Header) -> np.ndarray:
   if not _complete(data, header):
     raise UserError('truncated')
   side, size = max(header.height, header.width), header.height * header.width
-  if header.form == 'npy':
-    return _npy(data)
   if header.form == 'TIFF':
     return _tiff(data, header)
+  if header.form == 'npy':
+    return _npy(data), None
   of_os2 = header.form == 'BMP' and data[14] == 12 and data[24] == 24  # OpenCV gets these wrong
   if header.form == 'JPEG 2000' or of_os2 or side > OPENCV_SIDE or size > OPENCV_PIXELS:
-    return _raster(data, header)
-  return _opencv(data, header)
+    return _raster(data, header), None
+  return _opencv(data, header), None
 
 
 def _opencv(data, header):
@@ -73,25 +78,41 @@ def _npy(data):
 
 def _tiff(data, header):
   """Bands of all pages; palettes are looked up, white is made the largest value."""
-  parts = []
-  for page in header.pages:
-    if page.compression in tiff.DEFLATE:
-      _check_deflate(data, page)
-    prefix = f'GTIFF_DIR:{page.number}:' if len(header.pages) > 1 or page.number > 1 else ''
-    if page.photometric == tiff.SEPARATED:
-      if prefix:
-        raise UserError('TIFF with several pages of separated colours (CMYK)')
-      prefix = _RAW
-    part, colours = _gdal(data, 'GTiff', prefix)
-    if page.photometric == tiff.PALETTE:
-      part = _look_up(part, colours)
-    elif part.shape[2] != page.samples and page.photometric not in tiff.CONVERTED:
-      raise UserError(f'TIFF of photometric interpretation {page.photometric}')
-    else:
-      keep = [k for k in range(page.samples) if k not in page.alpha]
-      part = part if len(keep) == part.shape[2] else part[..., keep]
-    parts.append(part)
-  return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
+  parts = [_page(data, page, alone=len(header.pages) == 1) for page in header.pages]
+  samples, missing = zip(*parts, strict=True)
+  if len(parts) == 1:
+    return parts[0]
+  return np.concatenate(samples, -1), None if missing[0] is None else np.concatenate(missing, -1)
+
+
+def _page(data, page, alone):
+  if page.compression in tiff.DEFLATE:
+    _check_deflate(data, page)
+  prefix = '' if alone and page.number == 1 else f'GTIFF_DIR:{page.number}:'
+  if page.photometric == tiff.SEPARATED:
+    if prefix:
+      raise UserError('TIFF with several pages of separated colours (CMYK)')
+    prefix = _RAW
+  samples, colours = _gdal(data, 'GTiff', prefix)
+  if samples.shape[2] != page.samples and page.photometric not in tiff.CONVERTED:
+    raise UserError(f'TIFF of photometric interpretation {page.photometric}')
+  keep = [k for k in range(page.samples) if k not in page.alpha]
+  samples = samples if len(keep) == samples.shape[2] else samples[..., keep]
+  missing = _equal(samples, page.nodata)
+  if page.photometric == tiff.PALETTE:
+    return _look_up(samples, colours), None if missing is None else np.repeat(missing, 3, 2)
+  return samples if page.white is None else samples.dtype.type(page.white) - samples, missing
+
+
+def _equal(samples, value):
+  """Where samples have a value; None where none can."""
+  if value is None or math.isnan(value):
+    return None
+  if samples.dtype.kind in 'ui':
+    whole = value.is_integer() and np.iinfo(samples.dtype).min <= value
+    return samples == int(value) if whole and value <= np.iinfo(samples.dtype).max else None
+  with np.errstate(over='ignore'):
+    return samples == samples.dtype.type(value)
 
 
 def _check_deflate(data, page):
@@ -127,17 +148,11 @@ def _look_up(image, colours):
 def _gdal(data, driver, prefix=''):
   """(samples [height, width, bands], {value: colour} of a palette or None)."""
   import rasterio  # lazily: a third of a second, and a training reads none of it
-  from rasterio.io import DatasetReader, MemoryFile
 
-  class Reader(DatasetReader):
-    def read_transform(self):  # rasterio's warns where a file lies nowhere on Earth
-      return 0.0, 1.0, 0.0, 0.0, 0.0, 1.0
-
-  logging.getLogger('rasterio').setLevel(logging.CRITICAL)  # as OpenCV's
   # one thread: samples are loaded in parallel, and GDAL's own threads write to the screen
-  env = rasterio.Env(GDAL_NUM_THREADS='1')
+  env, reader = rasterio.Env(GDAL_NUM_THREADS='1'), _reader()
   try:
-    with env, MemoryFile(data) as file, Reader(prefix + file.name, driver) as dataset:
+    with env, rasterio.MemoryFile(data) as file, reader(prefix + file.name, driver) as dataset:
       image = np.ascontiguousarray(np.moveaxis(dataset.read(), 0, -1))
       try:
         return image, dataset.colormap(1)
@@ -146,6 +161,18 @@ def _gdal(data, driver, prefix=''):
   except rasterio.errors.RasterioError as error:
     text = str(error.__cause__ or error).split(file.name)[-1].split(': ')[-1].strip("'. ")
     raise UserError(f'does not decode (GDAL: {text})') from None
+
+
+@functools.cache
+def _reader():
+  from rasterio.io import DatasetReader
+
+  class Reader(DatasetReader):
+    def read_transform(self):  # rasterio's warns where a file lies nowhere on Earth
+      return 0.0, 1.0, 0.0, 0.0, 0.0, 1.0
+
+  logging.getLogger('rasterio').setLevel(logging.CRITICAL)  # what it says comes as an ImageError
+  return Reader
 
 
 def _complete(data, header):

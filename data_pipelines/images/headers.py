@@ -77,7 +77,7 @@ def parse(data) -> Header:
     UserError: not an image, a truncated header, or pixels of a type that is not supported.
   """
   if not len(data):
-    raise UserError('the file is empty')
+    raise UserError('is empty')
   found = next((parser for magic, parser in _PARSERS if data[: len(magic)] == magic), None)
   if not found or (found is _webp and data[8:12] != b'WEBP'):
     raise UserError('is no PNG, JPEG, TIFF, BMP, WebP, JPEG 2000 or .npy file')

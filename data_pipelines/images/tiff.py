@@ -89,7 +89,7 @@ def pages(data) -> tuple[list[Page], int]:
   except (struct.error, OverflowError, KeyError, IndexError, ZeroDivisionError):
     raise UserError('truncated or broken TIFF directory') from None
   if not found:
-    raise UserError('no image in the TIFF')
+    raise UserError('TIFF without an image')
   like = [dataclasses.replace(p, number=0) for p in found]
   fitting = found if all(p == like[0] for p in like) else found[:1]
   return fitting, len(found) - len(fitting)
