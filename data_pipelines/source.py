@@ -18,6 +18,13 @@ from data_pipelines.errors import UserError
 PER_IMAGE = ('ids', 'sizes', 'starts')  # of an index; its other arrays have a row an object
 
 
+class Sample(dict):
+  """What a `Source` yields; what it has per object can be asked for by its own name, too."""
+
+  def __missing__(self, key):
+    return self['objects'][key]
+
+
 class Source:
   """A sequence of samples: each image, or each window of each image.
 
@@ -108,12 +115,12 @@ class Source:
   def __len__(self):
     return len(self._image)
 
-  def __getitem__(self, i) -> dict:
+  def __getitem__(self, i) -> Sample:
     i = range(len(self))[i]
     k, (x1, y1, x2, y2) = self._image[i], self._window[i].tolist()
     rows = self._rows[self._starts[i] : self._starts[i + 1]]
     height, width = self._index['sizes'][k].tolist()
-    return dict(
+    return Sample(
       image=self._pixels(int(k), x1, y1, x2, y2),
       objects=objects_lib.moved(objects_lib.take(self._all, rows), -x1, -y1),
       id=str(self._index['ids'][k]),
