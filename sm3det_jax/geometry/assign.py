@@ -14,6 +14,7 @@ from sm3det_jax.geometry import hbb
 from sm3det_jax.geometry import iou as iou_lib
 
 OBJECTS = 32  # ground truths that boxes are compared with at a time
+IGNORED_IOF = 0.5  # share of a box, from which on it lies in an ignored region (`ignore_iof_thr`)
 
 
 def max_iou(
@@ -126,6 +127,43 @@ def atss(
   wanted = wanted.at[rows, candidates].set(jnp.where(positive, overlaps, -jnp.inf))
   best = wanted.argmax(0)
   return jnp.where(wanted.max(0) > -jnp.inf, best + 1, 0).astype(jnp.int32)
+
+
+def ignore_regions(
+  gt_inds: jax.Array,
+  iof: Callable[[jax.Array, jax.Array], jax.Array],
+  boxes: jax.Array,
+  regions: jax.Array,
+  ignored: jax.Array | None,
+) -> jax.Array:
+  """Takes the boxes that lie in an ignored region out of the background: they are ignored too.
+
+  Positives stay. Time and memory, and what may be mapped over images, are as for `max_iou`.
+
+  Args:
+    gt_inds: int32 [n], an assignment.
+    iof: of boxes [n, d] with regions [k, d'], every one with every one: shares [n, k] of the boxes.
+    boxes: [n, d].
+    regions: [m, d'].
+    ignored: bool [m], which of them are ignored regions; None = there are none.
+
+  Returns:
+    gt_inds int32 [n].
+  """
+  if ignored is None or not len(ignored):
+    return gt_inds
+  size = min(len(regions), OBJECTS)
+
+  def compare(step, inside):
+    # the last step looks back, into rows that the one before it had, which changes nothing
+    part, there = (lax.dynamic_slice_in_dim(x, step * size, size) for x in (regions, ignored))
+    return inside | ((iof(boxes, part) >= IGNORED_IOF) & there[None]).any(1)
+
+  used = jnp.where(ignored, jnp.arange(1, len(ignored) + 1), 0).max()
+  inside = lax.fori_loop(
+    jnp.argmax(ignored) // size, (used + size - 1) // size, compare, jnp.zeros(len(boxes), bool)
+  )
+  return jnp.where(inside & (gt_inds == 0), -1, gt_inds)
 
 
 def matched(gt_inds: jax.Array, gt_valid: jax.Array) -> jax.Array:
