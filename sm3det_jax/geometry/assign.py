@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from data_pipelines.errors import UserError
-from sm3det_jax.geometry import hbb
+from sm3det_jax.geometry import hbb, obb
 from sm3det_jax.geometry import iou as iou_lib
+from sm3det_jax.precision import wide
 
 OBJECTS = 32  # ground truths that boxes are compared with at a time
 IGNORED_IOF = 0.5  # share of a box, from which on it lies in an ignored region (`ignore_iof_thr`)
@@ -130,11 +131,7 @@ def atss(
 
 
 def ignore_regions(
-  gt_inds: jax.Array,
-  iof: Callable[[jax.Array, jax.Array], jax.Array],
-  boxes: jax.Array,
-  regions: jax.Array,
-  ignored: jax.Array | None,
+  gt_inds: jax.Array, boxes: jax.Array, regions: jax.Array, ignored: jax.Array | None
 ) -> jax.Array:
   """Takes the boxes that lie in an ignored region out of the background: they are ignored too.
 
@@ -142,9 +139,8 @@ def ignore_regions(
 
   Args:
     gt_inds: int32 [n], an assignment.
-    iof: of boxes [n, d] with regions [k, d'], every one with every one: shares [n, k] of the boxes.
-    boxes: [n, d].
-    regions: [m, d'].
+    boxes: HBB [n, 4] or OBB [n, 5].
+    regions: [m, 4 | 5], of the same format.
     ignored: bool [m], which of them are ignored regions; None = there are none.
 
   Returns:
@@ -152,18 +148,21 @@ def ignore_regions(
   """
   if ignored is None or not len(ignored):
     return gt_inds
-  size = min(len(regions), OBJECTS)
+  horizontal, size = boxes.shape[-1] == 4, min(len(regions), OBJECTS)
+  common = iou_lib.hbb_intersection if horizontal else iou_lib.rotated_intersection
+  area = wide((hbb if horizontal else obb).area(boxes))[:, None]
 
   def compare(step, inside):
     # the last step looks back, into rows that the one before it had, which changes nothing
     part, there = (lax.dynamic_slice_in_dim(x, step * size, size) for x in (regions, ignored))
-    return inside | ((iof(boxes, part) >= IGNORED_IOF) & there[None]).any(1)
+    deep = common(boxes[:, None], part[None]) >= IGNORED_IOF * area  # no quotient: halves are exact
+    return inside | (deep & there[None]).any(1)
 
   used = jnp.where(ignored, jnp.arange(1, len(ignored) + 1), 0).max()
   inside = lax.fori_loop(
     jnp.argmax(ignored) // size, (used + size - 1) // size, compare, jnp.zeros(len(boxes), bool)
   )
-  return jnp.where(inside & (gt_inds == 0), -1, gt_inds)
+  return jnp.where(inside & (area[:, 0] > 0) & (gt_inds == 0), -1, gt_inds)
 
 
 def matched(gt_inds: jax.Array, gt_valid: jax.Array) -> jax.Array:

@@ -1,7 +1,4 @@
-"""Overlaps of horizontal and oriented boxes, in at least float32, differentiable.
-
-IoU is the intersection over the union, IoF the intersection over the area of the first box.
-"""
+"""Intersection over union of horizontal and oriented boxes, in at least float32, differentiable."""
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +15,9 @@ def _ratio(inter, area_a, area_b):
   return inter / jnp.where(union > 1e-9, union, 1e-9)
 
 
-def _share(inter, area):
-  """Intersection over the one area; 0 for an empty box."""
-  return _bounded(inter, 0, area) / jnp.where(area > 1e-9, area, 1e-9)
-
-
-def _hbb_intersection(a, b):
+def hbb_intersection(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Intersection areas [...] of HBB [..., 4] with HBB [..., 4], pair by pair (shapes broadcast)."""
+  a, b = wide(jnp.asarray(a)), wide(jnp.asarray(b))
   width, height = (  # one by one: a trailing axis of 2 would be written out, pair by pair
     jnp.maximum(jnp.minimum(a[..., i + 2], b[..., i + 2]) - jnp.maximum(a[..., i], b[..., i]), 0)
     for i in (0, 1)
@@ -34,18 +28,12 @@ def _hbb_intersection(a, b):
 def hbb_iou_aligned(a: jax.Array, b: jax.Array) -> jax.Array:
   """IoU [...] of HBB [..., 4] with HBB [..., 4], pair by pair (shapes broadcast)."""
   a, b = wide(jnp.asarray(a)), wide(jnp.asarray(b))
-  return _ratio(_hbb_intersection(a, b), hbb.area(a), hbb.area(b))
+  return _ratio(hbb_intersection(a, b), hbb.area(a), hbb.area(b))
 
 
 def hbb_iou(a: jax.Array, b: jax.Array) -> jax.Array:
   """IoU [n, m] of every HBB of a [n, 4] with every HBB of b [m, 4]."""
   return hbb_iou_aligned(jnp.asarray(a)[:, None], jnp.asarray(b)[None])
-
-
-def hbb_iof(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Share [n, m] of every HBB of a [n, 4] that lies in every HBB of b [m, 4]."""
-  a, b = wide(jnp.asarray(a)), wide(jnp.asarray(b))
-  return _share(_hbb_intersection(a[:, None], b[None]), hbb.area(a)[:, None])
 
 
 def rotated_intersection(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -120,9 +108,3 @@ def rotated_iou_aligned(a: jax.Array, b: jax.Array) -> jax.Array:
 def rotated_iou(a: jax.Array, b: jax.Array) -> jax.Array:
   """IoU [n, m] of every OBB of a [n, 5] with every OBB of b [m, 5]."""
   return rotated_iou_aligned(jnp.asarray(a)[:, None], jnp.asarray(b)[None])
-
-
-def rotated_iof(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Share [n, m] of every OBB of a [n, 5] that lies in every OBB of b [m, 5]."""
-  a, b = wide(jnp.asarray(a)), wide(jnp.asarray(b))
-  return _share(rotated_intersection(a[:, None], b[None]), obb.area(a)[:, None])

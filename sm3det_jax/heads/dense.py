@@ -88,11 +88,9 @@ def _image_terms(c, coder, anchors, cls, reg, boxes, labels, assigned):
 
 
 def _assigned(c, anchors, boxes, valid, ignored=None):
-  horizontal = anchors.shape[-1] == 4
-  overlaps = iou.hbb_iou if horizontal else iou.rotated_iou
+  overlaps = iou.hbb_iou if anchors.shape[-1] == 4 else iou.rotated_iou
   found = assign.max_iou(overlaps, anchors, boxes, valid, c.pos_iou, c.neg_iou, c.min_pos_iou)
-  shares = iou.hbb_iof if horizontal else iou.rotated_iof
-  return assign.ignore_regions(found, shares, anchors, boxes, ignored)
+  return assign.ignore_regions(found, anchors, boxes, ignored)
 
 
 def detect_pairs(

@@ -141,7 +141,7 @@ class GFL(Head):
 
 def _assigned(c, anchors, sizes, boxes, valid, ignored=None):
   found = assign.atss(anchors, sizes, boxes, valid, c.atss_topk)
-  return assign.ignore_regions(found, iou.hbb_iof, anchors, boxes, ignored)
+  return assign.ignore_regions(found, anchors, boxes, ignored)
 
 
 def _image_loss(

@@ -161,7 +161,7 @@ def rpn_targets(
     iou.hbb_iou, anchors, around, valid, c.pos_iou, c.neg_iou, c.min_pos_iou,
     box_valid=inside(anchors, shape.astype(anchors.dtype), c.allowed_border),
   )  # fmt: skip
-  assigned = assign.ignore_regions(assigned, iou.hbb_iof, anchors, around, ignored)
+  assigned = assign.ignore_regions(assigned, anchors, around, ignored)
   positive, negative = assign.sample(assigned, c.samples, c.positive_fraction, sampling, key)
   return positive, negative, coder.encode(anchors, boxes[assigned - 1])
 

@@ -242,12 +242,11 @@ def sample(
   horizontal = rois.shape[-1] == 4
   objects = rpn.envelopes(boxes) if horizontal else obb.normalise(boxes)
   overlaps = iou.hbb_iou if horizontal else iou.rotated_iou
-  shares = iou.hbb_iof if horizontal else iou.rotated_iof
   assigned = assign.max_iou(
     overlaps, rois, objects, valid, stage.pos_iou, stage.pos_iou, low_quality=False,
     box_valid=roi_valid,
   )  # fmt: skip
-  assigned = assign.ignore_regions(assigned, shares, rois, objects, ignored)
+  assigned = assign.ignore_regions(assigned, rois, objects, ignored)
   own = jnp.where(valid, jnp.arange(len(boxes)) + 1, -1).astype(assigned.dtype)
   rois, assigned = jnp.concatenate([objects, rois]), jnp.concatenate([own, assigned])
   positive, negative = assign.sample(assigned, c.samples, c.positive_fraction, sampling, key)
