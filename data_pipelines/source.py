@@ -15,6 +15,7 @@ from data_pipelines import objects as objects_lib
 from data_pipelines.batch import TAKEN, Array
 from data_pipelines.errors import UserError
 
+TOUCHED = 1e-6  # share of a region to ignore, from which on a window has it
 PER_IMAGE = ('ids', 'sizes', 'starts')  # of an index; its other arrays have a row an object
 
 
@@ -46,7 +47,7 @@ class Source:
     classes: class names in label order.
     box: 'hbb', 'obb', or 'image' for a data set without objects.
     extra: {name: Array} of what it has per object beside its boxes, a row of each.
-    num_objects: int64 [len], objects of each item.
+    num_objects: int64 [len], objects of each item, regions to ignore not among them.
     fingerprint: hash of data set, version, split, contents and tiling.
 
   Raises:
@@ -96,11 +97,13 @@ class Source:
 
   def _list_windows(self, size, overlap, keep):
     index, image, windows, rows = self._index, [], [], []
+    valid = objects_lib.valid(self._all)
+    least = np.where(valid, keep, TOUCHED)
     for i, (height, width) in enumerate(index['sizes'].tolist()):
       found = tiling.windows(height, width, size, overlap)
       objects = np.arange(index['starts'][i], index['starts'][i + 1])
       if size and len(objects):
-        kept = tiling.kept_fraction(index['polygons'][objects], found) >= keep
+        kept = tiling.kept_fraction(index['polygons'][objects], found) >= least[objects]
         rows.extend(objects[k] for k in kept)
       else:
         rows.extend([objects] * len(found))
@@ -108,9 +111,9 @@ class Source:
       windows.append(found)
     self._image = np.concatenate(image)
     self._window = np.concatenate(windows)
-    self.num_objects = np.array([len(r) for r in rows])
     self._rows = np.concatenate(rows)
-    self._starts = np.concatenate([[0], np.cumsum(self.num_objects)])
+    self._starts = np.cumsum([0, *map(len, rows)])
+    self.num_objects = np.diff(np.cumsum([0, *valid[self._rows]])[self._starts])
 
   def __len__(self):
     return len(self._image)

@@ -112,7 +112,7 @@ class Task:
       k = rng.integers(len(self.pool)) if attempt else k
       raw = self.sample(self.pool[k])
       sample = transforms.train_transform(raw, self.config, rng, self.source.classes)
-      if objects_lib.count(sample['objects']) or self.keeps_empty:
+      if objects_lib.valid(sample['objects']).any() or self.keeps_empty:
         break
     return sample, attempt
 
@@ -135,7 +135,9 @@ class Task:
       batch['shapes'][row] = image.shape[:2]
       if of_objects:
         count = objects_lib.count(found)
-        found = found | {'labels': self.head[found['labels']], 'valid': np.ones(count, bool)}
+        valid = objects_lib.valid(found)
+        found = found | {'labels': self.head[found['labels']], 'valid': valid}
+        found = objects_lib.take(found, np.argsort(~valid, kind='stable'))
         fit = min(count, self.config.max_objects)
         lost += count - fit
         for name in of_objects:
