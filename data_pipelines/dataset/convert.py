@@ -1,0 +1,232 @@
+"""A data set as its labels say -> the same data set in another format."""
+
+import collections
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from data_pipelines import boxes as box_lib
+from data_pipelines.angles import CONVENTIONS
+from data_pipelines.dataset import files
+from data_pipelines.errors import UserError
+from data_pipelines.images import ImageError
+from data_pipelines.prepare import Collected, columns
+from data_pipelines.readers import Annotation, Skipped
+from data_pipelines.writers import Labelled
+from data_pipelines.writers import formats as format_lib
+
+OFF = 0.5  # px that a corner may lie beside its rectangle's, as in files of whole pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What was written.
+
+  Attributes:
+    folder, form, classes: of the new data set.
+    images: {split: images}.
+    objects: {split: {class: objects}}.
+    skipped: {reason: images or objects left out, or written with less than they said}.
+  """
+
+  folder: str
+  form: str
+  classes: tuple[str, ...]
+  images: dict[str, int]
+  objects: dict[str, Mapping[str, int]]
+  skipped: dict[str, int]
+
+  def table(self) -> str:
+    """The report as text."""
+    splits = list(self.images)
+    rows = [[self.form, *splits], ['images', *self.images.values()]]
+    rows.append(['objects', *(sum(self.objects[s].values()) for s in splits)])
+    rows += [[f'  {c}', *(self.objects[s].get(c, 0) for s in splits)] for c in self.classes]
+    if self.skipped:
+      rows += [['left out or changed', '']] + [[f'  {r}', n] for r, n in self.skipped.items()]
+    return f'{columns(rows)}\nin {self.folder}'
+
+
+def convert(
+  c: Collected,
+  to: str,
+  out,
+  *,
+  images: str = 'copy',
+  angle: str | None = None,
+  notes: Mapping[str, str] | None = None,
+) -> Report:
+  """Writes a data set in another format; the sources stay as they are.
+
+  Args:
+    c: what `prepare.collect` found.
+    to: a format of `writers.formats.TARGETS`.
+    out: new or empty folder.
+    images: 'copy', 'link' (hard links) or 'none'.
+    angle: convention of a format that has angles, see `data_pipelines.angles`; by default le90.
+    notes: {file name: text} of further files.
+
+  Raises:
+    UserError: what `save` refuses.
+  """
+
+  def stream(a, folder):
+    height, width = files.size(a)
+    file = files.place(a, folder, images)
+    yield Labelled(a.id, file, height, width, *objects(a, c))
+
+  return save(c, to, out, stream, angle=angle, notes=notes)
+
+
+def save(
+  c: Collected,
+  to: str,
+  out,
+  stream: Callable[[Annotation, pathlib.Path], Iterator[Labelled]],
+  *,
+  angle: str | None = None,
+  notes: Mapping[str, str] | None = None,
+) -> Report:
+  """Writes what `stream` makes of each annotation.
+
+  Args:
+    c, to, out, angle: as for `convert`.
+    stream: annotation, folder of its split's images -> images there, with their objects.
+    notes: {file name: text} of further files.
+
+  Raises:
+    UserError: a format or convention that is unknown or cannot hold the boxes; a folder that is
+      not empty; a split without images; a format of one folder for all splits, but an id in two.
+  """
+  row = format_lib.find(to)
+  c = _named(_checked(c, to, row, angle), row)
+  options = dict(row.options) | ({'angle': angle} if angle else {})
+  counts = {split: collections.Counter() for split in c.annotations}
+  numbers = dict.fromkeys(c.annotations, 0)
+  with files.new_folder(out) as folder:
+    for split, annotations in c.annotations.items():
+      place = folder / row.images.format(split=split)
+      place.mkdir(parents=True, exist_ok=True)
+
+      def found(split=split, annotations=annotations, place=place):
+        for a in annotations:
+          for image in _readable(a, stream(a, place), c.skipped):
+            image = _fit(image, a.labels or a.image, row, c.skipped)
+            counts[split].update(image.names)
+            numbers[split] += 1
+            yield image
+
+      row.write(folder, split, found(), c.classes, **options)
+      if not numbers[split]:
+        left = dict(c.skipped.counts)
+        raise UserError(f'{c.name}: split {split!r} has no images; left out: {left}')
+    for name, text in (notes or {}).items():
+      (folder / name).write_text(text, encoding='utf-8')
+  skipped = dict(sorted(c.skipped.counts.items()))
+  return Report(str(out), to, c.classes, numbers, counts, skipped)
+
+
+def objects(a: Annotation, c: Collected) -> tuple:
+  """(names, boxes, polygons, difficult) of what is to be written; the rest is counted.
+
+  Names are the classes', boxes of the kind that `c.box` says.
+  """
+  where = a.labels or a.image
+  labels = [c.label(name, where) for name in a.names]
+  for name in {n for n, k in zip(a.names, labels, strict=True) if k is None}:
+    reason = f'object of the ignored class {name!r}'
+    c.skipped.add(reason, where, a.names.count(name), logging.INFO)
+  boxes, polygons = np.asarray(a.boxes, np.float32), np.asarray(a.polygons, np.float32)
+  finite = np.isfinite(boxes).all(1) & np.isfinite(polygons).all(1)
+  known = np.array([k is not None for k in labels], bool)
+  named = np.array([bool(n.strip()) for n in a.names], bool)
+  c.skipped.add('box not finite', where, (known & ~finite).sum())
+  c.skipped.add('object without a class name', where, (known & finite & ~named).sum())
+  rows = np.flatnonzero(known & finite & named)
+  boxes, polygons = boxes[rows], polygons[rows]
+  if c.box == 'hbb' and boxes.shape[1] == 5:
+    c.skipped.add('oriented box, written as its enclosing box', where, len(rows), logging.INFO)
+    boxes = box_lib.polygon_to_hbb(polygons)
+  if boxes.shape[1] == 4:
+    polygons = box_lib.to_polygon(boxes).astype(np.float32)
+  names = tuple(c.classes[labels[i]] for i in rows)
+  return names, boxes, polygons, np.asarray(a.difficult, np.int8)[rows]
+
+
+def _checked(c, to, row, angle):
+  if c.box == 'image':
+    raise UserError(f'box={c.box}: there are no objects to write')
+  if c.box == 'obb' and 5 not in row.boxes:
+    others = ', '.join(name for name, r in format_lib.TARGETS.items() if 5 in r.boxes)
+    raise UserError(
+      f'--to={to} has horizontal boxes, the source oriented ones: --box=hbb takes the boxes that '
+      f'enclose them; oriented are {others}'
+    )
+  if angle and not row.angle:
+    raise UserError(f'--angle={angle}: {to} has no angles')
+  if angle and angle not in CONVENTIONS:
+    raise UserError(f'--angle={angle}: expected one of {", ".join(CONVENTIONS)}')
+  if '{split}' not in row.images:
+    first = {}
+    for split, annotations in c.annotations.items():
+      for a in annotations:
+        if (other := first.setdefault(a.id, split)) != split:
+          raise UserError(
+            f'{to} has one folder for all splits, but {other} and {split} have an image {a.id} '
+            'each; convert them one by one with --splits'
+          )
+  return c
+
+
+def _named(c, row):
+  """With class names that the format can write."""
+  if row.words:
+    return c
+  classes = tuple('-'.join(n.split()) for n in c.classes)
+  if len(set(classes)) < len(set(c.classes)):
+    raise UserError(f'classes that differ only in white space: {", ".join(c.classes)}')
+  for old, new in zip(c.classes, classes, strict=True):
+    if old != new:
+      c.skipped.add(f'class {old!r}, written as {new!r}', c.name)
+  return c._replace(classes=classes)
+
+
+def _readable(a, images, skipped):
+  try:
+    yield from images
+  except ImageError as error:
+    skipped.add('image does not decode', f'{a.image} ({error})')
+
+
+def _fit(image: Labelled, where, row, skipped: Skipped) -> Labelled:
+  """As the format holds it; what it cannot say is counted."""
+  boxes, polygons = image.boxes, image.polygons
+  if boxes.shape[1] not in row.boxes:  # horizontal, where oriented are asked for
+    x1, y1, x2, y2 = boxes.astype(np.float64).T
+    boxes = box_lib.le90(np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, 0 * x1], -1))
+  if not row.quadrilateral and boxes.shape[1] == 5:
+    other = _no_rectangle(boxes, polygons)
+    skipped.add('quadrilateral, written as its minimum-area rectangle', where, other.sum())
+  flags = image.difficult
+  if row.difficult == 'lost':
+    skipped.add('flag difficult, which the format lacks', where, (flags != 0).sum())
+  elif row.difficult == 'private':
+    reason = "flag difficult, written as a key 'difficult' that other tools do not look at"
+    skipped.add(reason, where, (flags != 0).sum(), logging.INFO)
+  elif row.difficult == 'as 0 or 1':
+    skipped.add('flag difficult above 1, written as 1', where, (flags > 1).sum())
+  if row.inside:
+    x1, y1, x2, y2 = box_lib.polygon_to_hbb(polygons).T
+    beyond = (x1 < 0) | (y1 < 0) | (x2 > image.width) | (y2 > image.height)
+    skipped.add('box beyond the image (Ultralytics refuses its file)', where, beyond.sum())
+  return image._replace(boxes=boxes)
+
+
+def _no_rectangle(boxes, polygons):
+  """True [n] where a corner of the polygon is none of the box's."""
+  ours = box_lib.to_polygon(boxes).reshape(-1, 1, 4, 2)
+  theirs = polygons.astype(np.float64).reshape(-1, 4, 1, 2)
+  return (np.linalg.norm(ours - theirs, axis=-1).min(2) > OFF).any(1)

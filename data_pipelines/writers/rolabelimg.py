@@ -1,0 +1,16 @@
+"""roLabelImg XML: `<robndbox>` cx, cy, w, h, angle in radians, positive clockwise on the screen."""
+
+from data_pipelines.angles import spelled
+from data_pipelines.writers import each, number, xml
+
+KEYS = ('cx', 'cy', 'w', 'h', 'angle')
+
+
+def write(folder, split, images, classes, angle='le90'):
+  """Writes `<split>/Annotations/<id>.xml`; `angle` is a convention of `data_pipelines.angles`."""
+
+  def text(image):
+    rows = ([*map(number, row[:4]), repr(float(row[4]))] for row in spelled(image.boxes, angle))
+    return xml(image, [{'robndbox': dict(zip(KEYS, row, strict=True))} for row in rows])
+
+  each(folder / split / 'Annotations', '.xml', images, text)

@@ -1,0 +1,354 @@
+"""Writing the formats: what is written reads back the same, and what cannot be said is counted."""
+
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shapely.geometry import Polygon
+
+from data_pipelines import angles, prepare
+from data_pipelines import boxes as box_lib
+from data_pipelines.builders.presets import FORMATS
+from data_pipelines.dataset import convert
+from data_pipelines.errors import UserError
+from data_pipelines.prepare import Collected
+from data_pipelines.readers import CORNERS, Annotation, Skipped
+from data_pipelines.writers.formats import TARGETS
+from sm3det_jax import cli
+
+HEIGHT, WIDTH = 40, 60
+CLASSES = ('storage-tank', 'ship')
+READ_BACK = sorted(set(TARGETS) & set(FORMATS))
+OBB = [n for n in READ_BACK if 5 in TARGETS[n].boxes]
+HBB = [n for n in READ_BACK if TARGETS[n].boxes == (4,)]
+
+
+def collected(folder, splits, box, classes=CLASSES):
+  """A data set of {split: {id: (names, boxes, polygons, difficult)}}."""
+  annotations = {}
+  for split, images in splits.items():
+    annotations[split] = []
+    for id, (names, boxes, polygons, difficult) in images.items():
+      path = folder / split / f'{id}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      cv2.imwrite(str(path), np.full((HEIGHT, WIDTH), len(annotations[split]), np.uint8))
+      boxes = np.float32(boxes).reshape(-1, box_lib.COLUMNS[box])
+      polygons = box_lib.to_polygon(boxes) if polygons is None else polygons
+      polygons = np.float32(polygons).reshape(-1, 8)
+      found = Annotation(id, path, tuple(names), boxes, polygons, np.int8(difficult))
+      annotations[split].append(found)
+  label = lambda name, file: classes.index(name) if name in classes else None
+  return Collected('a_set', box, classes, label, annotations, Skipped())
+
+
+def two_splits(folder, box):
+  boxes = {
+    'hbb': [[1.5, 2.25, 20.1, 30], [-3, 5, 7, 61]],
+    'obb': [[20, 15, 18.2, 6.1, 0.3], [40.3, 20, 12, 4, -1.4]],
+  }[box]
+  one = ('ship', 'storage-tank'), boxes, None, [0, 1]
+  return collected(folder, {'train': {'a': one, 'b': ((), [], None, [])}, 'val': {'c.5': one}}, box)
+
+
+def one_image(boxes, polygons=None):
+  return {'train': {'a': (['ship'] * len(boxes), boxes, polygons, [0] * len(boxes))}}
+
+
+def same(found, expected, atol=2e-3):
+  """Rectangles or quadrilaterals, whichever corner is the first; px."""
+  found, expected = (np.float64(p).reshape(-1, 4, 1, 2) for p in (found, expected))
+  assert found.shape == expected.shape
+  distance = np.linalg.norm(found - np.swapaxes(expected, 1, 2), axis=-1)
+  assert max(distance.min(2).max(initial=0), distance.min(1).max(initial=0)) < atol
+
+
+@pytest.mark.parametrize('to', READ_BACK)
+def test_what_is_written_reads_back(tmp_path, to):
+  box = FORMATS[to].box
+  c = two_splits(tmp_path / 'in', box)
+  report = convert.convert(c, to, tmp_path / 'out')
+  again = prepare.collect(to, tmp_path / 'out')
+  assert (again.box, set(again.classes)) == (box, set(CLASSES))
+  assert list(again.annotations) == ['train', 'val'] and not again.skipped.counts
+  for split, listed in c.annotations.items():
+    assert [a.id for a in again.annotations[split]] == [a.id for a in listed]
+    for a, b in zip(listed, again.annotations[split], strict=True):
+      assert b.names == a.names and b.image.read_bytes() == a.image.read_bytes()
+      same(box_lib.to_polygon(b.boxes), box_lib.to_polygon(a.boxes))
+      same(b.polygons, a.polygons)
+      kept = TARGETS[to].difficult != 'lost'
+      assert b.difficult.tolist() == (a.difficult if kept else 0 * a.difficult).tolist()
+  assert report.images == {'train': 2, 'val': 1}
+  assert report.objects['train'] == {'ship': 1, 'storage-tank': 1}
+
+
+# for a format whose reader keeps the numbers of the file, the box comes back to the last digit
+sides = st.floats(2, 2000, width=32)
+centre = st.floats(-50, 20000, width=32)
+theta = st.floats(-1.5707962512969971, 1.5707962512969971, width=32)
+
+
+@pytest.mark.parametrize('to', [n for n in OBB if TARGETS[n].angle])
+@settings(max_examples=20, deadline=None)
+@given(rows=st.lists(st.tuples(centre, centre, sides, sides, theta), min_size=1, max_size=4))
+def test_angles_come_back_to_the_last_digit(tmp_path_factory, to, rows):
+  folder = tmp_path_factory.mktemp('round')
+  boxes = box_lib.le90(np.array(rows, np.float64))
+  c = collected(folder, one_image(boxes), 'obb')
+  convert.convert(c, to, folder / 'out')
+  [a] = prepare.collect(to, folder / 'out').annotations['train']
+  np.testing.assert_allclose(a.boxes, boxes, rtol=2e-7, atol=1e-30)
+
+
+@pytest.mark.parametrize('to', HBB)
+@settings(max_examples=20, deadline=None)
+@given(rows=st.lists(st.tuples(centre, centre, sides, sides), max_size=4))
+def test_horizontal_boxes_come_back_to_the_last_digit(tmp_path_factory, to, rows):
+  folder = tmp_path_factory.mktemp('round')
+  x, y, w, h = np.array(rows, np.float64).reshape(-1, 4).T
+  boxes = np.stack([x, y, x + w, y + h], -1).astype(np.float32)
+  c = collected(folder, one_image(boxes), 'hbb')
+  convert.convert(c, to, folder / 'out')
+  [a] = prepare.collect(to, folder / 'out').annotations['train']
+  np.testing.assert_allclose(a.boxes, boxes, rtol=2e-7, atol=1e-6)
+
+
+@pytest.mark.parametrize('to', [n for n in OBB if TARGETS[n].quadrilateral])
+@settings(max_examples=20, deadline=None)
+@given(rows=st.lists(st.tuples(*[centre] * 8), max_size=3))
+def test_quadrilaterals_come_back_to_the_last_digit(tmp_path_factory, to, rows):
+  folder = tmp_path_factory.mktemp('round')
+  polygons = np.array(rows, np.float32).reshape(-1, 8)
+  boxes = box_lib.polygon_to_obb(polygons)
+  c = collected(folder, one_image(boxes, polygons), 'obb')
+  convert.convert(c, to, folder / 'out')
+  [a] = prepare.collect(to, folder / 'out').annotations['train']
+  np.testing.assert_allclose(a.polygons, polygons, rtol=2e-7, atol=1e-9)
+
+
+EDGES = [k * math.pi / 4 + d for k in range(-8, 9) for d in (-1e-7, 0, 1e-7)]
+
+
+@given(
+  st.sampled_from(sorted(angles.CONVENTIONS)),
+  st.sampled_from(sorted(angles.CONVENTIONS)),
+  st.lists(
+    st.tuples(centre, centre, sides, sides, st.floats(-50, 50) | st.sampled_from(EDGES)),
+    min_size=1,
+    max_size=5,
+  ),
+)
+@settings(max_examples=100, deadline=None)
+def test_conventions_are_the_same_rectangles(first, second, rows):
+  boxes = np.array(rows, np.float64)
+  out = angles.CONVENTIONS[second](angles.CONVENTIONS[first](boxes))
+  assert out.dtype == np.float32 and out.shape == boxes.shape
+  for a, b in zip(box_lib.to_polygon(boxes), box_lib.to_polygon(out), strict=True):
+    a, b = Polygon(a.reshape(4, 2)), Polygon(b.reshape(4, 2))
+    assert a.intersection(b).area > 0.99 * a.union(b).area
+  low, high = (np.float32(v) for v in angles.ENDS[second])
+  if second == 'oc':
+    assert (out[:, 4] > low).all() and (out[:, 4] <= high).all()
+  else:
+    assert (out[:, 2] >= out[:, 3]).all()
+    assert (out[:, 4] >= low).all() and (out[:, 4] < high).all()
+
+
+@pytest.mark.parametrize(
+  'name, expected',
+  [
+    ('le90', [[5, 6, 8, 2, math.radians(-60)], [5, 6, 8, 2, -math.pi / 2]]),
+    ('le135', [[5, 6, 8, 2, math.radians(120)], [5, 6, 8, 2, math.pi / 2]]),
+    ('oc', [[5, 6, 2, 8, math.radians(30)], [5, 6, 8, 2, math.pi / 2]]),
+  ],
+)
+def test_a_rectangle_in_each_convention(name, expected):
+  """2 px by 8 px turned by 30 degrees, and one that stands upright."""
+  found = angles.CONVENTIONS[name](np.array([[5, 6, 2, 8, math.radians(30)], [5, 6, 2, 8, 0]]))
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('to', [n for n in OBB if TARGETS[n].angle])
+@pytest.mark.parametrize('angle', angles.CONVENTIONS)
+def test_each_convention_reads_back(tmp_path, to, angle):
+  c = two_splits(tmp_path / 'in', 'obb')
+  convert.convert(c, to, tmp_path / 'out', angle=angle)
+  for split, listed in prepare.collect(to, tmp_path / 'out').annotations.items():
+    for a, b in zip(c.annotations[split], listed, strict=True):
+      np.testing.assert_allclose(b.boxes, a.boxes, atol=1e-5)
+
+
+def test_an_angle_is_written_in_its_convention(tmp_path):
+  convert.convert(two_splits(tmp_path / 'in', 'obb'), 'coco_degree', tmp_path / 'o', angle='oc')
+  content = json.loads((tmp_path / 'o/annotations/train.json').read_text())
+  found = [a['bbox'] for a in content['annotations']]
+  cx, w, h, theta = 40.3, 4, 12, math.degrees(math.pi / 2 - 1.4)
+  np.testing.assert_allclose(found[1], [cx, 20, w, h, theta], rtol=1e-6)
+  assert content['info']['description'].endswith('in degrees, positive clockwise on the screen, oc')
+
+
+def test_yolo(tmp_path):
+  """By a parser of its own: class number, then centre and sides as shares."""
+  c = two_splits(tmp_path / 'in', 'hbb')
+  report = convert.convert(c, 'yolo', tmp_path / 'out')
+  names = yaml.safe_load((tmp_path / 'out/data.yaml').read_text())
+  expected = {'names': {0: 'storage-tank', 1: 'ship'}, 'train': 'images/train', 'val': 'images/val'}
+  assert names == expected
+  text = (tmp_path / 'out/labels/train/a.txt').read_text()
+  numbers = np.array([[float(v) for v in line.split()] for line in text.splitlines()])
+  assert numbers[:, 0].tolist() == [1, 0]
+  cx, cy, w, h = (numbers[:, 1:] * (WIDTH, HEIGHT, WIDTH, HEIGHT)).T
+  found = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], -1)
+  np.testing.assert_allclose(found, c.annotations['train'][0].boxes, rtol=1e-6)
+  assert (tmp_path / 'out/labels/train/b.txt').read_text() == ''
+  assert report.skipped == {
+    'box beyond the image (Ultralytics refuses its file)': 2,
+    'flag difficult, which the format lacks': 2,
+  }
+
+
+@pytest.mark.parametrize('box, kind', [('hbb', 'rectangle'), ('obb', 'polygon')])
+def test_labelme(tmp_path, box, kind):
+  c = two_splits(tmp_path / 'in', box)
+  convert.convert(c, 'labelme', tmp_path / 'out')
+  for split, id in (('train', 'a'), ('val', 'c.5')):
+    content = json.loads((tmp_path / f'out/{split}/{id}.json').read_text())
+    assert content['imagePath'] == f'{id}.png' and (tmp_path / f'out/{split}/{id}.png').is_file()
+    assert (content['imageHeight'], content['imageWidth']) == (HEIGHT, WIDTH)
+    assert [s['label'] for s in content['shapes']] == ['ship', 'storage-tank']
+    assert {s['shape_type'] for s in content['shapes']} == {kind}
+    assert [s['flags'] for s in content['shapes']] == [{}, {'difficult': True}]
+    points = np.array([s['points'] for s in content['shapes']]).reshape(2, -1)
+    expected = c.annotations['train'][0]
+    expected = expected.boxes if box == 'hbb' else expected.polygons
+    np.testing.assert_array_equal(points.astype(np.float32), expected)
+
+
+def test_what_a_format_cannot_say_is_counted(tmp_path):
+  polygons = [[2, 2, 20, 4, 22, 18, 3, 12], [5, 5, 15, 5, 15, 9, 5, 9]]
+  names, boxes = ('ship', 'rock'), box_lib.polygon_to_obb(np.array(polygons))
+  boxes[1, 0] = np.nan
+  images = {'a': (names * 2, np.tile(boxes, (2, 1)), polygons * 2, [2, 0, 0, 0])}
+  c = collected(tmp_path, {'train': images}, 'obb', ('ship', 'rock'))
+  assert convert.convert(c, 'rolabelimg', tmp_path / 'o').skipped == {
+    'box not finite': 2,
+    'quadrilateral, written as its minimum-area rectangle': 2,
+  }
+  c = collected(tmp_path, {'train': images}, 'obb', ('ship',))._replace(box='hbb')
+  assert convert.convert(c, 'coco', tmp_path / 'p').skipped == {
+    "object of the ignored class 'rock'": 2,
+    'oriented box, written as its enclosing box': 2,
+    "flag difficult, written as a key 'difficult' that other tools do not look at": 1,
+  }
+  [a] = prepare.collect('coco', tmp_path / 'p').annotations['train']
+  assert a.boxes.tolist() == [[2, 2, 22, 18]] * 2
+
+
+def test_a_horizontal_box_is_a_rectangle_of_oriented_formats(tmp_path):
+  c = two_splits(tmp_path / 'in', 'hbb')
+  for to in OBB:
+    convert.convert(c, to, tmp_path / to)
+    a = prepare.collect(to, tmp_path / to).annotations['val'][0]
+    same(box_lib.to_polygon(a.boxes), c.annotations['val'][0].polygons)
+
+
+def test_names_with_white_space(tmp_path):
+  image = {'a': (['large vehicle'], [[20, 15, 8, 6, 0.3]], None, [0])}
+  c = collected(tmp_path, {'train': image}, 'obb', ('large vehicle',))
+  report = convert.convert(c, 'dota_txt', tmp_path / 'o')
+  assert report.classes == ('large-vehicle',)
+  assert report.skipped == {"class 'large vehicle', written as 'large-vehicle'": 1}
+  for to in set(OBB) - {'dota_txt'}:
+    convert.convert(c, to, tmp_path / to)
+    assert prepare.collect(to, tmp_path / to).annotations['train'][0].names == ('large vehicle',)
+  c = collected(tmp_path, {'train': image}, 'obb', ('large vehicle', 'large-vehicle'))
+  with pytest.raises(UserError, match='differ only in white space'):
+    convert.convert(c, 'dota_txt', tmp_path / 'q')
+
+
+def test_the_inner_part_of_a_bordered_image(tmp_path):
+  """DroneVehicle's raw release: the border goes, with the labels moved."""
+  pixels = np.random.default_rng(0).integers(0, 255, (712, 840, 3), np.uint8)
+  folder = tmp_path / 'in/train'
+  for sub in ('trainimgr', 'trainlabelr'):
+    (folder / sub).mkdir(parents=True)
+  cv2.imwrite(str(folder / 'trainimgr/1.png'), pixels)
+  points = zip(CORNERS, (200, 150, 240, 150, 240, 170, 200, 170), strict=True)
+  corners = ''.join(f'<{k}>{v}</{k}>' for k, v in points)
+  text = f'<a><object><name>car</name><polygon>{corners}</polygon></object></a>'
+  (folder / 'trainlabelr/1.xml').write_text(text)
+  c = prepare.collect('dronevehicle_xml', tmp_path / 'in')
+  convert.convert(c, 'dronevehicle_xml', tmp_path / 'out', images='link')
+  [a] = prepare.collect('dronevehicle_xml', tmp_path / 'out').annotations['train']
+  same(a.polygons, [[100, 50, 140, 50, 140, 70, 100, 70]])
+  np.testing.assert_array_equal(cv2.imread(str(a.image)), pixels[100:-100, 100:-100])
+
+
+def test_images_are_copied_linked_or_left(tmp_path):
+  for mode in ('copy', 'link', 'none'):
+    c = two_splits(tmp_path / 'in', 'obb')
+    convert.convert(c, 'dota_txt', tmp_path / mode, images=mode)
+  files = [tmp_path / mode / 'train/images/a.png' for mode in ('copy', 'link', 'none')]
+  source = tmp_path / 'in/train/a.png'
+  assert [f.exists() and f.samefile(source) for f in files] == [False, True, False]
+  assert files[0].read_bytes() == source.read_bytes() and not files[2].exists()
+
+
+@pytest.mark.parametrize(
+  'arguments, text',
+  [
+    (('--to=coco',), '--to=coco has horizontal boxes, the source oriented ones: --box=hbb takes'),
+    (('--to=dota_txt', '--angle=oc'), '--angle=oc: dota_txt has no angles'),
+    (('--to=dota',), "invalid choice: 'dota'"),
+    (('--to=voc_rotated', '--angle=le180'), "invalid choice: 'le180'"),
+    (('--to=yolo_obb', '--classes=tank'), "class 'ship' is not among the classes tank"),
+  ],
+)
+def test_what_cannot_be_is_one_line(tmp_path, capsys, arguments, text):
+  convert.convert(two_splits(tmp_path, 'obb'), 'dota_txt', tmp_path / 'in')
+  argv = ['--dataset=dota_txt', f'--source={tmp_path}/in', f'--out={tmp_path}/out', *arguments]
+  try:
+    status = cli.main(['dataset', 'convert', *argv])
+  except SystemExit as error:
+    status = error.code
+  shown = capsys.readouterr().err.strip().splitlines()[-1]
+  assert status == 2 and text in shown
+  assert not (tmp_path / 'out').exists() and not (tmp_path / 'out.partial').exists()
+
+
+def test_nothing_is_overwritten(tmp_path, capsys):
+  argv = ['--dataset=dota_txt', f'--source={tmp_path}/in', '--to=coco_rotated', '--angle=le135']
+  argv = ['dataset', 'convert', *argv, f'--out={tmp_path}/out']
+  convert.convert(two_splits(tmp_path, 'obb'), 'dota_txt', tmp_path / 'in')
+  (tmp_path / 'out').mkdir()
+  assert cli.main(argv) == 0
+  shown = capsys.readouterr().out.split()
+  assert shown[:7] == ['coco_rotated', 'train', 'val', 'images', '2', '1', 'objects']
+  before = (tmp_path / 'out/annotations/train.json').stat()
+  assert cli.main(argv) == 2
+  assert 'is not empty; name a new folder' in capsys.readouterr().err
+  assert (tmp_path / 'out/annotations/train.json').stat() == before
+
+
+def test_voc_has_one_folder_for_all_splits(tmp_path):
+  c = two_splits(tmp_path, 'hbb')
+  c = c._replace(annotations={'train': c.annotations['train'], 'test': c.annotations['train']})
+  with pytest.raises(UserError, match='train and test have an image a each'):
+    convert.convert(c, 'voc', tmp_path / 'out')
+
+
+def test_an_image_that_does_not_read_is_left_out(tmp_path):
+  c = two_splits(tmp_path, 'obb')
+  (tmp_path / 'train/a.png').write_bytes(b'no image')
+  report = convert.convert(c, 'dota_txt', tmp_path / 'out')
+  assert report.images == {'train': 1, 'val': 1}
+  assert report.skipped == {'image does not decode': 1}
+  (tmp_path / 'val/c.5.png').write_bytes(b'no image')
+  with pytest.raises(UserError, match="split 'val' has no images"):
+    convert.convert(c, 'dota_txt', tmp_path / 'again')
+  assert not (tmp_path / 'again').exists()
