@@ -159,6 +159,11 @@ def test_conventions_are_the_same_rectangles(first, second, rows):
     assert (out[:, 4] >= low).all() and (out[:, 4] < high).all()
 
 
+def test_le90_leaves_le90_alone():
+  boxes = np.float32([[0, 0, 3, 2, -math.pi / 2], [0, 0, 3, 2, 1.5707962], [0, 0, 2, 2, 0.1]])
+  np.testing.assert_array_equal(box_lib.le90(boxes), boxes)
+
+
 @pytest.mark.parametrize(
   'name, expected',
   [
