@@ -221,12 +221,13 @@ def locate(
   if splits:
     form = preset.layouts[0][0]
     return {s: (form, *_two(place)) for s, place in splits.items()}
+  listed = {raw for _, raw in preset.splits if (source / f'ImageSets/Main/{raw}.txt').is_file()}
   found = {}
   for split, raw in preset.splits:
     for form, *place in preset.layouts:
       labels, images = (p.format(raw=raw) for p in place)
       shared = [labels, images] == place
-      if shared and raw != 'train' and not (source / 'ImageSets/Main' / f'{raw}.txt').is_file():
+      if shared and raw not in (listed or {'train'}):
         continue
       if (source / labels).exists() and (source / images).is_dir():
         found[split] = form, labels, images

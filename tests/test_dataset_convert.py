@@ -340,6 +340,13 @@ def test_nothing_is_overwritten(tmp_path, capsys):
   assert (tmp_path / 'out/annotations/train.json').stat() == before
 
 
+def test_voc_of_a_test_split_alone(tmp_path):
+  c = two_splits(tmp_path, 'hbb')
+  convert.convert(c._replace(annotations={'test': c.annotations['val']}), 'voc', tmp_path / 'out')
+  found = prepare.collect('voc', tmp_path / 'out').annotations
+  assert {s: [a.id for a in listed] for s, listed in found.items()} == {'test': ['c.5']}
+
+
 def test_voc_has_one_folder_for_all_splits(tmp_path):
   c = two_splits(tmp_path, 'hbb')
   c = c._replace(annotations={'train': c.annotations['train'], 'test': c.annotations['train']})

@@ -89,6 +89,15 @@ def test_every_scene_goes_to_one_split_about_as_asked(seed, counts):
     assert off[rare] <= 2 * counts[:, rare].max()
 
 
+def test_shares_of_objects_and_images_are_as_asked():
+  """One class, of which some images have much more than others."""
+  counts = np.stack([np.random.default_rng(1).geometric(0.4, 400), np.ones(400, int)], -1)
+  fractions = (0.7, 0.2, 0.1)
+  chosen = split.stratify(counts, fractions, seed=0)
+  found = [counts[chosen == k].sum(0) / counts.sum(0) for k in range(3)]
+  np.testing.assert_allclose(found, np.tile(fractions, (2, 1)).T, atol=0.01)
+
+
 def test_by_image_and_by_regex(tmp_path):
   write_scenes(tmp_path / 'in')
   two = ('--dataset=dota_txt', '--fractions=train=0.5,val=0.5')

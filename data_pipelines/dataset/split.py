@@ -12,6 +12,8 @@ from data_pipelines import tiling
 from data_pipelines.errors import UserError
 from data_pipelines.prepare import Collected
 
+PASSES = 20  # over the scenes; a few are enough
+
 
 def scene_of(pattern: str | None = None) -> Callable[[str], str]:
   """The function image id -> its scene.
@@ -103,9 +105,10 @@ def divide(
 def stratify(counts: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
   """Split of each scene; int [scenes].
 
-  Iterative stratification (Sechidis et al. 2011): the class with the fewest objects left first, its
-  scenes from rich to poor, each to the split that lacks most of this class, then of images. Scenes
-  without objects fill up the images.
+  Iterative stratification (after Sechidis et al. 2011): the class with the fewest objects left
+  first, its scenes from rich to poor, each to the split that comes nearest to what it wants by it,
+  over all classes and the images: least squares of shares. Scenes without objects come last.
+  Then single scenes move as long as that brings all splits nearer.
 
   Args:
     counts: [scenes, classes + 1] objects of each class, and last the images.
@@ -114,13 +117,14 @@ def stratify(counts: np.ndarray, fractions: Sequence[float], seed: int) -> np.nd
   """
   rng = np.random.default_rng(seed)
   order = rng.permutation(len(counts))
-  wanted = np.outer(fractions, counts.sum(0)).astype(np.float64)  # [splits, classes + 1]
+  shares = counts / np.maximum(counts.sum(0), 1)  # [scenes, classes + 1]
+  wanted = np.outer(fractions, counts.sum(0) > 0)  # [splits, classes + 1], of all shares
   chosen = np.full(len(counts), -1)
 
-  def assign(scene, column):
-    lack = wanted[:, column], wanted[:, -1], rng.random(len(wanted))
-    chosen[scene] = np.lexsort(lack[::-1])[-1]
-    wanted[chosen[scene]] -= counts[scene]
+  def assign(scene):  # |wanted - share|^2 shrinks most where their product is largest
+    gain = (wanted @ shares[scene]).round(12)  # alike but for the last bits: by chance
+    chosen[scene] = np.lexsort((rng.random(len(gain)), gain))[-1]
+    wanted[chosen[scene]] -= shares[scene]
 
   while True:
     left = counts[chosen < 0, :-1].sum(0)
@@ -129,9 +133,18 @@ def stratify(counts: np.ndarray, fractions: Sequence[float], seed: int) -> np.nd
     column = np.where(left > 0, left, np.iinfo(np.int64).max).argmin()
     scenes = [s for s in order if chosen[s] < 0 and counts[s, column]]
     for scene in sorted(scenes, key=lambda s: -counts[s, column]):
-      assign(scene, column)
+      assign(scene)
   for scene in sorted((s for s in order if chosen[s] < 0), key=lambda s: -counts[s, -1]):
-    assign(scene, -1)
+    assign(scene)
+  for _ in range(PASSES):
+    before = chosen.copy()
+    for scene in order:
+      share, old = shares[scene], chosen[scene]
+      wanted[old] += share
+      chosen[scene] = new = (wanted @ share).argmax()
+      wanted[new] -= share
+    if (chosen == before).all():
+      break
   return chosen
 
 
