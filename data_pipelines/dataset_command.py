@@ -8,12 +8,10 @@ sm3det dataset tile --dataset=dota --source=DOTA --out=PATCHES --size=800 --over
 import argparse
 import re
 
-from data_pipelines import prepare, prepare_command
+from data_pipelines import prepare_command, raw
 from data_pipelines.angles import CONVENTIONS
-from data_pipelines.builders import presets
 from data_pipelines.dataset import convert, files, split, tile
 from data_pipelines.errors import UserError
-from data_pipelines.prepare import Collected
 from data_pipelines.writers import formats
 
 
@@ -24,11 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   def verb(name, run, what, **to):
     p = verbs.add_parser(name, help=what, description=what)
     p.set_defaults(work=run)
-    _source(p)
+    prepare_command.add_source_arguments(p)
     p.add_argument('--out', required=True, help='new or empty folder; nothing is overwritten')
     p.add_argument('--to', choices=formats.TARGETS, **to)
     conventions = 'of the angles written, where the format has any; by default le90'
-    p.add_argument('--angle', choices=CONVENTIONS, help=conventions)
+    p.add_argument('--convention', choices=CONVENTIONS, help=conventions)
     return p
 
   images = 'copy (default: the new set is whole by itself), hard link (the same files, which must '
@@ -58,41 +56,14 @@ def run(args: argparse.Namespace) -> convert.Report:
   """Does what `sm3det dataset` was asked for.
 
   Raises:
-    as `prepare.collect`, and UserError.
+    as `raw.collect`, and UserError.
   """
   return args.work(args)
 
 
-def _source(parser):
-  add = parser.add_argument
-  known = ', '.join(presets.known())
-  add('--dataset', required=True, help=f'data set or format, or several by commas: {known}')
-  add('--source', required=True, help='its folder; one a data set, by commas')
-  add('--classes', default='', help='class names in label order, by commas')
-  example = 'train=LABELS:IMAGES,test=LABELS:IMAGES'
-  places = 'where labels and images lie below the source; given once a source, in order'
-  add('--splits', action='append', default=[], metavar=example, help=places)
-  add('--box', choices=('hbb', 'obb'), help='hbb takes the enclosing boxes of oriented labels')
-  add('--ignore', default='', help='class names to leave out, by commas')
-  add('--aliases', default='', help='spelling=class,... for names the class list spells otherwise')
-  add('--subset', help='text file (a name a line) or COCO json: take only these images')
-
-
-def _collect(args) -> Collected:
-  return prepare.collect(
-    args.dataset.split(','),
-    args.source.split(','),
-    classes=tuple(filter(None, args.classes.split(','))),
-    splits=[prepare_command.parse_splits(s) for s in args.splits],
-    box=args.box,
-    ignore=tuple(filter(None, args.ignore.split(','))),
-    aliases=prepare_command.parse_aliases(args.aliases),
-    subset=prepare_command.read_subset(args.subset).__contains__ if args.subset else None,
-  )
-
-
 def _convert(args):
-  return convert.convert(_collect(args), args.to, args.out, images=args.images, angle=args.angle)
+  source = prepare_command.source_arguments(args)
+  return convert.convert(raw.collect(**source), args.to, args.out, **_writing(args, source))
 
 
 def _split(args):
@@ -104,11 +75,15 @@ def _split(args):
   fractions = _numbers(args.fractions)
   scene = str if args.by == 'image' else split.scene_of(args.scene)
   of = tuple(filter(None, args.of.split(',')))
-  c, record = split.divide(_collect(args), fractions, scene=scene, of=of, seed=args.seed)
+  source = prepare_command.source_arguments(args)
+  c, record = split.divide(raw.collect(**source), fractions, scene=scene, of=of, seed=args.seed)
   rule = dict(by=args.by, scene=args.scene, seed=args.seed, fractions=fractions)
-  return convert.convert(
-    c, to, args.out, images=args.images, angle=args.angle, notes=split.note(record, **rule)
-  )
+  notes = split.note(record, **rule)
+  return convert.convert(c, to, args.out, notes=notes, **_writing(args, source))
+
+
+def _writing(args, source):
+  return dict(images=args.images, convention=args.convention, how=source['how'])
 
 
 def _numbers(text):
@@ -129,13 +104,15 @@ def _tile(args):
     rates = [float(r) for r in args.rates.split(',')]
   except ValueError:
     raise UserError(f'--rates={args.rates}: expected numbers by commas') from None
+  source = prepare_command.source_arguments(args)
   return tile.tile(
-    _collect(args),
+    raw.collect(**source),
     args.out,
     to=args.to,
     size=args.size,
     overlap=args.overlap,
     keep=args.keep,
     rates=rates,
-    angle=args.angle,
+    convention=args.convention,
+    how=source['how'],
   )

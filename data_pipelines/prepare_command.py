@@ -12,9 +12,18 @@ import re
 
 from data_pipelines import prepare, soi_det
 from data_pipelines.batch import KINDS
-from data_pipelines.builders import presets
+from data_pipelines.builders import decisions, presets
+from data_pipelines.builders.decisions import Decisions
 from data_pipelines.errors import UserError
 from data_pipelines.prepare import Report
+from data_pipelines.readers import Skipped, files
+
+DECISIONS = {
+  'angle': 'unit of angles; by default told by the largest of all splits',
+  'coordinates': "whether they are shares of width and height; by default the format's own",
+  'sizes': "'ignore' takes images of another size than their labels declare",
+  'exif': "which view of images with an EXIF orientation the labels are of; 'auto' asks the size",
+}
 
 
 def parse_splits(text: str) -> dict[str, str]:
@@ -46,36 +55,40 @@ def parse_aliases(text: str) -> dict[str, str]:
   return {spelling: name for spelling, _, name in pairs}
 
 
-def read_subset(path) -> set[str]:
-  """File names without suffix from a COCO json, or a text with one a line.
+def read_subset(path, skipped: Skipped | None = None) -> files.Names:
+  """The images that a COCO json lists, or a text with a name a line.
 
   Raises:
     FileNotFoundError: no such file.
     UserError: it is neither.
   """
-  path = pathlib.Path(path)
+  path, skipped = pathlib.Path(path), skipped or Skipped()
   try:
-    text = path.read_text(encoding='utf-8-sig')
-    if text.lstrip().startswith('{'):
-      names = [i.get('file_name') or i['filename'] for i in json.loads(text)['images']]
-    else:
-      names = text.split()
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    text = files.text(path, skipped)
+    if not text.lstrip().startswith('{'):
+      return files.Names(path, files.lines(path, skipped))
+    images = json.loads(text)['images']
+    return files.Names(path, [i.get('file_name') or i['filename'] for i in images])
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(
-      f'--subset={path}: neither a COCO file nor a text in UTF-8 with a name a line '
+      f'--subset={path}: neither a COCO file nor a text with a name a line '
       f'({type(error).__name__}: {error})'
     ) from None
-  return {pathlib.PurePosixPath(n).stem for n in names}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `sm3det prepare`, for `run`."""
+  add_source_arguments(parser)
+  root = 'root of the prepared data sets, config.data_root of a training (once called --data_dir)'
+  parser.add_argument('--data_root', '--data_dir', required=True, metavar='FOLDER', help=root)
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the arguments that say what a data set is and how it is read, for `source_arguments`."""
   known = ', '.join(['soi_det', *presets.known()])
   add = parser.add_argument
   add('--dataset', required=True, help=f'data set or format, or several by commas: {known}')
   add('--source', required=True, help='its folder; one a data set, by commas')
-  root = 'root of the prepared data sets, config.data_root of a training (once called --data_dir)'
-  add('--data_root', '--data_dir', required=True, metavar='FOLDER', help=root)
   add('--name', help='name of the prepared data set; by default that of the data set')
   add('--classes', default='', help='class names in label order, by commas')
   places = 'where labels and images lie below the source; given once a source, in order'
@@ -86,6 +99,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add('--ignore', default='', help='class names to leave out, by commas')
   add('--aliases', default='', help='spelling=class,... for names the class list spells otherwise')
   add('--subset', help='text file (a name a line) or COCO json: take only these images')
+  for name, choices in decisions.CHOICES.items():
+    add(f'--{name}', choices=choices, default=choices[0], help=DECISIONS[name])
+  add('--encoding', default='utf-8-sig', help='of label files without a byte order mark: gbk, ..')
+  add('--strict', action='store_true', help='stop at the first entry that would be left out')
+  links = 'follow symbolic links that lead out of the source'
+  add('--follow_links', action='store_true', help=links)
+
+
+def source_arguments(args: argparse.Namespace) -> dict:
+  """The arguments of `raw.collect` that `add_source_arguments` have been given.
+
+  Raises:
+    as `read_subset`, `parse_splits` and `parse_aliases`.
+  """
+  skipped = Skipped(args.strict, args.encoding, args.follow_links)
+  return dict(
+    dataset=args.dataset.split(','),
+    source=args.source.split(','),
+    name=args.name,
+    classes=tuple(filter(None, args.classes.split(','))),
+    splits=[parse_splits(s) for s in args.splits],
+    box=args.box,
+    ignore=tuple(filter(None, args.ignore.split(','))),
+    aliases=parse_aliases(args.aliases),
+    subset=read_subset(args.subset, skipped) if args.subset else None,
+    how=Decisions(**{name: getattr(args, name) for name in decisions.CHOICES}),
+    skipped=skipped,
+  )
 
 
 def run(args: argparse.Namespace) -> list[Report]:
@@ -94,20 +135,7 @@ def run(args: argparse.Namespace) -> list[Report]:
   Raises:
     as `prepare`.
   """
-  subset = read_subset(args.subset).__contains__ if args.subset else None
-  datasets, sources = args.dataset.split(','), args.source.split(',')
-  if datasets == ['soi_det']:
-    return soi_det.prepare(sources, args.data_root, subset=subset)
-  report = prepare.prepare(
-    datasets,
-    sources,
-    args.data_root,
-    name=args.name,
-    classes=tuple(filter(None, args.classes.split(','))),
-    splits=[parse_splits(s) for s in args.splits],
-    box=args.box,
-    ignore=tuple(filter(None, args.ignore.split(','))),
-    aliases=parse_aliases(args.aliases),
-    subset=subset,
-  )
-  return [report]
+  found = source_arguments(args)
+  if found['dataset'] == ['soi_det']:
+    return soi_det.prepare(found['source'], args.data_root, subset=found['subset'])
+  return [prepare.prepare(data_dir=args.data_root, **found)]

@@ -89,9 +89,10 @@ def in_subset(id: str) -> bool:
   Raises:
     UserError: the name does not tell; the release numbers its files, so that takes a list.
   """
-  if re.fullmatch(r'P\d{4}(_\d+){4}', id):
+  name = id.rpartition('/')[2]
+  if re.fullmatch(r'P\d{4}(_\d+){4}', name):
     return True
-  plain = re.sub('[-_ ]', '', id).lower()
+  plain = re.sub('[-_ ]', '', name).lower()
   for names, answer in ((TAKEN, True), (LEFT, False)):
     if plain.startswith(tuple(re.sub('[-_ ]', '', n).lower() for n in names)):
       return answer

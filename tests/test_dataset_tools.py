@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines import images as image_lib
-from data_pipelines import prepare, tiling
+from data_pipelines import prepare, raw, tiling
 from data_pipelines.dataset import files, split
-from data_pipelines.readers import Annotation
 from data_pipelines.source import Source
 from sm3det_jax import cli
 
@@ -46,7 +45,7 @@ def test_split_keeps_scenes_whole_and_classes_even(tmp_path, capsys):
   table = capsys.readouterr().out.split('\n')
   assert table[0].split() == ['dota_txt', 'train', 'val', 'test']
   assert table[1].split() == ['images', '18', '9', '9']
-  c = prepare.collect('dota_txt', tmp_path / 'out')
+  c = raw.collect('dota_txt', tmp_path / 'out')
   scenes = {s: {a.id.split('__')[0] for a in listed} for s, listed in c.annotations.items()}
   assert sorted(n for s in scenes.values() for n in s) == [f'P{k:02}' for k in range(SCENES)]
   assert {s: len(listed) for s, listed in c.annotations.items()} == dict(train=18, val=9, test=9)
@@ -63,7 +62,7 @@ def test_split_keeps_scenes_whole_and_classes_even(tmp_path, capsys):
 
 def test_split_depends_on_seed_alone(tmp_path):
   write_scenes(tmp_path / 'in')
-  c = prepare.collect('dota_txt', tmp_path / 'in')
+  c = raw.collect('dota_txt', tmp_path / 'in')
   shuffled = c._replace(annotations={'train': c.annotations['train'][::-1]})
   fractions = {'train': 0.5, 'val': 0.5}
   records = [
@@ -103,7 +102,7 @@ def test_by_image_and_by_regex(tmp_path):
   two = ('--dataset=dota_txt', '--fractions=train=0.5,val=0.5')
   assert run('split', tmp_path / 'in', tmp_path / 'image', *two, '--by=image', '--seed=3') == 0
   found = collections.defaultdict(set)
-  for s, listed in prepare.collect('dota_txt', tmp_path / 'image').annotations.items():
+  for s, listed in raw.collect('dota_txt', tmp_path / 'image').annotations.items():
     for a in listed:
       found[a.id.split('__')[0]].add(s)
   assert any(len(s) == 2 for s in found.values())
@@ -122,7 +121,7 @@ def test_other_splits_stay(tmp_path, capsys):
   assert run('split', tmp_path / 'in', tmp_path / 'out', *two) == 2
   assert 'the splits train, test; say with --of which' in capsys.readouterr().err
   assert run('split', tmp_path / 'in', tmp_path / 'out', *two, '--of=train') == 0
-  found = {s: len(a) for s, a in prepare.collect('dota_txt', tmp_path / 'out').annotations.items()}
+  found = {s: len(a) for s, a in raw.collect('dota_txt', tmp_path / 'out').annotations.items()}
   assert sorted(found) == ['test', 'train', 'val'] and found['test'] == 36
   assert min(found.values()) > 0 and found['train'] + found['val'] == 12
 
@@ -182,7 +181,7 @@ def test_patches_are_the_windows_of_training(tmp_path):
   assert run('tile', tmp_path / 'in', tmp_path / 'out', *OPTIONS) == 0
   prepare.prepare('dota_txt', tmp_path / 'in', tmp_path / 'data', name='whole')
   source = Source(tmp_path / 'data', 'whole', 'train', TILE)
-  patches = {a.id: a for a in prepare.collect('dota_txt', tmp_path / 'out').annotations['train']}
+  patches = {a.id: a for a in raw.collect('dota_txt', tmp_path / 'out').annotations['train']}
   assert len(patches) == len(source) == 2 * 3
   for sample in source:
     x, y = sample['offset']
@@ -199,8 +198,8 @@ def test_patches_are_the_windows_of_training(tmp_path):
 def test_rates_find_their_place_again(tmp_path):
   write_large(tmp_path / 'in')
   assert run('tile', tmp_path / 'in', tmp_path / 'out', *OPTIONS, '--rates=0.5,1.5') == 0
-  [whole] = prepare.collect('dota_txt', tmp_path / 'in').annotations['train']
-  found = prepare.collect('dota_txt', tmp_path / 'out').annotations['train']
+  [whole] = raw.collect('dota_txt', tmp_path / 'in').annotations['train']
+  found = raw.collect('dota_txt', tmp_path / 'out').annotations['train']
   rates = collections.Counter()
   for a in found:
     image, rate, x, y = tiling.parse_patch(a.id)
@@ -215,7 +214,7 @@ def test_horizontal_boxes_stay_horizontal(tmp_path):
   write_large(tmp_path / 'in')
   out = tmp_path / 'out'
   assert run('tile', tmp_path / 'in', out, *OPTIONS, '--box=hbb', '--to=coco') == 0
-  c = prepare.collect('coco', out)
+  c = raw.collect('coco', out)
   assert c.box == 'hbb' and len(c.annotations['train']) == 6
   assert not c.skipped.counts
 
@@ -259,17 +258,3 @@ def test_pixels_are_written_without_loss(tmp_path, dtype, bands, suffix):
   assert path == tmp_path / f'a/x__1__0___0{suffix}'
   with rasterio.open(path, sharing=False) as file:
     np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), pixels)
-
-
-@pytest.mark.parametrize(
-  'id, name, suffix',
-  [
-    ('a', 'a.png', '.png'),
-    ('s/a.5', 'a.5.TIF', '.TIF'),
-    ('tile_0.5', 'tile_0.5', ''),
-    ('other/a', 'b.png', '.png'),
-  ],
-)
-def test_suffix(tmp_path, id, name, suffix):
-  none = np.zeros((0, 5))
-  assert files.suffix(Annotation(id, tmp_path / name, (), none, none, none)) == suffix

@@ -14,7 +14,7 @@ from data_pipelines.classes import (
   SAR_CLASSES,
 )
 from data_pipelines.errors import UserError
-from data_pipelines.readers import coco, dota_txt, dronevehicle_xml, rolabelimg, voc, yolo_obb
+from data_pipelines.readers import coco, dota_txt, dronevehicle_xml, rolabelimg, voc, yolo
 
 
 class Format(NamedTuple):
@@ -24,13 +24,17 @@ class Format(NamedTuple):
     read: the reader, see `data_pipelines.readers`.
     box: 'hbb' or 'obb', the kind of its boxes.
     places: (labels, images) below a source to look for, in order; `{raw}` is the split.
-    options: further arguments of the reader.
+    options: further arguments of the reader; `angle` where it takes the unit of angles.
+    coordinates: 'pixels' or 'shares', what its numbers usually are.
+    angle_unit: [(source, labels)], angle, skipped -> the unit, of all splits together.
   """
 
   read: Callable
   box: str
   places: tuple[tuple[str, str], ...]
   options: Mapping = {}
+  coordinates: str = 'pixels'
+  angle_unit: Callable | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,22 +86,30 @@ COCO = (
 VOC = (('Annotations', 'JPEGImages'), *_folders('Annotations', 'annotations'))
 DRONEVEHICLE_XML = (('{raw}/{raw}labelr', '{raw}/{raw}imgr'), ('{raw}labelr', '{raw}imgr'))
 
+ROTATED = {'rotated': True}
+
 FORMATS = {
-  'coco': Format(coco.read, 'hbb', COCO),
+  'coco': Format(coco.read, 'hbb', COCO, {'angle': 'auto'}, angle_unit=coco.angle_unit),
   # degrees or radians, told by the largest angle
-  'coco_rotated': Format(coco.read, 'obb', COCO),
-  'coco_degree': Format(coco.read, 'obb', COCO, {'angle': 'degree'}),
-  'coco_radian': Format(coco.read, 'obb', COCO, {'angle': 'radian'}),
+  'coco_rotated': Format(
+    coco.read, 'obb', COCO, ROTATED | {'angle': 'auto'}, angle_unit=coco.angle_unit
+  ),
+  'coco_degree': Format(coco.read, 'obb', COCO, ROTATED | {'angle': 'degree'}),
+  'coco_radian': Format(coco.read, 'obb', COCO, ROTATED | {'angle': 'radian'}),
   'dota_txt': Format(dota_txt.read, 'obb', _folders('labelTxt', 'annfiles', 'labels')),
   'dronevehicle_xml': Format(
     dronevehicle_xml.read, 'obb', DRONEVEHICLE_XML + _folders('labels', 'Annotations')
   ),
-  'yolo_obb': Format(yolo_obb.read, 'obb', _folders('labels')),
+  'yolo': Format(yolo.read, 'hbb', _folders('labels'), {'rotated': False}, 'shares'),
+  'yolo_obb': Format(yolo.read, 'obb', _folders('labels'), coordinates='shares'),
   'rolabelimg': Format(
-    rolabelimg.read, 'obb', _folders('Annotations', 'annotations', 'labels', 'xml')
+    rolabelimg.read,
+    'obb',
+    _folders('Annotations', 'annotations', 'labels', 'xml'),
+    {'angle': 'radian'},
   ),
   'voc': Format(voc.read, 'hbb', VOC),
-  'voc_rotated': Format(voc.read, 'obb', VOC, {'rotated': True}),
+  'voc_rotated': Format(voc.read, 'obb', VOC, ROTATED),
 }
 TRAIN_TEST = (('train', 'train'), ('test', 'test'))
 

@@ -30,6 +30,8 @@ import numpy as np
 from data_pipelines import boxes as box_lib
 from data_pipelines import images
 from data_pipelines import objects as objects_lib
+from data_pipelines.builders import decisions
+from data_pipelines.builders.decisions import Decisions
 from data_pipelines.errors import UserError
 from data_pipelines.readers import Annotation, Skipped
 
@@ -62,6 +64,7 @@ def scan(
   box: str,
   label: Callable[[str, pathlib.Path], int | None],
   skipped: Skipped,
+  how: Decisions = decisions.AUTO,
 ) -> Iterator[Entry]:
   """Yields an entry for each readable image.
 
@@ -71,6 +74,7 @@ def scan(
       objects at all.
     label: class name, file -> label, None for a class to leave out (`labeller`).
     skipped: where what is left out is counted.
+    how: which view and size of the images the labels are of.
 
   Raises:
     UserError: a class nobody knows, or horizontal boxes for box='obb'.
@@ -81,6 +85,10 @@ def scan(
         logger.info('%d images read', number)
       if isinstance(file, str):
         skipped.add(f'image {file}', a.image)
+        continue
+      size = file['height'], file['width']
+      a = decisions.in_stored_view(a, size, file.pop('orientation', 1), how, skipped)
+      if a is None:
         continue
       x1, y1, x2, y2 = a.crop or (0, 0, file['width'], file['height'])
       size = dict(height=y2 - y1, width=x2 - x1)

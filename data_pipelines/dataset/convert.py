@@ -10,10 +10,13 @@ import numpy as np
 
 from data_pipelines import boxes as box_lib
 from data_pipelines.angles import CONVENTIONS
+from data_pipelines.builders import decisions
+from data_pipelines.builders.decisions import Decisions
 from data_pipelines.dataset import files
 from data_pipelines.errors import UserError
 from data_pipelines.images import ImageError
-from data_pipelines.prepare import Collected, columns
+from data_pipelines.prepare import columns
+from data_pipelines.raw import Collected
 from data_pipelines.readers import Annotation, Skipped
 from data_pipelines.writers import Labelled
 from data_pipelines.writers import formats as format_lib
@@ -29,7 +32,9 @@ class Report:
     folder, form, classes: of the new data set.
     images: {split: images}.
     objects: {split: {class: objects}}.
-    skipped: {reason: images or objects left out, or written with less than they said}.
+    skipped: {reason: images or objects left out, mended, or written with less than they said}.
+    places: {reason: its first places}.
+    notes: what was decided for the whole data set, and on what evidence.
   """
 
   folder: str
@@ -38,6 +43,8 @@ class Report:
   images: dict[str, int]
   objects: dict[str, Mapping[str, int]]
   skipped: dict[str, int]
+  places: dict[str, list[str]]
+  notes: list[str]
 
   def table(self) -> str:
     """The report as text."""
@@ -45,9 +52,12 @@ class Report:
     rows = [[self.form, *splits], ['images', *self.images.values()]]
     rows.append(['objects', *(sum(self.objects[s].values()) for s in splits)])
     rows += [[f'  {c}', *(self.objects[s].get(c, 0) for s in splits)] for c in self.classes]
+    lines = [columns(rows)]
     if self.skipped:
-      rows += [['left out or changed', '']] + [[f'  {r}', n] for r, n in self.skipped.items()]
-    return f'{columns(rows)}\nin {self.folder}'
+      lines += ['', 'left out or changed']
+    for reason, count in self.skipped.items():
+      lines += [f'  {count:,} {reason}', *(f'      {place}' for place in self.places[reason])]
+    return '\n'.join([*lines, *self.notes, f'in {self.folder}'])
 
 
 def convert(
@@ -56,7 +66,8 @@ def convert(
   out,
   *,
   images: str = 'copy',
-  angle: str | None = None,
+  convention: str | None = None,
+  how: Decisions = decisions.AUTO,
   notes: Mapping[str, str] | None = None,
 ) -> Report:
   """Writes a data set in another format; the sources stay as they are.
@@ -66,7 +77,8 @@ def convert(
     to: a format of `writers.formats.TARGETS`.
     out: new or empty folder.
     images: 'copy', 'link' (hard links) or 'none'.
-    angle: convention of a format that has angles, see `data_pipelines.angles`; by default le90.
+    convention: of a format that has angles, see `data_pipelines.angles`; by default le90.
+    how: the user's word on views and sizes of the images.
     notes: {file name: text} of further files.
 
   Raises:
@@ -74,11 +86,10 @@ def convert(
   """
 
   def stream(a, folder):
-    height, width = files.size(a)
     file = files.place(a, folder, images)
-    yield Labelled(a.id, file, height, width, *objects(a, c))
+    yield Labelled(a.id, file, *files.size(a), *objects(a, c))
 
-  return save(c, to, out, stream, angle=angle, notes=notes)
+  return save(c, to, out, stream, convention=convention, how=how, notes=notes)
 
 
 def save(
@@ -87,13 +98,14 @@ def save(
   out,
   stream: Callable[[Annotation, pathlib.Path], Iterator[Labelled]],
   *,
-  angle: str | None = None,
+  convention: str | None = None,
+  how: Decisions = decisions.AUTO,
   notes: Mapping[str, str] | None = None,
 ) -> Report:
   """Writes what `stream` makes of each annotation.
 
   Args:
-    c, to, out, angle: as for `convert`.
+    c, to, out, convention, how: as for `convert`.
     stream: annotation, folder of its split's images -> images there, with their objects.
     notes: {file name: text} of further files.
 
@@ -102,8 +114,8 @@ def save(
       not empty; a split without images; a format of one folder for all splits, but an id in two.
   """
   row = format_lib.find(to)
-  c = _named(_checked(c, to, row, angle), row)
-  options = dict(row.options) | ({'angle': angle} if angle else {})
+  c = _named(_checked(c, to, row, convention), row)
+  options = dict(row.options) | ({'convention': convention} if convention else {})
   counts = {split: collections.Counter() for split in c.annotations}
   numbers = dict.fromkeys(c.annotations, 0)
   with files.new_folder(out) as folder:
@@ -113,7 +125,7 @@ def save(
 
       def found(split=split, annotations=annotations, place=place):
         for a in annotations:
-          for image in _readable(a, stream(a, place), c.skipped):
+          for image in _readable(a, lambda a: stream(a, place), how, c.skipped):
             image = _fit(image, a.labels or a.image, row, c.skipped)
             counts[split].update(image.names)
             numbers[split] += 1
@@ -121,12 +133,14 @@ def save(
 
       row.write(folder, split, found(), c.classes, **options)
       if not numbers[split]:
-        left = dict(c.skipped.counts)
-        raise UserError(f'{c.name}: split {split!r} has no images; left out: {left}')
+        left = c.skipped.summary() or 'nothing was left out'
+        raise UserError(f'{c.name}: split {split!r} has no images; {left}')
     for name, text in (notes or {}).items():
       (folder / name).write_text(text, encoding='utf-8')
   skipped = dict(sorted(c.skipped.counts.items()))
-  return Report(str(out), to, c.classes, numbers, counts, skipped)
+  return Report(
+    str(out), to, c.classes, numbers, counts, skipped, c.skipped.places, c.skipped.notes
+  )
 
 
 def objects(a: Annotation, c: Collected) -> tuple:
@@ -156,7 +170,7 @@ def objects(a: Annotation, c: Collected) -> tuple:
   return names, boxes, polygons, np.asarray(a.difficult, np.int8)[rows]
 
 
-def _checked(c, to, row, angle):
+def _checked(c, to, row, convention):
   if c.box == 'image':
     raise UserError(f'box={c.box}: there are no objects to write')
   if c.box == 'obb' and 5 not in row.boxes:
@@ -165,10 +179,10 @@ def _checked(c, to, row, angle):
       f'--to={to} has horizontal boxes, the source oriented ones: --box=hbb takes the boxes that '
       f'enclose them; oriented are {others}'
     )
-  if angle and not row.angle:
-    raise UserError(f'--angle={angle}: {to} has no angles')
-  if angle and angle not in CONVENTIONS:
-    raise UserError(f'--angle={angle}: expected one of {", ".join(CONVENTIONS)}')
+  if convention and not row.angle:
+    raise UserError(f'--convention={convention}: {to} has no angles')
+  if convention and convention not in CONVENTIONS:
+    raise UserError(f'--convention={convention}: expected one of {", ".join(CONVENTIONS)}')
   if '{split}' not in row.images:
     first = {}
     for split, annotations in c.annotations.items():
@@ -194,11 +208,13 @@ def _named(c, row):
   return c._replace(classes=classes)
 
 
-def _readable(a, images, skipped):
+def _readable(a, stream, how, skipped):
   try:
-    yield from images
+    size, orientation = files.header(a.image)
+    if a := decisions.in_stored_view(a, size, orientation, how, skipped):
+      yield from stream(a)
   except ImageError as error:
-    skipped.add('image does not decode', f'{a.image} ({error})')
+    skipped.add('image does not decode', error)
 
 
 def _fit(image: Labelled, where, row, skipped: Skipped) -> Labelled:

@@ -44,23 +44,21 @@ def new_folder(out) -> Iterator[pathlib.Path]:
     raise
 
 
-def suffix(a: Annotation) -> str:
-  """What the image's file name has behind the last part of its id."""
-  stem = a.id.rpartition('/')[2]
-  name = a.image.name
-  return name[len(stem) :] if name.startswith(stem) else a.image.suffix
-
-
-def size(a: Annotation) -> tuple[int, int]:
-  """(height, width) of an annotation's image, in px.
+def header(path: pathlib.Path) -> tuple[tuple[int, int], int]:
+  """((height, width), EXIF orientation) of an image file.
 
   Raises:
     ImageError: it does not read.
   """
-  if a.crop:
-    x1, y1, x2, y2 = a.crop
-    return y2 - y1, x2 - x1
-  return image_lib.size(a.image)
+  return image_lib.size(path), 1
+
+
+def size(a: Annotation) -> tuple[int, int]:
+  """(height, width) of an annotation's image, in px."""
+  if not a.crop:
+    return header(a.image)[0]
+  x1, y1, x2, y2 = a.crop
+  return y2 - y1, x2 - x1
 
 
 def read(a: Annotation) -> np.ndarray:
@@ -78,7 +76,8 @@ def place(a: Annotation, folder: pathlib.Path, mode: str) -> str:
   """Puts the image below `folder` by its id, and returns its path there.
 
   Args:
-    a: the annotation; of an image with a border only the inner part is written, as new file.
+    a: the annotation. Of an image with a border the inner part is written, of one with an EXIF
+      orientation the pixels that the labels are of; both as new files.
     folder: of the images of its split.
     mode: 'copy', 'link' (a hard link: one file under two names) or 'none'.
 
@@ -86,10 +85,10 @@ def place(a: Annotation, folder: pathlib.Path, mode: str) -> str:
     ImageError: an image with a border does not read.
     UserError: a link to another disk, or an id that leaves the folder.
   """
-  path = inside(folder, f'{a.id}{suffix(a)}')
+  path = inside(folder, f'{a.id}{a.image.suffix}')
   if mode != 'none':
     path.parent.mkdir(parents=True, exist_ok=True)
-    if a.crop:
+    if a.crop or header(a.image)[1] != 1:
       path = write(inside(folder, a.id), read(a))
     elif mode == 'copy':
       shutil.copyfile(a.image, path)

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines import tiling
 from data_pipelines.errors import UserError
-from data_pipelines.prepare import Collected
+from data_pipelines.raw import Collected
 
 PASSES = 20  # over the scenes; a few are enough
 

@@ -12,9 +12,11 @@ import numpy as np
 
 from data_pipelines import objects as objects_lib
 from data_pipelines import tiling
+from data_pipelines.builders import decisions
+from data_pipelines.builders.decisions import Decisions
 from data_pipelines.dataset import convert, files
 from data_pipelines.errors import UserError
-from data_pipelines.prepare import Collected
+from data_pipelines.raw import Collected
 from data_pipelines.writers import Labelled
 
 
@@ -27,7 +29,8 @@ def tile(
   overlap: int = 200,
   keep: float = 0.7,
   rates: Sequence[float] = (1.0,),
-  angle: str | None = None,
+  convention: str | None = None,
+  how: Decisions = decisions.AUTO,
 ) -> convert.Report:
   """Writes every window of every image as a file, with the objects that lie in it.
 
@@ -38,7 +41,7 @@ def tile(
     size, overlap: of the windows, px of the resized image.
     keep: share of its area that an object must have in a window (`data_pipelines.tiling`).
     rates: the image is resized by each.
-    angle: as for `convert`.
+    convention, how: as for `convert`.
 
   Raises:
     UserError: numbers that cannot be, and what `convert.save` refuses.
@@ -56,7 +59,7 @@ def tile(
     for rate in rates:
       yield from _patches(a.id, folder, pixels, found, rate, size, overlap, keep)
 
-  return convert.save(c, to, out, stream, angle=angle)
+  return convert.save(c, to, out, stream, convention=convention, how=how)
 
 
 def _patches(id, folder, pixels, found, rate, size, overlap, keep):

@@ -13,21 +13,21 @@ from data_pipelines.angles import spelled
 from data_pipelines.writers import number
 
 
-def write(folder, split, images, classes, rotated=False, degrees=False, angle='le90'):
+def write(folder, split, images, classes, rotated=False, degrees=False, convention='le90'):
   """Writes `annotations/<split>.json`.
 
   Args:
     folder, split, images, classes: as every writer's.
     rotated: boxes of five numbers.
     degrees: their angle in degrees, else in radians.
-    angle: convention of `data_pipelines.angles`.
+    convention: one of `data_pipelines.angles`.
   """
   category = {name: k for k, name in enumerate(classes, 1)}
   entries, annotations = [], []
   for number_, image in enumerate(images, 1):
     size = dict(height=image.height, width=image.width)
     entries.append(dict(id=number_, file_name=image.file) | size)
-    boxes = spelled(image.boxes, angle) if rotated else image.boxes
+    boxes = spelled(image.boxes, convention) if rotated else image.boxes
     for name, box, polygon, difficult in zip(
       image.names, boxes, image.polygons, image.difficult, strict=True
     ):
@@ -47,7 +47,7 @@ def write(folder, split, images, classes, rotated=False, degrees=False, angle='l
   info = {}
   if rotated:
     info['description'] = f'bbox: cx, cy, w, h, angle in {"degrees" if degrees else "radians"}'
-    info['description'] += f', positive clockwise on the screen, {angle}'
+    info['description'] += f', positive clockwise on the screen, {convention}'
   categories = [dict(id=k, name=name) for name, k in category.items()]
   content = dict(info=info, images=entries, annotations=annotations, categories=categories)
   path = folder / 'annotations' / f'{split}.json'

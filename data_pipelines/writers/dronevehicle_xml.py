@@ -4,8 +4,8 @@ The images have no border of 100 px: the labels are those of the whole file.
 """
 
 from data_pipelines.errors import UserError
-from data_pipelines.readers import CORNERS
 from data_pipelines.readers.dronevehicle_xml import BORDERED
+from data_pipelines.readers.xml import CORNERS
 from data_pipelines.writers import each, number, xml
 
 

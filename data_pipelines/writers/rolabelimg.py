@@ -6,11 +6,13 @@ from data_pipelines.writers import each, number, xml
 KEYS = ('cx', 'cy', 'w', 'h', 'angle')
 
 
-def write(folder, split, images, classes, angle='le90'):
-  """Writes `<split>/Annotations/<id>.xml`; `angle` is a convention of `data_pipelines.angles`."""
+def write(folder, split, images, classes, convention='le90'):
+  """Writes `<split>/Annotations/<id>.xml`; `convention` is one of `data_pipelines.angles`."""
 
   def text(image):
-    rows = ([*map(number, row[:4]), repr(float(row[4]))] for row in spelled(image.boxes, angle))
+    rows = (
+      [*map(number, row[:4]), repr(float(row[4]))] for row in spelled(image.boxes, convention)
+    )
     return xml(image, [{'robndbox': dict(zip(KEYS, row, strict=True))} for row in rows])
 
   each(folder / split / 'Annotations', '.xml', images, text)

@@ -8,21 +8,19 @@ import math
 
 from data_pipelines import boxes as box_lib
 from data_pipelines.angles import spelled
-from data_pipelines.readers import CORNERS
+from data_pipelines.readers.voc import EDGES, ROTATED
+from data_pipelines.readers.xml import CORNERS
 from data_pipelines.writers import each, number, xml
 
-SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
-ROTATED = tuple(f'rotated_bbox_{k}' for k in ('cx', 'cy', 'w', 'h', 'theta'))
 
-
-def write(folder, split, images, classes, rotated=False, angle='le90'):
-  """Writes `Annotations/<id>.xml`; `angle` is a convention of `data_pipelines.angles`."""
+def write(folder, split, images, classes, rotated=False, convention='le90'):
+  """Writes `Annotations/<id>.xml`; `convention` is one of `data_pipelines.angles`."""
 
   def text(image):
     hbb = box_lib.polygon_to_hbb(box_lib.to_polygon(image.boxes))
-    places = [{'bndbox': dict(zip(SIDES, map(number, b), strict=True))} for b in hbb]
+    places = [{'bndbox': dict(zip(EDGES, map(number, b), strict=True))} for b in hbb]
     if rotated:
-      rows = spelled(image.boxes, angle)
+      rows = spelled(image.boxes, convention)
       for place, row, corners in zip(places, rows, box_lib.to_polygon(rows), strict=True):
         values = [*map(number, row[:4]), repr(math.degrees(row[4]))]
         values = dict(zip(ROTATED, values, strict=True))
