@@ -268,6 +268,48 @@ def test_what_a_format_cannot_say_is_counted(tmp_path):
   assert a.boxes.tolist() == [[2, 2, 22, 18]] * 2
 
 
+@pytest.mark.parametrize('to', ['coco', 'voc', 'yolo'])
+def test_a_region_is_never_written_as_an_object(tmp_path, to):
+  images = [dict(id=1, file_name='a.png', height=HEIGHT, width=WIDTH)]
+  boxes = [dict(bbox=[1, 2, 20, 10], iscrowd=1), dict(bbox=[3, 4, 9, 8], iscrowd=0)]
+  boxes = [dict(id=k, image_id=1, category_id=1) | b for k, b in enumerate(boxes)]
+  content = dict(images=images, annotations=boxes, categories=[dict(id=1, name='ship')])
+  (tmp_path / 'in/annotations').mkdir(parents=True)
+  (tmp_path / 'in/images/train').mkdir(parents=True)
+  cv2.imwrite(f'{tmp_path}/in/images/train/a.png', np.zeros((HEIGHT, WIDTH), np.uint8))
+  (tmp_path / 'in/annotations/train.json').write_text(json.dumps(content))
+  report = convert.convert(raw.collect('coco', tmp_path / 'in'), to, tmp_path / 'out')
+  [a] = raw.collect(to, tmp_path / 'out').annotations['train']
+  if to == 'coco':
+    assert a.extra['ignored'].tolist() == [True, False] and not report.skipped
+  else:
+    np.testing.assert_allclose(a.boxes, [[3, 4, 12, 12]], rtol=1e-6)
+    reason = 'region in which nothing counts (iscrowd), which the format lacks: left out'
+    assert report.skipped == {reason: 1}
+
+
+@pytest.mark.parametrize('to', OBB)
+def test_folders_and_names_that_differ_in_suffix(tmp_path, to):
+  """An image is its path: each finds its own labels again."""
+  files = ('a.png', 'site/a.png', 'b.png', 'b.jpg', 'tile_0.5.png')
+  for k, name in enumerate(files):
+    path = tmp_path / 'in/images/train' / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((HEIGHT, WIDTH), k, np.uint8))
+  images = [dict(id=k, file_name=name) for k, name in enumerate(files)]
+  boxes = [[10 + k, 20, 8, 4, 0.1 * k] for k in range(len(files))]
+  objects = [dict(id=k, image_id=k, category_id=1, bbox=b) for k, b in enumerate(boxes)]
+  content = dict(images=images, annotations=objects, categories=[dict(id=1, name='ship')])
+  (tmp_path / 'in/annotations').mkdir()
+  (tmp_path / 'in/annotations/train.json').write_text(json.dumps(content))
+  convert.convert(raw.collect('coco_radian', tmp_path / 'in'), to, tmp_path / 'out')
+  found = raw.collect(to, tmp_path / 'out').annotations['train']
+  assert len(found) == len(files)
+  for a in found:
+    k = round(cv2.imread(str(a.image), cv2.IMREAD_UNCHANGED).mean())
+    same(box_lib.to_polygon(a.boxes), box_lib.to_polygon(np.array(boxes[k : k + 1])))
+
+
 def test_a_horizontal_box_is_a_rectangle_of_oriented_formats(tmp_path):
   c = two_splits(tmp_path / 'in', 'hbb')
   for to in OBB:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from data_pipelines import boxes as box_lib
+from data_pipelines import objects as objects_lib
 from data_pipelines.angles import CONVENTIONS
 from data_pipelines.builders import decisions
 from data_pipelines.builders.decisions import Decisions
@@ -22,6 +23,7 @@ from data_pipelines.writers import Labelled
 from data_pipelines.writers import formats as format_lib
 
 OFF = 0.5  # px that a corner may lie beside its rectangle's, as in files of whole pixels
+OF_OBJECTS = ('names', 'boxes', 'polygons', 'difficult', 'ignored')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,7 @@ def convert(
 
   def stream(a, folder):
     file = files.place(a, folder, images)
-    yield Labelled(a.id, file, *files.size(a), *objects(a, c))
+    yield Labelled(a.id, file, *files.size(a), **objects(a, c))
 
   return save(c, to, out, stream, convention=convention, how=how, notes=notes)
 
@@ -143,8 +145,8 @@ def save(
   )
 
 
-def objects(a: Annotation, c: Collected) -> tuple:
-  """(names, boxes, polygons, difficult) of what is to be written; the rest is counted.
+def objects(a: Annotation, c: Collected) -> dict[str, np.ndarray]:
+  """What is to be written of an annotation, as `Labelled` calls it; the rest is counted.
 
   Names are the classes', boxes of the kind that `c.box` says.
   """
@@ -153,21 +155,28 @@ def objects(a: Annotation, c: Collected) -> tuple:
   for name in {n for n, k in zip(a.names, labels, strict=True) if k is None}:
     reason = f'object of the ignored class {name!r}'
     c.skipped.add(reason, where, a.names.count(name), logging.INFO)
-  boxes, polygons = np.asarray(a.boxes, np.float32), np.asarray(a.polygons, np.float32)
-  finite = np.isfinite(boxes).all(1) & np.isfinite(polygons).all(1)
-  known = np.array([k is not None for k in labels], bool)
-  named = np.array([bool(n.strip()) for n in a.names], bool)
-  c.skipped.add('box not finite', where, (known & ~finite).sum())
-  c.skipped.add('object without a class name', where, (known & finite & ~named).sum())
-  rows = np.flatnonzero(known & finite & named)
-  boxes, polygons = boxes[rows], polygons[rows]
-  if c.box == 'hbb' and boxes.shape[1] == 5:
-    c.skipped.add('oriented box, written as its enclosing box', where, len(rows), logging.INFO)
-    boxes = box_lib.polygon_to_hbb(polygons)
-  if boxes.shape[1] == 4:
-    polygons = box_lib.to_polygon(boxes).astype(np.float32)
-  names = tuple(c.classes[labels[i]] for i in rows)
-  return names, boxes, polygons, np.asarray(a.difficult, np.int8)[rows]
+  for name in set(a.extra) - {'ignored'}:
+    c.skipped.add(f'array {name!r} of objects, which no format has', where, len(a.names))
+  found = dict(
+    names=np.array([None if k is None else c.classes[k] for k in labels], object),
+    boxes=np.asarray(a.boxes, np.float32),
+    polygons=np.asarray(a.polygons, np.float32),
+    difficult=np.asarray(a.difficult, np.int8),
+    ignored=np.asarray(a.extra.get('ignored', np.zeros(len(a.names))), bool),
+  )
+  found = objects_lib.take(found, [k is not None for k in labels])
+  finite = np.isfinite(found['boxes']).all(1) & np.isfinite(found['polygons']).all(1)
+  named = np.array([bool(n.strip()) for n in found['names']], bool)
+  c.skipped.add('box not finite', where, (~finite).sum())
+  c.skipped.add('object without a class name', where, (finite & ~named).sum())
+  found = objects_lib.take(found, finite & named)
+  if c.box == 'hbb' and found['boxes'].shape[1] == 5:
+    reason = 'oriented box, written as its enclosing box'
+    c.skipped.add(reason, where, objects_lib.count(found), logging.INFO)
+    found['boxes'] = box_lib.polygon_to_hbb(found['polygons'])
+  if found['boxes'].shape[1] == 4:
+    found['polygons'] = box_lib.to_polygon(found['boxes']).astype(np.float32)
+  return found
 
 
 def _checked(c, to, row, convention):
@@ -219,6 +228,11 @@ def _readable(a, stream, how, skipped):
 
 def _fit(image: Labelled, where, row, skipped: Skipped) -> Labelled:
   """As the format holds it; what it cannot say is counted."""
+  if image.ignored.any() and not row.regions:
+    reason = 'region in which nothing counts (iscrowd), which the format lacks: left out'
+    skipped.add(reason, where, image.ignored.sum())
+    kept = ~image.ignored
+    image = image._replace(**{name: getattr(image, name)[kept] for name in OF_OBJECTS})
   boxes, polygons = image.boxes, image.polygons
   if boxes.shape[1] not in row.boxes:  # horizontal, where oriented are asked for
     x1, y1, x2, y2 = boxes.astype(np.float64).T
@@ -226,7 +240,7 @@ def _fit(image: Labelled, where, row, skipped: Skipped) -> Labelled:
   if not row.quadrilateral and boxes.shape[1] == 5:
     other = _no_rectangle(boxes, polygons)
     skipped.add('quadrilateral, written as its minimum-area rectangle', where, other.sum())
-  flags = image.difficult
+  flags = image.difficult * ~image.ignored
   if row.difficult == 'lost':
     skipped.add('flag difficult, which the format lacks', where, (flags != 0).sum())
   elif row.difficult == 'private':

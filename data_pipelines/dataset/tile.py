@@ -63,31 +63,18 @@ def tile(
 
 
 def _patches(id, folder, pixels, found, rate, size, overlap, keep):
-  names, boxes, polygons, difficult = found
-  scale = [rate] * 4 + [1.0] * (boxes.shape[1] - 4)
-  whole = dict(
-    boxes=(boxes * np.array(scale, np.float32)),
-    polygons=polygons * np.float32(rate),
-    difficult=difficult,
-    names=np.array(names, object),
-  )
+  scale = np.array([rate] * 4 + [1.0] * (found['boxes'].shape[1] - 4), np.float32)
+  polygons = found['polygons'] * np.float32(rate)
+  found = found | dict(boxes=found['boxes'] * scale, polygons=polygons)
   pixels = _resized(pixels, rate)
   windows = tiling.windows(*pixels.shape[:2], size, overlap)
-  kept = tiling.kept_fraction(whole['polygons'], windows) >= keep
+  kept = tiling.kept_fraction(polygons, windows) >= keep
   for (x1, y1, x2, y2), rows in zip(windows.tolist(), kept, strict=True):
     patch = f'{id}__{rate:g}__{x1}___{y1}'
     path = files.write(files.inside(folder, patch), pixels[y1:y2, x1:x2])
-    o = objects_lib.moved(objects_lib.take(whole, rows), -x1, -y1)
-    yield Labelled(
-      patch,
-      path.relative_to(folder).as_posix(),
-      y2 - y1,
-      x2 - x1,
-      tuple(o['names']),
-      o['boxes'],
-      o['polygons'],
-      o['difficult'],
-    )
+    inside = objects_lib.moved(objects_lib.take(found, rows), -x1, -y1)
+    file = path.relative_to(folder).as_posix()
+    yield Labelled(patch, file, y2 - y1, x2 - x1, **inside)
 
 
 def _resized(pixels, rate):

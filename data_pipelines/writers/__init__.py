@@ -8,7 +8,7 @@ Image files are put there by whoever makes the `Labelled`s. Numbers have all dig
 
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -24,20 +24,22 @@ class Labelled(NamedTuple):
     id: path of the image below the folder of its split, POSIX, without suffix.
     file: the same with suffix.
     height, width: px.
-    names: class name of each object.
+    names: class name of each object, [n] of strings.
     boxes: float32 [n, 4] x1, y1, x2, y2 or [n, 5] cx, cy, w, h, theta (radians, le90).
     polygons: float32 [n, 8]; the quadrilateral, or the corners of the box.
     difficult: int8 [n].
+    ignored: bool [n]; regions in which nothing counts (COCO's `iscrowd`).
   """
 
   id: str
   file: str
   height: int
   width: int
-  names: tuple[str, ...]
+  names: Sequence[str]
   boxes: np.ndarray
   polygons: np.ndarray
   difficult: np.ndarray
+  ignored: np.ndarray
 
 
 def number(value) -> str:
@@ -47,15 +49,15 @@ def number(value) -> str:
 
 def each(
   folder: pathlib.Path, suffix: str, images: Iterator[Labelled], text: Callable[[Labelled], str]
-) -> list[Labelled]:
-  """Writes `<id><suffix>` of every image, and returns them without their objects."""
+) -> list[str]:
+  """Writes `<id><suffix>` of every image, and returns their ids."""
   folder.mkdir(parents=True, exist_ok=True)
   done = []
   for image in images:
     path = folder / f'{image.id}{suffix}'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text(image), encoding='utf-8')
-    done.append(image._replace(names=(), boxes=None, polygons=None, difficult=None))
+    done.append(image.id)
   return done
 
 

@@ -28,8 +28,8 @@ def write(folder, split, images, classes, rotated=False, degrees=False, conventi
     size = dict(height=image.height, width=image.width)
     entries.append(dict(id=number_, file_name=image.file) | size)
     boxes = spelled(image.boxes, convention) if rotated else image.boxes
-    for name, box, polygon, difficult in zip(
-      image.names, boxes, image.polygons, image.difficult, strict=True
+    for name, box, polygon, difficult, ignored in zip(
+      image.names, boxes, image.polygons, image.difficult, image.ignored, strict=True
     ):
       bbox = _rotated(box, degrees) if rotated else _horizontal(box)
       annotations.append(
@@ -40,9 +40,9 @@ def write(folder, split, images, classes, rotated=False, degrees=False, conventi
           bbox=bbox,
           area=float(np.prod(bbox[2:4])),
           segmentation=[_short(polygon)],
-          iscrowd=0,
+          iscrowd=int(ignored),
         )
-        | ({'difficult': int(difficult)} if difficult else {})
+        | ({'difficult': int(difficult)} if difficult and not ignored else {})
       )
   info = {}
   if rotated:

@@ -23,7 +23,9 @@ class Target(NamedTuple):
     boxes: the kinds of boxes it holds, by columns: 4 horizontal, 5 oriented.
     images: folder of the images; `{split}` is the split's name.
     quadrilateral: it keeps four corners that are no rectangle.
-    difficult: what becomes of that flag: 'kept', 'as 0 or 1', 'lost'.
+    difficult: what becomes of that flag: 'kept', 'as 0 or 1', 'lost', or 'private', in a key that
+      other tools do not know.
+    regions: it has a word for regions in which nothing counts.
     words: a class name may have white space.
     inside: other tools refuse a file with boxes beyond the image.
     angle: it has an angle, and so a convention for it.
@@ -35,18 +37,18 @@ class Target(NamedTuple):
   images: str = '{split}/images'
   quadrilateral: bool = False
   difficult: str = 'kept'
+  regions: bool = False
   words: bool = True
   inside: bool = False
   angle: bool = False
   options: Mapping = {}
 
 
-_ROTATED = Target(
-  coco.write, (5,), 'images/{split}', difficult='private', angle=True, options={'rotated': True}
-)
+_COCO = Target(coco.write, (4,), 'images/{split}', difficult='private', regions=True)
+_ROTATED = _COCO._replace(boxes=(5,), angle=True, options={'rotated': True})
 
 TARGETS = {
-  'coco': Target(coco.write, (4,), 'images/{split}', difficult='private'),
+  'coco': _COCO,
   'coco_rotated': _ROTATED,
   'coco_radian': _ROTATED,
   'coco_degree': _ROTATED._replace(options={'rotated': True, 'degrees': True}),

@@ -31,5 +31,5 @@ def write(folder, split, images, classes, rotated=False, convention='le90'):
   done = each(folder / 'Annotations', '.xml', images, text)
   lists = folder / 'ImageSets' / 'Main'
   lists.mkdir(parents=True, exist_ok=True)
-  text = ''.join(f'{image.id}\n' for image in done)
-  (lists / f'{split}.txt').write_text(text, encoding='utf-8', errors='surrogateescape')
+  text = ''.join(f'{id}\n' for id in done)
+  (lists / f'{split}.txt').write_text(text, encoding='utf-8')
