@@ -6,17 +6,17 @@
 """
 
 import argparse
-import json
+import functools
 import pathlib
 import re
 
 from data_pipelines import prepare, soi_det
 from data_pipelines.batch import KINDS
-from data_pipelines.builders import decisions, presets
+from data_pipelines.builders import auto, decisions, presets
 from data_pipelines.builders.decisions import Decisions
 from data_pipelines.errors import UserError
 from data_pipelines.prepare import Report
-from data_pipelines.readers import Skipped, files
+from data_pipelines.readers import Skipped, texts
 
 DECISIONS = {
   'angle': 'unit of angles; by default told by the largest of all splits',
@@ -55,7 +55,7 @@ def parse_aliases(text: str) -> dict[str, str]:
   return {spelling: name for spelling, _, name in pairs}
 
 
-def read_subset(path, skipped: Skipped | None = None) -> files.Names:
+def read_subset(path, skipped: Skipped | None = None) -> texts.Names:
   """The images that a COCO json lists, or a text with a name a line.
 
   Raises:
@@ -64,12 +64,11 @@ def read_subset(path, skipped: Skipped | None = None) -> files.Names:
   """
   path, skipped = pathlib.Path(path), skipped or Skipped()
   try:
-    text = files.text(path, skipped)
-    if not text.lstrip().startswith('{'):
-      return files.Names(path, files.lines(path, skipped))
-    images = json.loads(text)['images']
-    return files.Names(path, [i.get('file_name') or i['filename'] for i in images])
-  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    if not texts.read(path, skipped).lstrip().startswith('{'):
+      return texts.Names(path, texts.lines(path, skipped))
+    images = texts.json_of(path, skipped)['images']
+    return texts.Names(path, [i.get('file_name') or i['filename'] for i in images])
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(
       f'--subset={path}: neither a COCO file nor a text with a name a line '
       f'({type(error).__name__}: {error})'
@@ -78,14 +77,19 @@ def read_subset(path, skipped: Skipped | None = None) -> files.Names:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `sm3det prepare`, for `run`."""
-  add_source_arguments(parser)
+  add_source_arguments(parser, 'auto (looks, writes nothing)', 'soi_det')
   root = 'root of the prepared data sets, config.data_root of a training (once called --data_dir)'
   parser.add_argument('--data_root', '--data_dir', required=True, metavar='FOLDER', help=root)
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the arguments that say what a data set is and how it is read, for `source_arguments`."""
-  known = ', '.join(['soi_det', *presets.known()])
+def add_source_arguments(parser: argparse.ArgumentParser, *more: str) -> None:
+  """Adds the arguments that say what a data set is and how it is read, for `source_arguments`.
+
+  Args:
+    parser: gets them.
+    more: what `--dataset` may be beside a data set or format.
+  """
+  known = ', '.join([*more, *presets.known()])
   add = parser.add_argument
   add('--dataset', required=True, help=f'data set or format, or several by commas: {known}')
   add('--source', required=True, help='its folder; one a data set, by commas')
@@ -113,7 +117,7 @@ def source_arguments(args: argparse.Namespace) -> dict:
   Raises:
     as `read_subset`, `parse_splits` and `parse_aliases`.
   """
-  skipped = Skipped(args.strict, args.encoding, args.follow_links)
+  skipped = _skipped(args)
   return dict(
     dataset=args.dataset.split(','),
     source=args.source.split(','),
@@ -129,13 +133,25 @@ def source_arguments(args: argparse.Namespace) -> dict:
   )
 
 
+def show(args: argparse.Namespace) -> str:
+  """Does what `sm3det prepare` was asked for, and says what came of it; raises as `run`."""
+  if args.dataset == 'auto':
+    return auto.look(pathlib.Path(args.source), args.data_root)
+  return '\n'.join(report.table() for report in run(args))
+
+
 def run(args: argparse.Namespace) -> list[Report]:
-  """Does what `sm3det prepare` was asked for.
+  """Prepares what `sm3det prepare` was asked for.
 
   Raises:
     as `prepare`.
   """
   found = source_arguments(args)
   if found['dataset'] == ['soi_det']:
-    return soi_det.prepare(found['source'], args.data_root, subset=found['subset'])
+    new = functools.partial(_skipped, args)
+    return soi_det.prepare(found['source'], args.data_root, found['subset'], new)
   return [prepare.prepare(data_dir=args.data_root, **found)]
+
+
+def _skipped(args):
+  return Skipped(args.strict, args.encoding, args.follow_links)

@@ -16,7 +16,7 @@ from data_pipelines.builders import scan as scan_lib
 from data_pipelines.builders.decisions import Decisions
 from data_pipelines.builders.presets import FORMATS, Preset
 from data_pipelines.errors import UserError
-from data_pipelines.readers import Annotation, Skipped, files
+from data_pipelines.readers import Annotation, Skipped, texts
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def collect(
   aliases = {k: v for p in presets for k, v in p.aliases} | dict(aliases or {})
   listed = {s: _unique(found, subset) for s, found in parts.items()}
   _check_subset(parts, listed, subset, skipped)
-  listed = _with_all_extras(listed)
+  listed = _with_ignored(listed)
   box = box or kind
   asked, classes = bool(classes), tuple(classes) or presets[0].classes
   classes = classes or _names(listed, ignore, aliases, skipped)
@@ -106,25 +106,27 @@ def collect(
 
 
 def _read(name, datasets, sources, presets, given, how, skipped):
-  """({split: [(source folder, annotations)]}, kind of the first source's boxes)."""
+  """({split: [(folder for names, annotations)]}, kind of the first source's boxes)."""
   found, kinds = collections.defaultdict(list), []
   for key, preset, folder, wanted in zip(datasets, presets, sources, given, strict=True):
     places = locate(key, preset, folder, wanted)
+    listed = [(split, *place) for split, several in places.items() for place in several]
     parts, row = {}, None
-    for split, (form, labels, images) in places.items():
+    for split, form, labels, images in listed:
       row = FORMATS[form]
       logger.info('%s: reading %s from %s and %s as %s', name, split, folder / labels, images, form)
       kinds.append(row.box)
-      options = _options(form, row, folder, places, how, skipped)
-      parts[split] = list(
-        row.read(folder, split, labels=labels, images=images, skipped=skipped, **options)
-      )
-    for split, annotations in decisions.in_pixels(parts, row.coordinates, how, skipped).items():
-      found[split].append((folder, annotations))
+      options = _options(form, row, folder, listed, how, skipped)
+      read = row.read(folder, split, labels=labels, images=images, skipped=skipped, **options)
+      parts[split, len(parts)] = list(read)
+    parts = decisions.in_pixels(parts, row.coordinates, how, skipped)
+    for (split, k), annotations in parts.items():
+      several = len(places[split]) > 1
+      found[split].append((folder / listed[k][3] if several else folder, annotations))
   return found, kinds[0]
 
 
-def _options(form, row, folder, places, how, skipped):
+def _options(form, row, folder, listed, how, skipped):
   """Arguments of a reader; the unit of angles is that of all splits together."""
   options = dict(row.options)
   if how.angle != 'auto':
@@ -132,7 +134,7 @@ def _options(form, row, folder, places, how, skipped):
       raise UserError(f'--angle={how.angle}: {form} has no unit of angles to choose')
     options['angle'] = how.angle
   elif options.get('angle') == 'auto':
-    same = [(folder, labels) for other, labels, _ in places.values() if other == form]
+    same = [(folder, labels) for _, other, labels, _ in listed if other == form]
     options['angle'] = row.angle_unit(same, 'auto', skipped)
   return options
 
@@ -141,26 +143,25 @@ def _check_subset(parts, listed, subset, skipped):
   if subset and not any(listed.values()):
     ids = [a.id for found in parts.values() for _, annotations in found for a in annotations]
     raise UserError(f'the subset has none of the {len(ids)} images, such as {", ".join(ids[:3])}')
-  if isinstance(subset, files.Names):
+  if isinstance(subset, texts.Names):
     subset.finish(skipped)
 
 
-def _with_all_extras(listed):
-  """Gives every image the arrays that others of the set have: COCO's `ignored` where it is not."""
-  like = {
-    n: np.asarray(v)[:0] for part in listed.values() for a in part for n, v in a.extra.items()
-  }
-  blank = lambda a: {n: np.zeros((len(a.names), *v.shape[1:]), v.dtype) for n, v in like.items()}
+def _with_ignored(listed):
+  """Gives every image of a set in which some have ignored regions the array that says so."""
+  if not any('ignored' in a.extra for part in listed.values() for a in part):
+    return listed
+  none = lambda a: {'ignored': np.zeros(len(a.names), bool)}
   return {
-    split: [dataclasses.replace(a, extra=blank(a) | dict(a.extra)) for a in part]
+    split: [dataclasses.replace(a, extra=none(a) | dict(a.extra)) for a in part]
     for split, part in listed.items()
   }
 
 
 def locate(
   dataset: str, preset: Preset, source: pathlib.Path, splits: Mapping[str, str] | None = None
-) -> dict[str, tuple[str, str, str]]:
-  """{split: (format, labels, images)} of a source.
+) -> dict[str, list[tuple[str, str, str]]]:
+  """{split: [(format, labels, images)]} of a source.
 
   Args:
     dataset: for messages.
@@ -177,17 +178,17 @@ def locate(
     raise FileNotFoundError(f'{dataset}: the source {source} is not a folder')
   if splits:
     form = preset.layouts[0][0]
-    return {s: (form, *_two(place)) for s, place in splits.items()}
-  listed = {raw for _, raw in preset.splits if (source / f'ImageSets/Main/{raw}.txt').is_file()}
+    return {s: [(form, *_two(place))] for s, place in splits.items()}
+  lists = {raw for split, raw in preset.splits if texts.list_of(source, split)}
   found = {}
   for split, raw in preset.splits:
     for form, *place in preset.layouts:
-      labels, images = (p.format(raw=raw) for p in place)
-      shared = [labels, images] == place
-      if shared and raw not in (listed or {'train'}):
+      shared = not any('{raw}' in p for p in place)
+      if shared and (raw not in lists if lists else raw.lower() != 'train'):
         continue
-      if (source / labels).exists() and (source / images).is_dir():
-        found[split] = form, labels, images
+      there = _there(source, [p.format(raw=raw, part='{part}') for p in place])
+      if there:
+        found[split] = [(form, *p) for p in there]
         break
   if not found:
     tried = [f'{p[1]} with {p[2]}'.replace('{raw}', 'SPLIT') for p in preset.layouts]
@@ -198,6 +199,16 @@ def locate(
       'Say where they are with --splits=train=LABELS:IMAGES,...'
     )
   return found
+
+
+def _there(source, place):
+  """The (labels, images) of a layout that are there; `{part}` stands for any folder."""
+  above, part, _ = place[0].partition('{part}')
+  names = ['']
+  if part:
+    names = sorted(p.name for p in (source / above).iterdir()) if (source / above).is_dir() else []
+  places = [tuple(p.replace('{part}', name) for p in place) for name in names]
+  return [(l, i) for l, i in places if (source / l).exists() and (source / i).is_dir()]
 
 
 def _two(place):

@@ -188,8 +188,7 @@ def _quickstart(args):
 def _prepare(args):
   from data_pipelines import prepare_command
 
-  for report in prepare_command.run(args):
-    print(report.table())
+  print(prepare_command.show(args))
 
 
 def _dataset(args):

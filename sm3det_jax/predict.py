@@ -12,8 +12,9 @@ import numpy as np
 
 from data_pipelines import boxes as box_lib
 from data_pipelines import images as image_files
-from data_pipelines import readers, tiling, transforms
+from data_pipelines import tiling, transforms
 from data_pipelines.errors import UserError
+from data_pipelines.readers import files
 from sm3det_jax import checkpoint, compilation_cache
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import build
@@ -90,9 +91,11 @@ class Detector:
       own), `names` [k].
 
     Raises:
-      UserError: an unknown task; a file that is no image; bands that the task cannot use.
+      UserError: an unknown task; a file that is no image; bands that the task cannot use; a
+        threshold that is no score.
       FileNotFoundError: no such file.
     """
+    _check_threshold(score_threshold)
     image, c = self.prepare(image, task), self.config.tasks[task]
     windows = self._windows(image, c)
     batch = 1 if len(windows) == 1 else BATCH
@@ -149,6 +152,11 @@ def _pixels(image):
   return image[..., None] if image.ndim == 2 else image
 
 
+def _check_threshold(score):
+  if not 0 <= score <= 1:
+    raise UserError(f'score_threshold={score:g}: scores are between 0 and 1')
+
+
 def predict(
   workdir: str | os.PathLike,
   task: str,
@@ -157,6 +165,9 @@ def predict(
   score_threshold: float = 0.3,
 ) -> list[str]:
   """Writes `<name>_detections.png` and `<name>_detections.json` of every image into `out`.
+
+  The names are the images' paths below the folder that they have in common, so that `out` mirrors
+  their tree; of names that differ in their suffix only, the suffix is kept.
 
   Args:
     workdir: of a training run.
@@ -169,13 +180,13 @@ def predict(
     One line for each file that could not be used; the others are done all the same.
 
   Raises:
-    UserError: unknown task; no image at all.
+    UserError: unknown task; no image at all; a threshold that is no score.
     FileNotFoundError: no run or no checkpoint in `workdir`.
   """
   detector, out, errors = Detector.from_checkpoint(workdir), pathlib.Path(out), []
   if task not in detector.tasks:
     raise UserError(f'unknown task {task!r}; {workdir} has {", ".join(detector.tasks)}')
-  out.mkdir(parents=True, exist_ok=True)
+  _check_threshold(score_threshold)
   for path, name in _files(images):
     try:
       image = detector.prepare(path, task)
@@ -184,8 +195,9 @@ def predict(
       logger.error('%s', errors[-1])
       continue
     found = detector.predict(image, task, score_threshold)
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
     detector.plot(image, found, task, out / f'{name}_detections.png', title=path.name)
-    content = to_json(found, path, task, image.shape[:2])
+    content = to_json(found, files.printable(str(path)), task, image.shape[:2])
     (out / f'{name}_detections.json').write_text(json.dumps(content, indent=1) + '\n')
   return errors
 
@@ -214,11 +226,23 @@ def to_json(found: dict, path, task: str, size: tuple[int, int]) -> dict:
 
 
 def _files(images):
-  """(path, name of its results) of every file; equal file names get a number."""
-  paths = []
+  """(path, name of its results) of every file: its path below the folder that all have in common.
+
+  Pictures that `predict` has made are no images.
+  """
+  paths, folders = {}, []
   for path in map(pathlib.Path, images):
-    paths += readers.image_files(path).values() if path.is_dir() else [path]
+    inside = path.is_dir()
+    found = files.image_files(path).values() if inside else [path]
+    folders.append((path if inside else path.parent).absolute())
+    paths |= {p.absolute(): p for p in found if not (inside and _is_result(p))}
   if not paths:
-    raise UserError(f'no image among {[str(p) for p in images]}')
-  stems = [p.stem for p in paths]
-  return [(p, p.stem if stems.count(p.stem) == 1 else f'{p.stem}_{k}') for k, p in enumerate(paths)]
+    raise UserError(f'no image among {", ".join(map(str, images))}')
+  common = os.path.commonpath(folders)
+  names = files.named((whole.relative_to(common).as_posix(), path) for whole, path in paths.items())
+  return [(path, name) for name, path in names.items()]
+
+
+def _is_result(path):
+  other = path.with_suffix('.json')
+  return path.name.endswith('_detections.png') and other.is_file()

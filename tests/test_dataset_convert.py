@@ -13,7 +13,7 @@ from shapely.geometry import Polygon
 
 from data_pipelines import angles, raw
 from data_pipelines import boxes as box_lib
-from data_pipelines.builders.presets import FORMATS
+from data_pipelines.builders.formats import FORMATS
 from data_pipelines.dataset import convert
 from data_pipelines.errors import UserError
 from data_pipelines.raw import Collected
@@ -177,6 +177,15 @@ def test_le90_leaves_le90_alone():
   np.testing.assert_array_equal(box_lib.le90(boxes), boxes)
 
 
+@pytest.mark.parametrize('convention', angles.CONVENTIONS)
+def test_the_ends_of_a_convention_are_spelt_exactly(convention):
+  boxes = np.array([[0, 0, 3, 2, t] for t in EDGES])
+  theta = angles.spelled(boxes, convention)[:, 4]
+  low, high = angles.ENDS[convention]
+  assert theta.dtype == np.float64 and low <= theta.min() and theta.max() <= high
+  assert {'oc': high, 'le90': low, 'le135': low}[convention] in theta
+
+
 @pytest.mark.parametrize(
   'name, expected',
   [
@@ -286,6 +295,24 @@ def test_a_region_is_never_written_as_an_object(tmp_path, to):
     np.testing.assert_allclose(a.boxes, [[3, 4, 12, 12]], rtol=1e-6)
     reason = 'region in which nothing counts (iscrowd), which the format lacks: left out'
     assert report.skipped == {reason: 1}
+
+
+def test_labels_of_another_size_are_left_out_or_taken_at_the_users_word(tmp_path, capsys):
+  convert.convert(two_splits(tmp_path, 'obb'), 'coco_rotated', tmp_path / 'in')
+  path = tmp_path / 'in/annotations/train.json'
+  path.write_text(path.read_text().replace(f'"height": {HEIGHT}', '"height": 400', 1))
+  argv = [
+    'dataset',
+    'convert',
+    '--dataset=coco_rotated',
+    f'--source={tmp_path}/in',
+    '--to=dota_txt',
+  ]
+  for out, more, count in (('out', (), 1), ('taken', ('--sizes=ignore',), 2)):
+    assert cli.main([*argv, f'--out={tmp_path / out}', *more]) == 0
+    shown = capsys.readouterr().out
+    assert ('size differs from the label file' in shown) == (count == 1)
+    assert len(raw.collect('dota_txt', tmp_path / out).annotations['train']) == count
 
 
 @pytest.mark.parametrize('to', OBB)

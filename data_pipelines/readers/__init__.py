@@ -7,8 +7,19 @@ size, anywhere; an entry that it cannot use is left out through `skipped`. What 
 outside the image or of an unknown class is decided in one place, `data_pipelines.builders.scan`.
 """
 
-from data_pipelines.readers.annotation import Annotation
-from data_pipelines.readers.files import SUFFIXES, image_files
+from data_pipelines.readers.annotation import Annotation, horizontal, oriented, rectangles
+from data_pipelines.readers.files import SUFFIXES, find, image_files, pairs
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
-__all__ = ['SUFFIXES', 'Annotation', 'BadEntry', 'Skipped', 'image_files']
+__all__ = [
+  'SUFFIXES',
+  'Annotation',
+  'BadEntry',
+  'Skipped',
+  'find',
+  'horizontal',
+  'image_files',
+  'oriented',
+  'pairs',
+  'rectangles',
+]

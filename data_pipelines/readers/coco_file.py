@@ -1,7 +1,6 @@
 """What a COCO json says, entry by entry, each checked before it is believed."""
 
 import functools
-import json
 import pathlib
 import statistics
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.errors import UserError
-from data_pipelines.readers import files
+from data_pipelines.readers import texts
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
 SCALARS = (int, str)
@@ -90,11 +89,10 @@ def angles(path: pathlib.Path, skipped: Skipped) -> Iterator[float]:
 
 
 def _json(path, skipped):
-  text = files.text(path, skipped)
   try:
-    return json.loads(text)
-  except (ValueError, RecursionError) as error:
-    raise UserError(f'{path}: not COCO json ({type(error).__name__}: {error})') from None
+    return texts.json_of(path, skipped)
+  except BadEntry as error:
+    raise UserError(f'{path}: not COCO json: {error.detail}') from None
 
 
 def _checked(content, key, check, path, skipped):

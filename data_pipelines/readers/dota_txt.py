@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines import images as image_lib
 from data_pipelines import tiling
-from data_pipelines.readers import files
+from data_pipelines.readers import files, texts
 from data_pipelines.readers.annotation import Annotation, difficulty, oriented, quadrilateral
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
@@ -67,7 +67,7 @@ def _full_image(name):
 def _rows(path, skipped):
   """[(class, coordinates, difficult)] of a file."""
   rows = []
-  for number, line in enumerate(files.text(path, skipped).splitlines(), 1):
+  for number, line in enumerate(texts.read(path, skipped).splitlines(), 1):
     if not line.strip() or line.strip().lower().startswith(('imagesource', 'gsd')):
       continue
     try:

@@ -6,7 +6,6 @@ what desktops leave behind are no part of a data set. A link is followed as long
 the source; beyond it only by `follow_links`.
 """
 
-import codecs
 import collections
 import logging
 import os
@@ -18,13 +17,6 @@ from data_pipelines.readers.skipped import BadEntry, Skipped
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.webp', '.jp2', '.j2k', '.npy')
 LEFT_BEHIND = ('thumbs.db', 'desktop.ini', '__macosx', '@eadir', '$recycle.bin')
-MARKS = (  # the longer first: UTF-32's begins with UTF-16's
-  (codecs.BOM_UTF8, 'utf-8-sig'),
-  (codecs.BOM_UTF32_LE, 'utf-32'),
-  (codecs.BOM_UTF32_BE, 'utf-32'),
-  (codecs.BOM_UTF16_LE, 'utf-16'),
-  (codecs.BOM_UTF16_BE, 'utf-16'),
-)
 
 
 def find(source: pathlib.Path, relative: str, what: str) -> pathlib.Path:
@@ -100,16 +92,24 @@ def is_image(name: str) -> bool:
 
 
 def named(files: Iterable[tuple[str, pathlib.Path]]) -> dict[str, pathlib.Path]:
-  """(relative name, path) of images -> {id: path}.
+  """(relative name, path) of images -> {id: path}, the ids different in upper and lower case, too.
 
-  The id is the name without its suffix, or with it where two would be the same, upper and lower
-  case and forms of Unicode aside. What no UTF-8 is, is spelt out: `\\xb8`.
+  The id is the name without its suffix, or with it where two would be the same, forms of Unicode
+  aside; with a number where even that is not enough. What no UTF-8 is, is spelt out: `\\xb8`.
   """
   files = list(files)
-  count = collections.Counter(key(name).casefold() for name, _ in files)
-  ids = {}
+  alike = lambda name: unicodedata.normalize('NFC', name).casefold()
+  count = collections.Counter(alike(bare(name)) for name, _ in files)
+  count.update(alike(name) for name, _ in files if count[alike(bare(name))] > 1)
+  ids, taken = {}, set()
   for name, path in files:
-    ids[printable(bare(name) if count[key(name).casefold()] == 1 else name)] = path
+    free = bare(name) if count[alike(bare(name))] == 1 else name
+    number = 1
+    while alike(free) in taken:
+      number += 1
+      free = f'{name}~{number}'
+    taken.add(alike(free))
+    ids[printable(free)] = path
   return ids
 
 
@@ -168,33 +168,6 @@ def pairs(
     skipped.add('label file without an image', lost[0] + more, len(lost))
 
 
-def text(path: pathlib.Path, skipped: Skipped) -> str:
-  """A text file by its byte order mark, else in `skipped.encoding`.
-
-  Raises:
-    BadEntry: in another encoding; names it where a BOM does not.
-  """
-  return decoded(path.read_bytes(), path, skipped.encoding)
-
-
-def decoded(data: bytes, path: pathlib.Path, encoding: str) -> str:
-  """The text of a file's bytes, see `text`; raises what that raises."""
-  encoding = next((name for mark, name in MARKS if data.startswith(mark)), encoding)
-  try:
-    return data.decode(encoding)
-  except UnicodeDecodeError as error:
-    at = f'byte {data[error.start]:#04x} at {error.start}'
-    why = f'text is not in {encoding.upper()} ({at}); --encoding=gbk, latin-1, .. says what it is'
-    raise BadEntry('text in another encoding', path, why) from None
-  except LookupError:
-    raise BadEntry('text in another encoding', path, f'{encoding!r} is no encoding') from None
-
-
-def lines(path: pathlib.Path, skipped: Skipped) -> list[str]:
-  """The lines of a list of names that are not empty, without the white space around them."""
-  return [line.strip() for line in text(path, skipped).splitlines() if line.strip()]
-
-
 class Listing:
   """Finds the images that label files name, in the ways in which copies of data sets differ.
 
@@ -248,30 +221,3 @@ def _difference(asked, found, leading):
     return 'folder (mended)'
   same = bare(asked) == bare(found)
   return 'suffix (mended)' if same else 'spelling: case or form of Unicode (mended)'
-
-
-class Names:
-  """A list of images by their names, with or without folders and suffix.
-
-  Called with an id, it says whether the image is listed; folders count where both have them.
-  """
-
-  def __init__(self, path: pathlib.Path, names: Iterable[str]):
-    self._path, self._names, self._seen = path, {key(n): n for n in names}, set()
-    self._last = {_last(name): name for name in self._names}
-
-  def __call__(self, id: str) -> bool:
-    name = key(id)
-    if name not in self._names:
-      name = _last(name) if '/' in name else self._last.get(name)
-    self._seen.add(name)
-    return name in self._names
-
-  def finish(self, skipped: Skipped) -> None:
-    """Counts the names that no image had."""
-    for name in sorted(self._names.keys() - self._seen):
-      skipped.add('name in a list without an image', f'{self._path}: {self._names[name]}')
-
-
-def _last(name):
-  return name.rpartition('/')[2]

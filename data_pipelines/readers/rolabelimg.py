@@ -7,7 +7,7 @@ import math
 import pathlib
 from collections.abc import Iterator
 
-from data_pipelines.readers import voc, xml
+from data_pipelines.readers import texts, voc, xml
 from data_pipelines.readers.annotation import Annotation, rectangles
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
@@ -27,7 +27,7 @@ def read(
 
   Args:
     source: folder of the data set.
-    split: its name, see `voc.read`.
+    split: its name; a list of names for it is honoured (`texts.listed`).
     labels, images: folders below it; the label folder may serve several splits.
     skipped: where what is left out is counted, angles beyond a turn among them.
     angle: 'radian', as the tool writes it, or 'degree'.
@@ -48,6 +48,6 @@ def read(
       raise BadEntry('angle beyond a turn: in degrees? (--angle=degree)', place)
     return *sides, theta * unit
 
-  wanted = voc.listed(source, split, skipped)
+  wanted = texts.listed(source, split, skipped)
   for fields, objects in xml.label_files(source, split, labels, images, skipped, wanted):
     yield rectangles(rows=xml.rows(objects, fields['labels'], skipped, box), **fields)

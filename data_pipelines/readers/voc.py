@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_pipelines import boxes as box_lib
-from data_pipelines.readers import files, xml
+from data_pipelines.readers import texts, xml
 from data_pipelines.readers.annotation import Annotation, horizontal, ordered, oriented
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
@@ -31,8 +31,7 @@ def read(
 
   Args:
     source: folder of the data set.
-    split: its name; `ImageSets/Main/<split>.txt` below `source`, where there is one, lists the
-      images of the split, a name a line; names without an image are counted.
+    split: its name; a list of names for it is honoured (`texts.listed`).
     labels, images: folders below it; the label folder may serve several splits.
     skipped: where what is left out is counted.
     rotated: read `<rotated_bndbox>` (degrees, positive clockwise on the screen) in place of
@@ -42,19 +41,13 @@ def read(
     FileNotFoundError: a folder is not there.
     BadEntry: a list of names in another encoding.
   """
-  wanted = listed(source, split, skipped)
+  wanted = texts.listed(source, split, skipped)
   for fields, objects in xml.label_files(source, split, labels, images, skipped, wanted):
     if rotated:
       yield _rotated(fields, objects, skipped)
     else:
       box = lambda element, place: edges(element, place, skipped)
       yield horizontal(rows=xml.rows(objects, fields['labels'], skipped, box), **fields)
-
-
-def listed(source: pathlib.Path, split: str, skipped: Skipped) -> files.Names | None:
-  """The images of a split by `ImageSets/Main/<split>.txt`, or None without that file."""
-  path = pathlib.Path(source) / 'ImageSets' / 'Main' / f'{split}.txt'
-  return files.Names(path, files.lines(path, skipped)) if path.is_file() else None
 
 
 def edges(element, place, skipped) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element, ParseError
 import defusedxml
 from defusedxml import ElementTree
 
-from data_pipelines.readers import files
+from data_pipelines.readers import files, texts
 from data_pipelines.readers.annotation import difficulty
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
@@ -25,9 +25,9 @@ def parse(path: pathlib.Path, skipped: Skipped) -> Element:
   """
   data = path.read_bytes()
   declared = DECLARATION.match(data[:200].decode('latin-1'))
-  text = files.decoded(data, path, (declared and declared[1]) or skipped.encoding)
+  content = texts.decoded(data, path, (declared and declared[1]) or skipped.encoding)
   try:  # without the declaration: the parser knows few encodings
-    return ElementTree.fromstring(DECLARATION.sub('', text.lstrip('\ufeff'), count=1))
+    return ElementTree.fromstring(DECLARATION.sub('', content.lstrip('\ufeff'), count=1))
   except (ParseError, defusedxml.DefusedXmlException) as error:
     raise BadEntry('label file is not XML', path, f'label file is not XML ({error})') from None
 
@@ -38,9 +38,10 @@ def label_files(
   labels: str,
   images: str,
   skipped: Skipped,
-  wanted: files.Names | None = None,
+  wanted: texts.Names | None = None,
+  tag: str = 'object',
 ) -> Iterator[tuple[dict[str, Any], list[Element]]]:
-  """Yields (id, image, labels and declared size as `Annotation` calls them; the `<object>`s).
+  """Yields (id, image, labels and declared size as `Annotation` calls them; its objects).
 
   Counted and left out: an image without a label file, what is not XML.
 
@@ -50,6 +51,7 @@ def label_files(
     labels, images: folders below it.
     skipped: where what is left out is counted.
     wanted: the images to look at; None takes all.
+    tag: of the objects.
 
   Raises:
     FileNotFoundError: a folder is not there.
@@ -68,7 +70,7 @@ def label_files(
       skipped.take(error)
       continue
     fields = dict(id=id, image=image, labels=file, declared=declared_size(root))
-    yield fields, list(root.iter('object'))
+    yield fields, list(root.iter(tag))
   if wanted:
     wanted.finish(skipped)
 
@@ -87,27 +89,26 @@ def rows(
   path: pathlib.Path,
   skipped: Skipped,
   box: Callable[[Element, str], Any],
+  name: str | None = 'name',
 ) -> list[tuple[str, Any, int]]:
   """[(class name, `box` of the element, difficult)]; entries that are bad are left out.
 
   Args:
-    objects: the `<object>` elements.
+    objects: their elements.
     path: of the file, for messages.
     skipped: where they are counted.
     box: element, place -> coordinates; raises BadEntry where it has none.
+    name: where an element has its class; None calls all 'ship'.
   """
   found = []
   for number, element in enumerate(objects, 1):
     place = f'{path}: object {number}'
     try:
-      found.append((_name(element), box(element, place), _difficult(element, place)))
+      of = (element.findtext(name) or '').strip() if name else 'ship'
+      found.append((of, box(element, place), _difficult(element, place)))
     except BadEntry as error:
       skipped.take(error)
   return found
-
-
-def _name(element):
-  return (element.findtext('name') or '').strip()
 
 
 def _difficult(element, place):

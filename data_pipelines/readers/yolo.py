@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import yaml
 
-from data_pipelines.readers import files
+from data_pipelines.readers import files, texts
 from data_pipelines.readers.annotation import Annotation, horizontal, oriented, quadrilateral
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
@@ -52,7 +52,7 @@ def read(
 
 def _rows(path, classes, rotated, skipped):
   rows = []
-  for number, line in enumerate(files.text(path, skipped).splitlines(), 1):
+  for number, line in enumerate(texts.read(path, skipped).splitlines(), 1):
     if line.strip():
       try:
         rows.append(_row(line.split(), classes, rotated, f'{path}:{number}', skipped))
@@ -103,7 +103,7 @@ def _yaml(source, skipped):
 
 def _content(path, skipped):
   try:
-    content = yaml.safe_load(files.text(path, skipped))
+    content = yaml.safe_load(texts.read(path, skipped))
   except yaml.YAMLError as error:
     at = getattr(error, 'problem_mark', None)
     line = f' in line {at.line + 1}' if at else ''
