@@ -22,6 +22,7 @@ from data_pipelines.readers import Annotation, Skipped
 from data_pipelines.writers import Labelled
 from data_pipelines.writers import formats as format_lib
 
+NEAR = 0.05  # px within which corners give back their box
 OFF = 0.5  # px that a corner may lie beside its rectangle's, as in files of whole pixels
 OF_OBJECTS = ('names', 'boxes', 'polygons', 'difficult', 'ignored')
 
@@ -87,7 +88,7 @@ def convert(
     UserError: what `save` refuses.
   """
 
-  def stream(a, folder):
+  def stream(a, folder, c):
     file = files.place(a, folder, images)
     yield Labelled(a.id, file, *files.size(a), **objects(a, c))
 
@@ -98,7 +99,7 @@ def save(
   c: Collected,
   to: str,
   out,
-  stream: Callable[[Annotation, pathlib.Path], Iterator[Labelled]],
+  stream: Callable[[Annotation, pathlib.Path, Collected], Iterator[Labelled]],
   *,
   convention: str | None = None,
   how: Decisions = decisions.AUTO,
@@ -108,7 +109,8 @@ def save(
 
   Args:
     c, to, out, convention, how: as for `convert`.
-    stream: annotation, folder of its split's images -> images there, with their objects.
+    stream: annotation, folder of its split's images, `c` with the classes as they are written ->
+      images there, with their objects.
     notes: {file name: text} of further files.
 
   Raises:
@@ -127,7 +129,7 @@ def save(
 
       def found(split=split, annotations=annotations, place=place):
         for a in annotations:
-          for image in _readable(a, lambda a: stream(a, place), how, c.skipped):
+          for image in _readable(a, lambda a: stream(a, place, c), how, c.skipped):
             image = _fit(image, a.labels or a.image, row, c.skipped)
             counts[split].update(image.names)
             numbers[split] += 1
@@ -237,8 +239,13 @@ def _fit(image: Labelled, where, row, skipped: Skipped) -> Labelled:
   if boxes.shape[1] not in row.boxes:  # horizontal, where oriented are asked for
     x1, y1, x2, y2 = boxes.astype(np.float64).T
     boxes = box_lib.le90(np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, 0 * x1], -1))
-  if not row.quadrilateral and boxes.shape[1] == 5:
-    other = _no_rectangle(boxes, polygons)
+  elif boxes.shape[1] == 5 and row.quadrilateral:
+    other = _apart(box_lib.polygon_to_obb(polygons), box_lib.to_polygon(boxes)) > NEAR
+    reason = "corners that are rounded or others than the box's, written as the box's"
+    skipped.add(reason, where, other.sum())
+    polygons = np.where(other[:, None], box_lib.to_polygon(boxes).astype(np.float32), polygons)
+  elif boxes.shape[1] == 5:
+    other = _apart(boxes, polygons) > OFF
     skipped.add('quadrilateral, written as its minimum-area rectangle', where, other.sum())
   flags = image.difficult * ~image.ignored
   if row.difficult == 'lost':
@@ -252,11 +259,11 @@ def _fit(image: Labelled, where, row, skipped: Skipped) -> Labelled:
     x1, y1, x2, y2 = box_lib.polygon_to_hbb(polygons).T
     beyond = (x1 < 0) | (y1 < 0) | (x2 > image.width) | (y2 > image.height)
     skipped.add('box beyond the image (Ultralytics refuses its file)', where, beyond.sum())
-  return image._replace(boxes=boxes)
+  return image._replace(boxes=boxes, polygons=polygons)
 
 
-def _no_rectangle(boxes, polygons):
-  """True [n] where a corner of the polygon is none of the box's."""
+def _apart(boxes, polygons):
+  """How far the farthest corner of each polygon is from the box's nearest; px, [n]."""
   ours = box_lib.to_polygon(boxes).reshape(-1, 1, 4, 2)
   theirs = polygons.astype(np.float64).reshape(-1, 4, 1, 2)
-  return (np.linalg.norm(ours - theirs, axis=-1).min(2) > OFF).any(1)
+  return np.linalg.norm(ours - theirs, axis=-1).min(2).max(1, initial=0)

@@ -54,7 +54,7 @@ def tile(
     if not (patch and math.isclose(patch[1], rate) and rate > 0):
       raise UserError(f'--rates={rate:g}: expected numbers above 0 and below 16')
 
-  def stream(a, folder):
+  def stream(a, folder, c):
     pixels, found = files.read(a), convert.objects(a, c)
     for rate in rates:
       yield from _patches(a.id, folder, pixels, found, rate, size, overlap, keep)
