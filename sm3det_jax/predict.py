@@ -44,6 +44,7 @@ class Detector:
     self.config, self.variables = config, variables
     self.tasks = tuple(config.tasks)
     self._detector = build(config)
+    self._warned = set()  # tasks whose mean and std were said to be of another unit
     self._steps = functools.cache(functools.partial(detect_step, self._detector, config))
 
   @classmethod
@@ -64,14 +65,18 @@ class Detector:
       raise UserError(f'unknown task {task!r}; the model has {", ".join(self.tasks)}')
     c = self.config.tasks[task]
     name = str(image) if isinstance(image, (str, os.PathLike)) else 'the image'
-    image = _pixels(image)
-    if image.ndim != 3 or not image.size:
-      raise UserError(f'{name}: an array of shape {image.shape}, not [height, width, bands]')
-    image = transforms.to_bands(image, c.bands, name)
-    # more than 8 bits where the task's mean is of 8 bits
-    if image.dtype != np.uint8 and image.max() > 255 and max(c.mean) <= 255:
-      logger.warning('%s: %s values up to %s, stretched to 8 bits', name, image.dtype, image.max())
-      image = image_files.stretch(image)
+    loaded = _loaded(image)
+    for remark, count in loaded.remarks.items():
+      logger.warning('%s: %s%s', name, remark, f' ({count})' if count > 1 else '')
+    if (turn := loaded.header.orientation) != 1:
+      logger.warning(
+        '%s: EXIF orientation %d is not applied: boxes are of stored pixels', name, turn
+      )
+    image = transforms.to_bands(loaded.pixels, c.bands, name)
+    remark = image_files.mismatch(image, c.mean, c.std)
+    if remark and task not in self._warned:
+      self._warned.add(task)
+      logger.warning('%s: %s', name, remark)
     return image
 
   def predict(self, image, task: str, score_threshold: float = 0.3) -> dict:
@@ -82,7 +87,7 @@ class Detector:
 
     Args:
       image: path, or array [H, W] or [H, W, bands] with RGB order. One band serves as all of the
-        task's. 16-bit values are stretched to 8 bits if the task's are of 8 bits.
+        task's. Values are taken as they are, as in training; only `plot` stretches them.
       task: one of `tasks`.
       score_threshold: weaker detections are left out.
 
@@ -113,7 +118,7 @@ class Detector:
     """A picture (uint8 RGB) of `predict`'s result, written as PNG to `path` if that is given."""
     names = tuple(self.config.tasks[task].classes)
     picture = draw.draw(
-      _pixels(image), found['boxes'], found['labels'], names, found['scores'], title or task
+      _loaded(image).pixels, found['boxes'], found['labels'], names, found['scores'], title or task
     )
     if path is not None:
       draw.save(pathlib.Path(path), picture)
@@ -145,11 +150,10 @@ class Detector:
     ]
 
 
-def _pixels(image):
+def _loaded(image):
   if isinstance(image, (str, os.PathLike)):
-    return image_files.read(pathlib.Path(image))
-  image = np.asarray(image)
-  return image[..., None] if image.ndim == 2 else image
+    return image_files.load(pathlib.Path(image))
+  return image_files.from_array(image)
 
 
 def _check_threshold(score):

@@ -13,9 +13,9 @@ import pathlib
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
+from data_pipelines.images import SUFFIXES
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.webp', '.jp2', '.j2k', '.npy')
 LEFT_BEHIND = ('thumbs.db', 'desktop.ini', '__macosx', '@eadir', '$recycle.bin')
 
 
