@@ -1,5 +1,6 @@
 """Writing the formats: what is written reads back the same, and what cannot be said is counted."""
 
+import dataclasses
 import json
 import math
 
@@ -13,6 +14,7 @@ from shapely.geometry import Polygon
 
 from data_pipelines import angles, raw
 from data_pipelines import boxes as box_lib
+from data_pipelines import images as image_lib
 from data_pipelines.builders.formats import FORMATS
 from data_pipelines.dataset import convert
 from data_pipelines.errors import UserError
@@ -391,6 +393,37 @@ def test_the_inner_part_of_a_bordered_image(tmp_path):
   [a] = raw.collect('dronevehicle_xml', tmp_path / 'out').annotations['train']
   same(a.polygons, [[100, 50, 140, 50, 140, 70, 100, 70]])
   np.testing.assert_array_equal(cv2.imread(str(a.image)), pixels[100:-100, 100:-100])
+
+
+def test_an_image_that_exif_turns_is_written_as_its_labels_see_it(tmp_path):
+  """Whether a reader obeys EXIF or not no longer matters: the new file has none."""
+  c = two_splits(tmp_path, 'hbb')
+  pixels = np.zeros((HEIGHT, WIDTH), np.uint8)
+  pixels[2:30, 2:20] = 255
+  data = cv2.imencode('.jpg', pixels)[1].tobytes()
+  entry = b'\x12\x01\x03\x00\x01\x00\x00\x00\x06\x00\x00\x00'  # orientation 6
+  exif = b'Exif\0\0II*\x00\x08\x00\x00\x00\x01\x00' + entry + b'\0\0\0\0'
+  path = tmp_path / 'turned.jpg'
+  path.write_bytes(data[:2] + b'\xff\xe1' + (len(exif) + 2).to_bytes(2, 'big') + exif + data[2:])
+  # EXIF shows it with 60 rows: a point x, y of the stored pixels is at 40 - y, x
+  shown = np.float32([[10, 2, 38, 20]])
+  a = dataclasses.replace(
+    c.annotations['train'][0],
+    image=path,
+    names=('ship',),
+    boxes=shown,
+    polygons=box_lib.to_polygon(shown),
+    difficult=np.int8([0]),
+    declared=(WIDTH, HEIGHT),
+  )
+  c = c._replace(annotations={'train': [a]})
+  report = convert.convert(c, 'voc', tmp_path / 'out', images='link')
+  assert report.skipped == {'labels of the view that EXIF turns (mended)': 1}
+  [found] = raw.collect('voc', tmp_path / 'out').annotations['train']
+  assert found.image.name == 'a.png' and found.declared == (HEIGHT, WIDTH)
+  np.testing.assert_array_equal(image_lib.read(found.image), image_lib.read(path))
+  x1, y1, x2, y2 = found.boxes[0].astype(int)
+  assert image_lib.read(found.image)[y1:y2, x1:x2].min() > 200
 
 
 def test_images_are_copied_linked_or_left(tmp_path):

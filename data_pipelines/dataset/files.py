@@ -50,7 +50,8 @@ def header(path: pathlib.Path) -> tuple[tuple[int, int], int]:
   Raises:
     ImageError: it does not read.
   """
-  return image_lib.size(path), 1
+  found = image_lib.header(path)
+  return (found.height, found.width), found.orientation
 
 
 def size(a: Annotation) -> tuple[int, int]:
