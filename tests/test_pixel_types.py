@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from data_pipelines import images, mixture
 from data_pipelines.prepare import prepare
@@ -84,7 +85,21 @@ def test_holes_are_counted_when_a_set_is_prepared(tmp_path):
   np.testing.assert_allclose(found[:2, :3], np.nanmean(image, dtype=np.float64), rtol=1e-6)
 
 
+def test_an_orientation_is_named(tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # turned by 90 degrees
+  root = write(tmp_path / 'raw', {'a.tif': pixels('uint8', 3)})
+  (root / 'labelTxt/b.txt').write_text(OBJECT)
+  Image.fromarray(pixels('uint8', 3, 40)).save(root / 'images/b.jpg', exif=exif)
+  report = prepare('dota_txt', root, tmp_path, name='set')
+  assert report.skipped == {
+    'EXIF orientation 6 is not applied: labels may belong to the turned image': 1
+  }
+  assert Source(tmp_path, 'set', 'train')[1]['image'].shape == (40, 64, 3)
+
+
 def test_a_mixed_set_is_named(tmp_path, caplog):
+  caplog.set_level(logging.INFO)
   files = {'a.tif': pixels('uint8', 3), 'b.tif': pixels('uint8', 3), 'c.tif': pixels('uint8', 1)}
   odd = {'d.tif': pixels('uint16', 3), 'e.tif': pixels('uint8', 4)}
   report = prepare('dota_txt', write(tmp_path / 'raw', files | odd), tmp_path, name='set')
@@ -92,6 +107,7 @@ def test_a_mixed_set_is_named(tmp_path, caplog):
     'image of uint16 in a set of uint8: training takes one type': 1,
     'image of 4 bands in a set of 3: training takes one number': 1,
   }
+  assert 'images of uint8 in 3 band(s): 2, uint8 in 1 band(s): 1, uint16 in 3' in caplog.text
   assert 'd.tif: image of uint16' in caplog.text and 'e.tif: image of 4 bands' in caplog.text
 
 
