@@ -77,12 +77,22 @@ def read_subset(path, skipped: Skipped | None = None) -> texts.Names:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `sm3det prepare`, for `run`."""
-  known = ', '.join(['auto (looks, writes nothing)', 'soi_det', *presets.known()])
+  add_source_arguments(parser, 'auto (looks, writes nothing)', 'soi_det')
+  root = 'root of the prepared data sets, config.data_root of a training (once called --data_dir)'
+  parser.add_argument('--data_root', '--data_dir', required=True, metavar='FOLDER', help=root)
+
+
+def add_source_arguments(parser: argparse.ArgumentParser, *more: str) -> None:
+  """Adds the arguments that say what a data set is and how it is read, for `source_arguments`.
+
+  Args:
+    parser: gets them.
+    more: what `--dataset` may be beside a data set or format.
+  """
+  known = ', '.join([*more, *presets.known()])
   add = parser.add_argument
   add('--dataset', required=True, help=f'data set or format, or several by commas: {known}')
   add('--source', required=True, help='its folder; one a data set, by commas')
-  root = 'root of the prepared data sets, config.data_root of a training (once called --data_dir)'
-  add('--data_root', '--data_dir', required=True, metavar='FOLDER', help=root)
   add('--name', help='name of the prepared data set; by default that of the data set')
   add('--classes', default='', help='class names in label order, by commas')
   places = 'where labels and images lie below the source; given once a source, in order'
@@ -101,6 +111,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add('--follow_links', action='store_true', help=links)
 
 
+def source_arguments(args: argparse.Namespace) -> dict:
+  """The arguments of `raw.collect` that `add_source_arguments` have been given.
+
+  Raises:
+    as `read_subset`, `parse_splits` and `parse_aliases`.
+  """
+  skipped = _skipped(args)
+  return dict(
+    dataset=args.dataset.split(','),
+    source=args.source.split(','),
+    name=args.name,
+    classes=tuple(filter(None, args.classes.split(','))),
+    splits=[parse_splits(s) for s in args.splits],
+    box=args.box,
+    ignore=tuple(filter(None, args.ignore.split(','))),
+    aliases=parse_aliases(args.aliases),
+    subset=read_subset(args.subset, skipped) if args.subset else None,
+    how=Decisions(**{name: getattr(args, name) for name in decisions.CHOICES}),
+    skipped=skipped,
+  )
+
+
 def show(args: argparse.Namespace) -> str:
   """Does what `sm3det prepare` was asked for, and says what came of it; raises as `run`."""
   if args.dataset == 'auto':
@@ -114,23 +146,12 @@ def run(args: argparse.Namespace) -> list[Report]:
   Raises:
     as `prepare`.
   """
-  skipped = functools.partial(Skipped, args.strict, args.encoding, args.follow_links)
-  subset = read_subset(args.subset, skipped()) if args.subset else None
-  datasets, sources = args.dataset.split(','), args.source.split(',')
-  if datasets == ['soi_det']:
-    return soi_det.prepare(sources, args.data_root, subset, skipped)
-  report = prepare.prepare(
-    datasets,
-    sources,
-    args.data_root,
-    name=args.name,
-    classes=tuple(filter(None, args.classes.split(','))),
-    splits=[parse_splits(s) for s in args.splits],
-    box=args.box,
-    ignore=tuple(filter(None, args.ignore.split(','))),
-    aliases=parse_aliases(args.aliases),
-    subset=subset,
-    how=Decisions(**{name: getattr(args, name) for name in decisions.CHOICES}),
-    skipped=skipped(),
-  )
-  return [report]
+  found = source_arguments(args)
+  if found['dataset'] == ['soi_det']:
+    new = functools.partial(_skipped, args)
+    return soi_det.prepare(found['source'], args.data_root, found['subset'], new)
+  return [prepare.prepare(data_dir=args.data_root, **found)]
+
+
+def _skipped(args):
+  return Skipped(args.strict, args.encoding, args.follow_links)

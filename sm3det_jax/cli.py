@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
   logging.basicConfig(level=logging.INFO, format='%(message)s', handlers=[_Screen()])
   for library in ('absl', 'jax'):  # their remarks on backends and folders help no user
     logging.getLogger(library).setLevel(logging.ERROR)
-  if args.verb != 'prepare':  # which compiles nothing
+  if args.verb not in ('prepare', 'dataset'):  # which compile nothing
     compilation_cache.enable()
   try:
     return args.run(args) or 0
@@ -90,6 +90,8 @@ def _mesh(text):
 
 
 def _parser():
+  from data_pipelines import dataset_command, prepare_command
+
   parser = _Parser('sm3det', description='SM3Det: one detector, any sensor.')
   parser.add_argument('--version', action='version', version=f'sm3det {__version__}')
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
@@ -106,7 +108,10 @@ def _parser():
   p.add_argument('--steps', type=_count, help='training steps, instead of the config’s')
 
   p = verb('prepare', _prepare, 'turn a data set into what training reads', workdir=False)
-  _prepare_arguments(p)
+  prepare_command.add_arguments(p)
+
+  p = verb('dataset', _dataset, 'convert, split or tile a data set in its format', workdir=False)
+  dataset_command.add_arguments(p)
 
   p = verb(
     'train', _train, 'train, or go on with a run; --config.a.b=c changes single values', True
@@ -169,12 +174,6 @@ def _folder(path):
   return path
 
 
-def _prepare_arguments(parser):
-  from data_pipelines import prepare_command
-
-  prepare_command.add_arguments(parser)
-
-
 def _quickstart(args):
   c = config.load(['--config=quickstart', *args.overrides])
   from sm3det_jax import quickstart
@@ -190,6 +189,12 @@ def _prepare(args):
   from data_pipelines import prepare_command
 
   print(prepare_command.show(args))
+
+
+def _dataset(args):
+  from data_pipelines import dataset_command
+
+  print(dataset_command.run(args).table())
 
 
 def _train(args):
