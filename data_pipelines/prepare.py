@@ -98,6 +98,7 @@ def collect(
   ignore: Sequence[str] = (),
   aliases: Mapping[str, str] | None = None,
   subset: Callable[[str], bool] | None = None,
+  quarantine: Mapping[str, set[str]] | None = None,
 ) -> Collected:
   """Reads the labels of one data set, from one source or several.
 
@@ -113,6 +114,7 @@ def collect(
     ignore: class names to leave out and count, beside the preset's.
     aliases: {spelling in the files: class}, beside the preset's.
     subset: image id -> whether to take it; the others are left out, not counted.
+    quarantine: {split: ids of images to leave out, counted} (`data_pipelines.quarantine`).
 
   Raises:
     FileNotFoundError: a source without any layout that is known; lists what was looked for.
@@ -145,6 +147,7 @@ def collect(
   ignore = {*ignore, *(n for p in presets for n in p.ignore)}
   aliases = {k: v for p in presets for k, v in p.aliases} | dict(aliases or {})
   listed = {s: _unique(parts, subset) for s, parts in found.items()}
+  _leave_out(listed, quarantine or {}, skipped)
   box = box or kinds[0]
   classes = tuple(classes) or presets[0].classes or _names(listed, ignore, aliases)
   classes = () if box == 'image' else classes
@@ -265,6 +268,16 @@ def _unique(parts, subset) -> list[Annotation]:
         raise UserError(f'two images have the name {a.id}: {seen[a.id][1].image} and {a.image}')
       seen[a.id] = folder, a
   return [a for _, a in seen.values()]
+
+
+def _leave_out(listed, quarantine, skipped):
+  for split, out in quarantine.items():
+    there = {a.id for a in listed.get(split, ())}
+    skipped.add('image in quarantine', f'split {split!r}', len(out & there), logging.INFO)
+    for id in sorted(out - there):
+      skipped.add('line of the quarantine that names no image', f'{id!r} of split {split!r}')
+    if out & there:
+      listed[split] = [a for a in listed[split] if a.id not in out]
 
 
 def _names(listed, ignore, aliases):

@@ -10,7 +10,7 @@ import json
 import pathlib
 import re
 
-from data_pipelines import prepare, soi_det
+from data_pipelines import prepare, quarantine, soi_det
 from data_pipelines.batch import KINDS
 from data_pipelines.builders import presets
 from data_pipelines.errors import UserError
@@ -70,12 +70,17 @@ def read_subset(path) -> set[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `sm3det prepare`, for `run`."""
+  add_source_arguments(parser)
+  root = 'root of the prepared data sets, config.data_root of a training (once called --data_dir)'
+  parser.add_argument('--data_root', '--data_dir', required=True, metavar='FOLDER', help=root)
+
+
+def add_source_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+  """Adds the arguments that say what a data set is and how it is read, for `source_arguments`."""
   known = ', '.join(['soi_det', *presets.known()])
   add = parser.add_argument
-  add('--dataset', required=True, help=f'data set or format, or several by commas: {known}')
-  add('--source', required=True, help='its folder; one a data set, by commas')
-  root = 'root of the prepared data sets, config.data_root of a training (once called --data_dir)'
-  add('--data_root', '--data_dir', required=True, metavar='FOLDER', help=root)
+  add('--dataset', required=required, help=f'data set or format, or several by commas: {known}')
+  add('--source', required=required, help='its folder; one a data set, by commas')
   add('--name', help='name of the prepared data set; by default that of the data set')
   add('--classes', default='', help='class names in label order, by commas')
   places = 'where labels and images lie below the source; given once a source, in order'
@@ -86,6 +91,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add('--ignore', default='', help='class names to leave out, by commas')
   add('--aliases', default='', help='spelling=class,... for names the class list spells otherwise')
   add('--subset', help='text file (a name a line) or COCO json: take only these images')
+  add('--quarantine', metavar='FILE', help='list of images to leave out, as `doctor` writes it')
+
+
+def source_arguments(args: argparse.Namespace) -> dict:
+  """The arguments of `prepare.collect` that `add_source_arguments` have been given.
+
+  Raises:
+    as `read_subset`, `parse_splits`, `parse_aliases` and `quarantine.read`.
+  """
+  return dict(
+    dataset=args.dataset.split(','),
+    source=args.source.split(','),
+    name=args.name,
+    classes=tuple(filter(None, args.classes.split(','))),
+    splits=[parse_splits(s) for s in args.splits],
+    box=args.box,
+    ignore=tuple(filter(None, args.ignore.split(','))),
+    aliases=parse_aliases(args.aliases),
+    subset=read_subset(args.subset).__contains__ if args.subset else None,
+    quarantine=quarantine.read(args.quarantine) if args.quarantine else None,
+  )
 
 
 def run(args: argparse.Namespace) -> list[Report]:
@@ -94,20 +120,12 @@ def run(args: argparse.Namespace) -> list[Report]:
   Raises:
     as `prepare`.
   """
-  subset = read_subset(args.subset).__contains__ if args.subset else None
-  datasets, sources = args.dataset.split(','), args.source.split(',')
-  if datasets == ['soi_det']:
-    return soi_det.prepare(sources, args.data_root, subset=subset)
-  report = prepare.prepare(
-    datasets,
-    sources,
-    args.data_root,
-    name=args.name,
-    classes=tuple(filter(None, args.classes.split(','))),
-    splits=[parse_splits(s) for s in args.splits],
-    box=args.box,
-    ignore=tuple(filter(None, args.ignore.split(','))),
-    aliases=parse_aliases(args.aliases),
-    subset=subset,
-  )
-  return [report]
+  arguments = source_arguments(args)
+  if arguments['dataset'] == ['soi_det']:
+    if args.quarantine:
+      raise UserError(
+        '--quarantine: soi_det is three data sets; put the list of each to '
+        f'{args.data_root}/soi_det_sar/{quarantine.NAME} (or _rgb, _ifr), where it is honoured'
+      )
+    return soi_det.prepare(arguments['source'], args.data_root, subset=arguments['subset'])
+  return [prepare.prepare(**arguments, data_dir=args.data_root)]

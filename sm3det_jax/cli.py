@@ -11,9 +11,10 @@ import re
 import signal
 import sys
 
-from data_pipelines import errors
+from data_pipelines import errors, prepare_command
 from data_pipelines.errors import UserError
 from sm3det_jax import __version__, bench, compilation_cache, config
+from sm3det_jax.analysis.doctor import command as doctor_command
 
 WORKDIR = 'folder of the run: config, checkpoints, logs and results'
 
@@ -106,7 +107,10 @@ def _parser():
   p.add_argument('--steps', type=_count, help='training steps, instead of the config’s')
 
   p = verb('prepare', _prepare, 'turn a data set into what training reads', workdir=False)
-  _prepare_arguments(p)
+  prepare_command.add_arguments(p)
+
+  what = 'what is in a data set, raw or prepared, and what is wrong with it: a report page'
+  doctor_command.add_arguments(verb('doctor', _doctor, what, True, workdir=False))
 
   p = verb(
     'train', _train, 'train, or go on with a run; --config.a.b=c changes single values', True
@@ -169,12 +173,6 @@ def _folder(path):
   return path
 
 
-def _prepare_arguments(parser):
-  from data_pipelines import prepare_command
-
-  prepare_command.add_arguments(parser)
-
-
 def _quickstart(args):
   c = config.load(['--config=quickstart', *args.overrides])
   from sm3det_jax import quickstart
@@ -187,10 +185,15 @@ def _quickstart(args):
 
 
 def _prepare(args):
-  from data_pipelines import prepare_command
-
   for report in prepare_command.run(args):
     print(report.table())
+
+
+def _doctor(args):
+  c = config.load(args.overrides) if args.overrides else None
+  report = doctor_command.run(args, c)
+  print(report.table())
+  return int(args.strict and report.wrong)
 
 
 def _train(args):
