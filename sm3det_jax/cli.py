@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
   logging.basicConfig(level=logging.INFO, format='%(message)s', handlers=[_Screen()])
   for library in ('absl', 'jax'):  # their remarks on backends and folders help no user
     logging.getLogger(library).setLevel(logging.ERROR)
-  if args.verb != 'prepare':  # which compiles nothing
+  if args.verb not in ('prepare', 'doctor'):  # which load no JAX; `doctor --config` does so itself
     compilation_cache.enable()
   try:
     return args.run(args) or 0

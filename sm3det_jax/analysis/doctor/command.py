@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import prepare, prepare_command
 from data_pipelines.errors import UserError
+from sm3det_jax import compilation_cache
 from sm3det_jax.analysis.doctor import dataset, examine
 
 
@@ -53,5 +54,6 @@ def run(args: argparse.Namespace, config: ConfigDict | None = None) -> examine.R
   if config is not None:
     from sm3det_jax.analysis.doctor import reach as reach_lib  # lazily: it loads JAX
 
+    compilation_cache.enable()
     reach = reach_lib.shares(data, config)
   return examine.examine(data, out, reach)

@@ -10,6 +10,7 @@ from sm3det_jax.analysis.doctor.dataset import Dataset
 from sm3det_jax.analysis.doctor.rows import Row
 
 FILLED = 0.5  # share of an image that should have data
+COPY = 0.999  # correlation of the thumbnails of copies
 DARKER = 16  # times that an image's largest value may be below the median of its set's
 
 
@@ -25,37 +26,47 @@ def one_value(d: Dataset) -> Iterator[Row]:
       yield Row(k, f'every pixel is {look.low:g}')
 
 
+def split_copies(d: Dataset) -> Iterator[Row]:
+  """The same picture in two splits, perhaps compressed or resized anew."""
+  yield from _twins(d, d.twins[1], True)
+
+
 def split_twins(d: Dataset) -> Iterator[Row]:
-  yield from _twins(d, d.twins[1])
+  """Pictures that look alike in two splits, such as neighbouring frames of a video."""
+  yield from _twins(d, d.twins[1], False)
 
 
 def twins(d: Dataset) -> Iterator[Row]:
-  yield from _twins(d, d.twins[0])
+  yield from _twins(d, d.twins[0], True)
+  yield from _twins(d, d.twins[0], False)
 
 
-def _twins(d, earlier):
-  """Equal pixels first."""
+def _twins(d, earlier, copies):
+  """Rows of copies or of the others, those that look most alike first."""
   found = []
   for k in np.flatnonzero(earlier >= 0).tolist():
     other = int(earlier[k])
-    equal = d.images[k].look.checksum == d.images[other].look.checksum
-    text = 'has the pixels of' if equal else 'looks the same as'
-    place = f'{d.images[other].id} of split {d.images[other].split}'
-    found.append((not equal, Row(k, f'{text} {place}', other=other)))
+    a, b = d.images[k].look, d.images[other].look
+    alike = 2.0 if a.checksum == b.checksum else float(a.thumbnail @ b.thumbnail)
+    if (alike >= COPY) == copies:
+      text = 'has the pixels of' if alike == 2 else 'copies' if copies else 'looks like'
+      place = f'{d.images[other].id} of split {d.images[other].split}'
+      found.append((-alike, Row(k, f'{text} {place}', other=other)))
   yield from (row for _, row in sorted(found, key=lambda pair: pair[0]))
 
 
 def split_scenes(d: Dataset) -> Iterator[Row]:
-  """Patches that were cut before, by their names."""
-  scenes = collections.defaultdict(dict)
+  """Scenes in two splits, told by the names of patches that were cut before."""
+  scenes, patches = collections.defaultdict(dict), set()
   for k, image in enumerate(d.images):
     patch = tiling.parse_patch(image.id)
-    if patch:
-      first = scenes[patch[0]].setdefault(image.split, k)
-      other = next(iter(scenes[patch[0]].values()))
-      if d.images[other].split != image.split and first == k:
-        where = d.images[other].split
-        yield Row(k, f'patches of {patch[0]} are in split {where} too', other=other)
+    scenes[patch[0] if patch else image.id].setdefault(image.split, k)
+    patches |= {patch[0]} if patch else set()
+  for scene in sorted(patches):
+    first, *others = scenes[scene].values()
+    for k in others:
+      text = f'is of the scene {scene}, as {d.images[first].id} of split {d.images[first].split}'
+      yield Row(k, text, other=first)
 
 
 def types(d: Dataset) -> Iterator[Row]:

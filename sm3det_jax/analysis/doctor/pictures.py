@@ -22,34 +22,39 @@ def example(d: Dataset, row: Row) -> np.ndarray:
       picture = draw.beside(picture, _whole(d, row.other, d.read(row.other)))
     return picture
   asked = [k for k in (row.object, row.other) if k >= 0]
-  quads = _quads(d, np.array(asked))
+  quads = _quads(d, asked)
   if not np.isfinite(quads).all():
     return _whole(d, row.image, image)
   window = _around(quads, image.shape)
-  return _drawn(d, row.image, _part(image, window), window[:2], quads)
+  return _drawn(d, row.image, _part(image, window), window[:2], asked)
 
 
 def _whole(d, k, image):
   return _drawn(d, k, draw.to_rgb(image), (0, 0))
 
 
-def _drawn(d, k, picture, corner, asked=None):
-  """The objects of image `k` on a part of it; what is not `asked` for is dim."""
+def _drawn(d, k, picture, corner, asked=()):
+  """The objects of image `k` on a part of it; those `asked` for are named, the others dim lines."""
   scale = LONGEST / max(picture.shape[:2])
   size = [max(1, round(scale * n)) for n in picture.shape[1::-1]]
   picture = cv2.resize(
     picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
   )
-  if asked is not None:
-    picture = _spotlight(picture, (asked - corner) * scale)
   rows = np.flatnonzero(d.objects['image'] == k) if d.objects else np.zeros(0, int)
-  quads = _quads(d, rows)
-  rows, quads = (x[np.isfinite(quads).all((1, 2))] for x in (rows, quads))
-  quads = (quads - corner) * scale
-  seen = ((quads.max(1) >= 0) & (quads.min(1) <= size)).all(1)
+  quads = (_quads(d, rows) - corner) * scale
+  seen = np.isfinite(quads).all((1, 2))
+  seen[seen] = ((quads[seen].max(1) >= 0) & (quads[seen].min(1) <= size)).all(1)
+  rows, quads = rows[seen], quads[seen]
   names = (*d.classes, 'unknown')
-  labels = d.objects['label'][rows[seen]] % len(names) if d.objects else rows
-  return draw.draw(picture, quads[seen].reshape(-1, 8), labels, names, title=d.images[k].split)
+  labels = d.objects['label'][rows] % len(names) if d.objects else rows  # UNKNOWN is the last
+  if asked:
+    picture = _spotlight(picture, (_quads(d, asked) - corner) * scale)
+    mine = np.isin(rows, asked)
+    for quad, label in zip(quads[~mine], labels[~mine], strict=True):
+      line = np.rint(quad).astype(np.int32)
+      cv2.polylines(picture, [line], True, draw.color(label), 1, cv2.LINE_AA)
+    quads, labels = quads[mine], labels[mine]
+  return draw.draw(picture, quads.reshape(-1, 8), labels, names, title=d.images[k].split)
 
 
 def _quads(d, rows):
@@ -68,6 +73,8 @@ def _around(quads, shape):
   low, high = points.min(0), points.max(0)
   half = max(LEAST, AROUND * (high - low).max()) / 2
   middle, size = (low + high) / 2, np.array(shape[1::-1])
+  if (low >= size).any() or (high <= 0).any():  # outside: with the whole image
+    low, high = np.minimum(low, 0), np.maximum(high, size)
   low, high = np.minimum(low, middle - half), np.maximum(high, middle + half)
   # of an object far away only the image is shown
   low, high = np.clip(low, -size, size - 1), np.clip(high, 1, 2 * size)
@@ -78,8 +85,6 @@ def _part(image, window):
   """RGB of a part that may reach beyond the image."""
   x1, y1, x2, y2 = window
   height, width = image.shape[:2]
-  # a part beside the image would be a picture of nothing
-  x1, y1, x2, y2 = min(x1, width - 1), min(y1, height - 1), max(x2, 1), max(y2, 1)
   inner = image[max(y1, 0) : y2, max(x1, 0) : x2]
   border = max(-y1, 0), max(y2 - height, 0), max(-x1, 0), max(x2 - width, 0)
   grey = (OUTSIDE,) * 3

@@ -15,7 +15,7 @@ WINDOWS = 256  # images or windows with objects that are looked at
 
 
 def shares(d: Dataset, config: ConfigDict) -> dict:
-  """{task: what its anchors reach} of the tasks whose boxes are of the data set's kind.
+  """{task: what its anchors reach} of the tasks of the data set, or else of its kind of boxes.
 
   Objects are seen as in training, cut into the task's windows and scaled to its size, but neither
   flipped nor turned. A task's value is a dict: `share` of `objects` reached, `what` reached means,
@@ -29,7 +29,8 @@ def shares(d: Dataset, config: ConfigDict) -> dict:
   if not tasks:
     kinds = ', '.join(f'{n}: {c.kind}' for n, c in config.tasks.items())
     raise UserError(f'--config: no task has boxes of kind {d.box!r} as {d.name} has ({kinds})')
-  return {name: _share(d, c) for name, c in tasks.items()}
+  own = {name: c for name, c in tasks.items() if c.dataset == d.name}
+  return {name: _share(d, c) for name, c in (own or tasks).items()}
 
 
 def _share(d, c):

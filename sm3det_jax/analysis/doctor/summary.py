@@ -28,7 +28,7 @@ def summary(d: Dataset) -> dict:
 
 def _splits(d):
   counts, found = d.counts(), {}
-  for split in d.splits:
+  for split in reversed(d.splits):  # training first
     mine = np.array([i.split == split for i in d.images])
     found[split] = dict(
       images=int(mine.sum()),
@@ -110,12 +110,12 @@ def _histograms(d):
   longest = longest[longest > 0]
   if len(longest):
     steps = np.unique(2 ** np.floor(np.log2(longest)).astype(int)).tolist()
-    found['Images by longest side, px'] = _histogram(longest, steps)
+    found['Images by longest side, px'] = _histogram(longest, steps, 2 * steps[-1])
   return found
 
 
 def _histogram(values, starts, end=None):
-  """{'from - to': count}, without empty bins at both ends."""
+  """{'from – to': count}, without empty bins at both ends."""
   which = np.searchsorted(starts, values, side='right') - 1
   counts = np.bincount(np.maximum(which, 0), minlength=len(starts))
   names = bins(starts, end)
@@ -124,12 +124,9 @@ def _histogram(values, starts, end=None):
 
 
 def bins(starts, end=None) -> list[str]:
-  """Names of the bins that begin at `starts`."""
+  """Names of the bins that begin at `starts`; what lies in one is less than its end."""
   ends = [*starts[1:], end]
-  return [
-    f'{a:g} –' if b is None else f'{a:g}' if isinstance(b, int) and b == a + 1 else f'{a:g} – {b:g}'
-    for a, b in zip(starts, ends, strict=True)
-  ]
+  return [f'{a:g} –' + ('' if b is None else f' {b:g}') for a, b in zip(starts, ends, strict=True)]
 
 
 def _ratios(sides):
