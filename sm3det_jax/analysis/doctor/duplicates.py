@@ -2,17 +2,16 @@
 
 import numpy as np
 
-DIFFERENT = (
-  7  # bits of the 128 of a hash that two images may differ in: one band of 8 is then equal
-)
-ALIKE = 0.97  # correlation of the thumbnails of two images that look the same
-ROWS = 256  # of a bucket, compared at once
+from sm3det_jax.analysis.doctor import neighbours
+
+DIFFERENT = 7  # of the 128 bits of a hash, at most: one of its 8 bands is then equal
+ALIKE, COPY = 0.97, 0.999  # correlation of the thumbnails of images that look alike; of copies
 
 
 def closest(
   hashes: np.ndarray, thumbnails: np.ndarray, groups: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """For every image the earlier one that looks most like it, within its group and outside.
+  """For every image the earlier one that looks most like it, or a copy, in its group and outside.
 
   Two hashes that differ in at most `DIFFERENT` bits have one of their eight bands of 16 bits in
   common, so only images that share a band are compared: buckets, not all pairs.
@@ -25,33 +24,21 @@ def closest(
   Returns:
     (same, other): int [n] each, index of an earlier image of the same and of another group, or -1.
   """
-  count = len(hashes)
-  best = np.full((2, count), ALIKE, np.float32)
-  twin = np.full((2, count), -1)
-  bands = np.ascontiguousarray(hashes).view(np.uint16).reshape(count, -1)
-  told = np.flatnonzero(thumbnails.any(1)) if count else np.zeros(0, int)
-  for band in bands.T:
-    order = told[np.argsort(band[told], kind='stable')]
-    starts = np.flatnonzero(np.diff(band[order].astype(int), prepend=-1))
-    for bucket in np.split(order, starts[1:]):
-      if len(bucket) > 1:
-        _compare(bucket, hashes, thumbnails, groups, best, twin)
+  best = np.full((2, len(hashes)), ALIKE, np.float32)
+  twin = np.full((2, len(hashes)), -1)
+  bands = np.ascontiguousarray(hashes).view(np.uint16).reshape(len(hashes), 8)
+  for b, band in enumerate(bands.T):
+    order = np.argsort(band, kind='stable')  # so the earlier one comes first in a bucket
+    key = band[order]
+    for i, j in neighbours.pairs(len(order), lambda i, j, key=key: key[i] == key[j]):
+      i, j = order[i], order[j]
+      kind = (groups[i] != groups[j]).astype(int)
+      near = np.bitwise_count(hashes[i] ^ hashes[j]).sum(1) <= DIFFERENT
+      near &= best[kind, j] < COPY  # nothing closer is to be found
+      near &= ~(bands[i, :b] == bands[j, :b]).any(1)  # was compared before
+      i, j, kind = i[near], j[near], kind[near]
+      alike = (thumbnails[i] * thumbnails[j]).sum(1)
+      better = alike > best[kind, j]
+      i, j, kind = i[better], j[better], kind[better]
+      best[kind, j], twin[kind, j] = alike[better], i
   return twin[0], twin[1]
-
-
-def _compare(bucket, hashes, thumbnails, groups, best, twin):
-  """Updates `best` and `twin` with the pairs of a bucket, whose indices rise."""
-  for start in range(0, len(bucket), ROWS):
-    rows = bucket[start : start + ROWS]
-    before = bucket[: start + len(rows)]
-    bits = np.bitwise_count(hashes[rows, None] ^ hashes[None, before]).sum(-1)
-    near = (bits <= DIFFERENT) & (before[None] < rows[:, None])
-    alike = np.where(near, thumbnails[rows] @ thumbnails[before].T, -1)
-    foreign = groups[rows, None] != groups[None, before]
-    for kind, allowed in enumerate((~foreign, foreign)):
-      score = np.where(allowed, alike, -1)
-      at = score.argmax(1)
-      value = score[np.arange(len(rows)), at]
-      better = value > best[kind, rows]
-      best[kind, rows[better]] = value[better]
-      twin[kind, rows[better]] = before[at[better]]

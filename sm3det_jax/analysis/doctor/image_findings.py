@@ -7,10 +7,10 @@ import numpy as np
 
 from data_pipelines import tiling
 from sm3det_jax.analysis.doctor.dataset import Dataset
+from sm3det_jax.analysis.doctor.duplicates import COPY
 from sm3det_jax.analysis.doctor.rows import Row
 
 FILLED = 0.5  # share of an image that should have data
-COPY = 0.999  # correlation of the thumbnails of copies
 DARKER = 16  # times that an image's largest value may be below the median of its set's
 
 
