@@ -51,7 +51,7 @@ def mostly_outside(d: Dataset) -> Iterator[Row]:
   height, width = d.sizes()[d.objects['image']].T
   beyond = (x1 < 0) | (y1 < 0) | (x2 > width) | (y2 > height)
   found = []
-  for k in np.flatnonzero(d.sound & beyond & _touches(d)).tolist():
+  for k in np.flatnonzero(d.sound & beyond & (width > 0) & _touches(d)).tolist():
     quad = box_lib.to_polygon(d.objects['boxes'][k : k + 1])
     inside = tiling.kept_fraction(quad, np.array([[0, 0, width[k], height[k]]])).item()
     if inside < INSIDE:
