@@ -5,7 +5,9 @@ sm3det doctor --dataset=coco --source=DIR --out=look --config=quickstart
 """
 
 import argparse
+import contextlib
 import logging
+from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
@@ -40,14 +42,14 @@ def run(args: argparse.Namespace, config: ConfigDict | None = None) -> examine.R
   prepared = {key: getattr(args, key) for key in ('prepared', 'data_root') if getattr(args, key)}
   if sorted(map(len, (raw, prepared))) != [0, 2]:
     raise UserError('which data set? say NAME --data_root=FOLDER, or --dataset=FORMAT --source=DIR')
-  logging.getLogger('data_pipelines.readers').setLevel(logging.ERROR)  # the report has it all
   if prepared:
     out = examine.check_out(args.out, [f'{args.data_root}/{args.prepared}'])
     data = dataset.of_prepared(args.data_root, args.prepared)
   else:
     arguments = prepare_command.source_arguments(args)
     out = examine.check_out(args.out, arguments['source'])
-    data = dataset.of_sources(prepare.collect(**arguments))
+    with _silent('data_pipelines.readers'):  # the report has it all
+      data = dataset.of_sources(prepare.collect(**arguments))
   if not data.images:
     raise UserError(f'{data.name} has no image; left out: {dict(data.skipped.counts)}')
   reach = None
@@ -57,3 +59,15 @@ def run(args: argparse.Namespace, config: ConfigDict | None = None) -> examine.R
     compilation_cache.enable()
     reach = reach_lib.shares(data, config)
   return examine.examine(data, out, reach)
+
+
+@contextlib.contextmanager
+def _silent(name: str) -> Iterator[None]:
+  """Without a logger's warnings."""
+  logger = logging.getLogger(name)
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)

@@ -129,7 +129,8 @@ def _skipped(skipped):
 
 def _finding(d, finding):
   kind, rows = finding.kind, finding.rows
-  parts = [f'<h2 id="{kind.name}">{html.escape(kind.title)} ({len(rows):,})</h2>']
+  title = kind.title[0].upper() + kind.title[1:]
+  parts = [f'<h2 id="{kind.name}">{html.escape(title)} ({len(rows):,})</h2>']
   parts.append(_badge(kind.severity))
   lines = [html.escape(place(d, row)) + ': ' + html.escape(row.text) for row in rows[:PLACES]]
   if len(rows) > PLACES:
@@ -160,7 +161,7 @@ def place(d: Dataset, row) -> str:
     return 'the whole set'
   image = d.images[row.image]
   which = f', object {d.objects["row"][row.object]}' if row.object >= 0 else ''
-  return f'{image.split} {image.id}{which}'
+  return f'{image.split} / {image.id}{which}'
 
 
 def _jpeg(picture: np.ndarray) -> str:

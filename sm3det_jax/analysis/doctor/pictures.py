@@ -10,6 +10,7 @@ from sm3det_jax.viz import draw
 LONGEST = 640  # px, of the drawn part
 AROUND, LEAST = 2.0, 64  # times an object's longest side, and px, that a picture shows at least
 OUTSIDE = 60  # grey of what lies outside of the image
+OTHERS = (150, 150, 150)  # of objects that are not in question
 DIM = 0.4  # brightness of what is not in question
 
 
@@ -34,7 +35,7 @@ def _whole(d, k, image):
 
 
 def _drawn(d, k, picture, corner, asked=()):
-  """The objects of image `k` on a part of it; those `asked` for are named, the others dim lines."""
+  """The objects of image `k` on a part of it; the others than those `asked` for are dim."""
   scale = LONGEST / max(picture.shape[:2])
   size = [max(1, round(scale * n)) for n in picture.shape[1::-1]]
   picture = cv2.resize(
@@ -50,9 +51,8 @@ def _drawn(d, k, picture, corner, asked=()):
   if asked:
     picture = _spotlight(picture, (_quads(d, asked) - corner) * scale)
     mine = np.isin(rows, asked)
-    for quad, label in zip(quads[~mine], labels[~mine], strict=True):
-      line = np.rint(quad).astype(np.int32)
-      cv2.polylines(picture, [line], True, draw.color(label), 1, cv2.LINE_AA)
+    lines = list(np.rint(quads[~mine]).astype(np.int32))
+    cv2.polylines(picture, lines, True, OTHERS, 1, cv2.LINE_AA)
     quads, labels = quads[mine], labels[mine]
   return draw.draw(picture, quads.reshape(-1, 8), labels, names, title=d.images[k].split)
 
