@@ -89,6 +89,13 @@ def test_a_good_set_has_nothing_but_few_objects(tmp_path):
   assert d.splits == ['test', 'train'] and d.counts().tolist() == [2] * 8
 
 
+def test_the_copy_that_is_left_out_is_not_of_the_test_split(tmp_path):
+  splits = ('train', 'extra', 'val', 'test')
+  d = of({s: [annotation(tmp_path, s, texture(0), [GOOD[0]])] for s in splits}, ('ship',))
+  assert d.splits == ['test', 'val', 'extra', 'train']
+  assert [place[1] for place in places(d)['split_copies']] == ['val', 'extra', 'train']
+
+
 def test_faults_of_objects_are_found_where_they_are(tmp_path):
   boxes = [
     [64, 48, 24, 10, 0.2],
@@ -292,7 +299,7 @@ def test_reach_says_which_class_is_too_small(tmp_path):
 
 # quarantine
 
-IDS = st.text('ab/é #\\\t\n\r\udcff', min_size=1)  # the last one: a byte that is not UTF-8
+IDS = st.text('ab/é #\\\t\n\r\x0b\u2028\udcff', min_size=1)  # the last: a byte that is not UTF-8
 
 
 @given(st.lists(st.tuples(st.sampled_from(['train', 'test']), IDS, IDS, st.booleans())))
@@ -372,6 +379,9 @@ def test_a_loader_leaves_out_what_is_in_quarantine(tmp_path, caplog):
   again = Source(tmp_path / 'data', 'dota_txt', 'train', tile=tile)
   assert len(tiled) == 8 and len(again) == 6 and again[2]['id'] == 'train2'
   assert source.fingerprint != whole.fingerprint
+  list_.write_text('train\ttrain2\n')
+  other = Source(tmp_path / 'data', 'dota_txt', 'train').fingerprint
+  assert other not in (whole.fingerprint, source.fingerprint)
   list_.write_text('test\ttest0\n')
   assert Source(tmp_path / 'data', 'dota_txt', 'train').fingerprint == whole.fingerprint
   list_.write_text('test\ttest0\ntest\ttest1\n')
