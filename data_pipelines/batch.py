@@ -7,6 +7,7 @@
 | hbb, obb | boxes | [B, M, 4 or 5] | of the image after its transform |
 | hbb, obb | labels | [B, M] | in the label space of the head |
 | hbb, obb | valid | [B, M] | which of the M rows are objects; they come first |
+| hbb, obb | ignored | [B, M] | which are regions to ignore, only of data sets that have such |
 | hbb, obb | any other | [B, M, ...] | what the data set has per object beside its boxes |
 
 H, W, C and M are the task's `size`, `bands` and `max_objects`.

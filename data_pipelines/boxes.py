@@ -52,12 +52,14 @@ def polygon_to_obb(polygons: np.ndarray) -> np.ndarray:
   Any four points are allowed; collinear ones give a side of 0.
   """
   polygons = np.asarray(polygons, np.float64).reshape(-1, 4, 2)
-  out = np.zeros((len(polygons), 5))
-  for i, points in enumerate(polygons):
-    middle = points.mean(0)  # float32 inside OpenCV: keep the numbers small
-    (cx, cy), (w, h), angle = cv2.minAreaRect((points - middle).astype(np.float32))
-    out[i] = cx + middle[0], cy + middle[1], w, h, math.radians(angle)
-  return le90(out)
+  return le90(np.array([around(points) for points in polygons]))
+
+
+def around(points: np.ndarray) -> np.ndarray:
+  """The rectangle of least area around points [k, 2]: cx, cy, w, h, theta [5], of any angle."""
+  middle = points.mean(0)  # float32 inside OpenCV: keep the numbers small
+  (cx, cy), (w, h), angle = cv2.minAreaRect((points - middle).astype(np.float32))
+  return np.array([cx + middle[0], cy + middle[1], w, h, math.radians(angle)])
 
 
 def polygon_to_hbb(polygons: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 Of a data set of boxes: `boxes` float32 [n, 4 | 5], `labels` int32 [n], `difficult` bool [n],
 `polygons` float32 [n, 8], and whatever else it has per object, such as embeddings [n, E], which
-travels along as it is. Without boxes: {}.
+travels along as it is. `ignored` bool [n] are regions of which nothing is known: nothing is to be
+learned there, and nothing found there counts. Without boxes: {}.
 """
 
 import numpy as np
@@ -13,6 +14,11 @@ OWN = ('boxes', 'polygons', 'labels', 'difficult')  # of every data set of boxes
 def count(objects: dict) -> int:
   """How many they are."""
   return len(next(iter(objects.values()), ()))
+
+
+def valid(objects: dict) -> np.ndarray:
+  """Which of them, bool [n], are objects and no regions to ignore."""
+  return ~objects['ignored'] if 'ignored' in objects else np.ones(count(objects), bool)
 
 
 def take(objects: dict, rows) -> dict:

@@ -6,15 +6,24 @@
 """
 
 import argparse
-import json
+import functools
 import pathlib
 import re
 
 from data_pipelines import prepare, quarantine, soi_det
 from data_pipelines.batch import KINDS
-from data_pipelines.builders import presets
+from data_pipelines.builders import auto, decisions, presets
+from data_pipelines.builders.decisions import Decisions
 from data_pipelines.errors import UserError
 from data_pipelines.prepare import Report
+from data_pipelines.readers import Skipped, texts
+
+DECISIONS = {
+  'angle': 'unit of angles; by default told by the largest of all splits',
+  'coordinates': "whether they are shares of width and height; by default the format's own",
+  'sizes': "'ignore' takes images of another size than their labels declare",
+  'exif': "which view of images with an EXIF orientation the labels are of; 'auto' asks the size",
+}
 
 
 def parse_splits(text: str) -> dict[str, str]:
@@ -46,26 +55,24 @@ def parse_aliases(text: str) -> dict[str, str]:
   return {spelling: name for spelling, _, name in pairs}
 
 
-def read_subset(path) -> set[str]:
-  """File names without suffix from a COCO json, or a text with one a line.
+def read_subset(path, skipped: Skipped | None = None) -> texts.Names:
+  """The images that a COCO json lists, or a text with a name a line.
 
   Raises:
     FileNotFoundError: no such file.
     UserError: it is neither.
   """
-  path = pathlib.Path(path)
+  path, skipped = pathlib.Path(path), skipped or Skipped()
   try:
-    text = path.read_text(encoding='utf-8-sig')
-    if text.lstrip().startswith('{'):
-      names = [i.get('file_name') or i['filename'] for i in json.loads(text)['images']]
-    else:
-      names = text.split()
+    if not texts.read(path, skipped).lstrip().startswith('{'):
+      return texts.Names(path, texts.lines(path, skipped))
+    images = texts.json_of(path, skipped)['images']
+    return texts.Names(path, [i.get('file_name') or i['filename'] for i in images])
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(
-      f'--subset={path}: neither a COCO file nor a text in UTF-8 with a name a line '
+      f'--subset={path}: neither a COCO file nor a text with a name a line '
       f'({type(error).__name__}: {error})'
     ) from None
-  return {pathlib.PurePosixPath(n).stem for n in names}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,11 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_source_arguments(parser)
   root = 'root of the prepared data sets, config.data_root of a training (once called --data_dir)'
   parser.add_argument('--data_root', '--data_dir', required=True, metavar='FOLDER', help=root)
+  strict = 'stop at the first entry that would be left out'
+  parser.add_argument('--strict', action='store_true', help=strict)
 
 
 def add_source_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
   """Adds the arguments that say what a data set is and how it is read, for `source_arguments`."""
-  known = ', '.join(['soi_det', *presets.known()])
+  known = ', '.join(['auto (looks, writes nothing)', 'soi_det', *presets.known()])
   add = parser.add_argument
   add('--dataset', required=required, help=f'data set or format, or several by commas: {known}')
   add('--source', required=required, help='its folder; one a data set, by commas')
@@ -92,10 +101,19 @@ def add_source_arguments(parser: argparse.ArgumentParser, required: bool = True)
   add('--aliases', default='', help='spelling=class,... for names the class list spells otherwise')
   add('--subset', help='text file (a name a line) or COCO json: take only these images')
   add('--quarantine', metavar='FILE', help='list of images to leave out, as `doctor` writes it')
+  for name, choices in decisions.CHOICES.items():
+    add(f'--{name}', choices=choices, default=choices[0], help=DECISIONS[name])
+  add('--encoding', default='utf-8-sig', help='of label files without a byte order mark: gbk, ..')
+  links = 'follow symbolic links that lead out of the source'
+  add('--follow_links', action='store_true', help=links)
 
 
-def source_arguments(args: argparse.Namespace) -> dict:
-  """The arguments of `prepare.collect` that `add_source_arguments` have been given.
+def source_arguments(args: argparse.Namespace, skipped: Skipped) -> dict:
+  """The arguments of `raw.collect` that `add_source_arguments` have been given.
+
+  Args:
+    args: parsed.
+    skipped: counts what is left out.
 
   Raises:
     as `read_subset`, `parse_splits`, `parse_aliases` and `quarantine.read`.
@@ -109,23 +127,33 @@ def source_arguments(args: argparse.Namespace) -> dict:
     box=args.box,
     ignore=tuple(filter(None, args.ignore.split(','))),
     aliases=parse_aliases(args.aliases),
-    subset=read_subset(args.subset).__contains__ if args.subset else None,
+    subset=read_subset(args.subset, skipped) if args.subset else None,
     quarantine=quarantine.read(args.quarantine) if args.quarantine else None,
+    how=Decisions(**{name: getattr(args, name) for name in decisions.CHOICES}),
+    skipped=skipped,
   )
 
 
+def show(args: argparse.Namespace) -> str:
+  """Does what `sm3det prepare` was asked for, and says what came of it; raises as `run`."""
+  if args.dataset == 'auto':
+    return auto.look(pathlib.Path(args.source), args.data_root)
+  return '\n'.join(report.table() for report in run(args))
+
+
 def run(args: argparse.Namespace) -> list[Report]:
-  """Does what `sm3det prepare` was asked for.
+  """Prepares what `sm3det prepare` was asked for.
 
   Raises:
     as `prepare`.
   """
-  arguments = source_arguments(args)
-  if arguments['dataset'] == ['soi_det']:
-    if args.quarantine:
-      raise UserError(
-        '--quarantine: soi_det is three data sets; put the list of each to '
-        f'{args.data_root}/soi_det_sar/{quarantine.NAME} (or _rgb, _ifr), where it is honoured'
-      )
-    return soi_det.prepare(arguments['source'], args.data_root, subset=arguments['subset'])
-  return [prepare.prepare(**arguments, data_dir=args.data_root)]
+  skipped = functools.partial(Skipped, args.strict, args.encoding, args.follow_links)
+  arguments = source_arguments(args, skipped())
+  if arguments['dataset'] != ['soi_det']:
+    return [prepare.prepare(data_dir=args.data_root, **arguments)]
+  if args.quarantine:
+    raise UserError(
+      '--quarantine: soi_det is three data sets; put the list of each to '
+      f'{args.data_root}/soi_det_sar/{quarantine.NAME} (or _rgb, _ifr), where it is honoured'
+    )
+  return soi_det.prepare(arguments['source'], args.data_root, arguments['subset'], skipped)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from data_pipelines import prepare as prepare_lib
 from data_pipelines.errors import UserError
+from data_pipelines.readers import Skipped
 from data_pipelines.source import Source
 
 # the parts of SARDet-100K that SOI-Det takes, and those it leaves
@@ -35,7 +36,10 @@ WHY = {
 
 
 def prepare(
-  sources: Sequence, data_dir, subset: Callable[[str], bool] | None = None
+  sources: Sequence,
+  data_dir,
+  subset: Callable[[str], bool] | None = None,
+  skipped: Callable[[], Skipped] = Skipped,
 ) -> list[prepare_lib.Report]:
   """Writes soi_det_sar, soi_det_rgb and soi_det_ifr; their reports compare with the paper.
 
@@ -46,6 +50,7 @@ def prepare(
     data_dir: root of the prepared data sets.
     subset: which images of SARDet-100K to take, by file name without suffix; by default told by the
       names, except for the authors' own extract (SARDet_50K), which is taken whole.
+    skipped: makes what counts the things that each release leaves out.
 
   Raises:
     FileNotFoundError: a release is not there.
@@ -57,7 +62,9 @@ def prepare(
   reports = []
   for task, folder in folders.items():
     only = subset if task == 'sar' else None
-    report = prepare_lib.prepare(f'soi_det_{task}', folder, data_dir, subset=only)
+    report = prepare_lib.prepare(
+      f'soi_det_{task}', folder, data_dir, subset=only, skipped=skipped()
+    )
     reports.append(report.with_note(compare(task, data_dir)))
   return reports
 
@@ -89,9 +96,10 @@ def in_subset(id: str) -> bool:
   Raises:
     UserError: the name does not tell; the release numbers its files, so that takes a list.
   """
-  if re.fullmatch(r'P\d{4}(_\d+){4}', id):
+  name = id.rpartition('/')[2]
+  if re.fullmatch(r'P\d{4}(_\d+){4}', name):
     return True
-  plain = re.sub('[-_ ]', '', id).lower()
+  plain = re.sub('[-_ ]', '', name).lower()
   for names, answer in ((TAKEN, True), (LEFT, False)):
     if plain.startswith(tuple(re.sub('[-_ ]', '', n).lower() for n in names)):
       return answer

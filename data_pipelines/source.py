@@ -18,7 +18,15 @@ from data_pipelines.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+TOUCHED = 1e-6  # share of a region to ignore, from which on a window has it
 PER_IMAGE = ('ids', 'sizes', 'starts')  # of an index; its other arrays have a row an object
+
+
+class Sample(dict):
+  """What a `Source` yields; what it has per object can be asked for by its own name, too."""
+
+  def __missing__(self, key):
+    return self['objects'][key]
 
 
 class Source:
@@ -44,7 +52,7 @@ class Source:
     classes: class names in label order.
     box: 'hbb', 'obb', or 'image' for a data set without objects.
     extra: {name: Array} of what it has per object beside its boxes, a row of each.
-    num_objects: int64 [len], objects of each item.
+    num_objects: int64 [len], objects of each item, regions to ignore not among them.
     fingerprint: hash of data set, version, split, contents, quarantine and tiling.
 
   Raises:
@@ -121,11 +129,13 @@ class Source:
 
   def _list_windows(self, size, overlap, keep):
     index, image, windows, rows = self._index, [], [], []
+    valid = objects_lib.valid(self._all)
+    least = np.where(valid, keep, TOUCHED)
     for i, (height, width) in enumerate(index['sizes'].tolist()):
       found = tiling.windows(height, width, size, overlap)
       objects = np.arange(index['starts'][i], index['starts'][i + 1])
       if size and len(objects):
-        kept = tiling.kept_fraction(index['polygons'][objects], found) >= keep
+        kept = tiling.kept_fraction(index['polygons'][objects], found) >= least[objects]
         rows.extend(objects[k] for k in kept)
       else:
         rows.extend([objects] * len(found))
@@ -133,19 +143,19 @@ class Source:
       windows.append(found)
     self._image = np.concatenate(image)
     self._window = np.concatenate(windows)
-    self.num_objects = np.array([len(r) for r in rows])
     self._rows = np.concatenate(rows)
-    self._starts = np.concatenate([[0], np.cumsum(self.num_objects)])
+    self._starts = np.cumsum([0, *map(len, rows)])
+    self.num_objects = np.diff(np.cumsum([0, *valid[self._rows]])[self._starts])
 
   def __len__(self):
     return len(self._image)
 
-  def __getitem__(self, i) -> dict:
+  def __getitem__(self, i) -> Sample:
     i = range(len(self))[i]
     k, (x1, y1, x2, y2) = self._image[i], self._window[i].tolist()
     rows = self._rows[self._starts[i] : self._starts[i + 1]]
     height, width = self._index['sizes'][k].tolist()
-    return dict(
+    return Sample(
       image=self._pixels(int(k), x1, y1, x2, y2),
       objects=objects_lib.moved(objects_lib.take(self._all, rows), -x1, -y1),
       id=str(self._index['ids'][k]),

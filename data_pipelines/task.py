@@ -8,13 +8,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import batch as batch_lib
+from data_pipelines import images, transforms
 from data_pipelines import objects as objects_lib
-from data_pipelines import transforms
 from data_pipelines.classes import label_space
 from data_pipelines.errors import UserError
 from data_pipelines.source import Source
 
 ATTEMPTS = 10  # draws for a place in a batch, at most: an augmentation may leave no object
+LOOKS = 4  # images whose range is compared with the task's mean and std
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Task:
         f'{where} has no image to show: {len(self.source)} windows, 0 of them with objects'
       )
     logger.debug('%s: %d of %d windows', where, len(self.pool), len(self.source))
-    self.dtype = self.source[self.pool[0]]['image'].dtype
+    self.dtype = self._looked_at(where)
 
   @property
   def of_images(self) -> bool:
@@ -82,6 +83,17 @@ class Task:
         f'does not know: {unknown}; name them there, or prepare the data set without them'
       )
 
+  def _looked_at(self, where):
+    """The type of the pixels; says so where the task's mean and std are of another unit."""
+    dtype = self.source[self.pool[0]]['image'].dtype
+    if dtype != np.uint8:
+      for i in self.pool[:: -(-len(self.pool) // LOOKS)]:
+        remark = images.mismatch(self.source[i]['image'], self.config.mean, self.config.std)
+        if remark:
+          logger.warning('%s: %s', where, remark)
+          break
+    return dtype
+
   def sample(self, index: int) -> dict:
     """An untransformed sample of the data set (see `Source`), with the objects that count here."""
     sample = self.source[index]
@@ -100,7 +112,7 @@ class Task:
       k = rng.integers(len(self.pool)) if attempt else k
       raw = self.sample(self.pool[k])
       sample = transforms.train_transform(raw, self.config, rng, self.source.classes)
-      if objects_lib.count(sample['objects']) or self.keeps_empty:
+      if objects_lib.valid(sample['objects']).any() or self.keeps_empty:
         break
     return sample, attempt
 
@@ -123,7 +135,9 @@ class Task:
       batch['shapes'][row] = image.shape[:2]
       if of_objects:
         count = objects_lib.count(found)
-        found = found | {'labels': self.head[found['labels']], 'valid': np.ones(count, bool)}
+        valid = objects_lib.valid(found)
+        found = found | {'labels': self.head[found['labels']], 'valid': valid}
+        found = objects_lib.take(found, np.argsort(~valid, kind='stable'))
         fit = min(count, self.config.max_objects)
         lost += count - fit
         for name in of_objects:

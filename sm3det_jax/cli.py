@@ -185,8 +185,7 @@ def _quickstart(args):
 
 
 def _prepare(args):
-  for report in prepare_command.run(args):
-    print(report.table())
+  print(prepare_command.show(args))
 
 
 def _doctor(args):

@@ -12,8 +12,9 @@ import numpy as np
 
 from data_pipelines import boxes as box_lib
 from data_pipelines import images as image_files
-from data_pipelines import readers, tiling, transforms
+from data_pipelines import tiling, transforms
 from data_pipelines.errors import UserError
+from data_pipelines.readers import files
 from sm3det_jax import checkpoint, compilation_cache
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import build
@@ -43,6 +44,7 @@ class Detector:
     self.config, self.variables = config, variables
     self.tasks = tuple(config.tasks)
     self._detector = build(config)
+    self._warned = set()  # tasks whose mean and std were said to be of another unit
     self._steps = functools.cache(functools.partial(detect_step, self._detector, config))
 
   @classmethod
@@ -63,14 +65,18 @@ class Detector:
       raise UserError(f'unknown task {task!r}; the model has {", ".join(self.tasks)}')
     c = self.config.tasks[task]
     name = str(image) if isinstance(image, (str, os.PathLike)) else 'the image'
-    image = _pixels(image)
-    if image.ndim != 3 or not image.size:
-      raise UserError(f'{name}: an array of shape {image.shape}, not [height, width, bands]')
-    image = transforms.to_bands(image, c.bands, name)
-    # more than 8 bits where the task's mean is of 8 bits
-    if image.dtype != np.uint8 and image.max() > 255 and max(c.mean) <= 255:
-      logger.warning('%s: %s values up to %s, stretched to 8 bits', name, image.dtype, image.max())
-      image = image_files.stretch(image)
+    loaded = _loaded(image)
+    for remark, count in loaded.remarks.items():
+      logger.warning('%s: %s%s', name, remark, f' ({count})' if count > 1 else '')
+    if (turn := loaded.header.orientation) != 1:
+      logger.warning(
+        '%s: EXIF orientation %d is not applied: boxes are of stored pixels', name, turn
+      )
+    image = transforms.to_bands(loaded.pixels, c.bands, name)
+    remark = image_files.mismatch(image, c.mean, c.std)
+    if remark and task not in self._warned:
+      self._warned.add(task)
+      logger.warning('%s: %s', name, remark)
     return image
 
   def predict(self, image, task: str, score_threshold: float = 0.3) -> dict:
@@ -81,7 +87,7 @@ class Detector:
 
     Args:
       image: path, or array [H, W] or [H, W, bands] with RGB order. One band serves as all of the
-        task's. 16-bit values are stretched to 8 bits if the task's are of 8 bits.
+        task's. Values are taken as they are, as in training; only `plot` stretches them.
       task: one of `tasks`.
       score_threshold: weaker detections are left out.
 
@@ -90,9 +96,11 @@ class Detector:
       own), `names` [k].
 
     Raises:
-      UserError: an unknown task; a file that is no image; bands that the task cannot use.
+      UserError: an unknown task; a file that is no image; bands that the task cannot use; a
+        threshold that is no score.
       FileNotFoundError: no such file.
     """
+    _check_threshold(score_threshold)
     image, c = self.prepare(image, task), self.config.tasks[task]
     windows = self._windows(image, c)
     batch = 1 if len(windows) == 1 else BATCH
@@ -110,7 +118,7 @@ class Detector:
     """A picture (uint8 RGB) of `predict`'s result, written as PNG to `path` if that is given."""
     names = tuple(self.config.tasks[task].classes)
     picture = draw.draw(
-      _pixels(image), found['boxes'], found['labels'], names, found['scores'], title or task
+      _loaded(image).pixels, found['boxes'], found['labels'], names, found['scores'], title or task
     )
     if path is not None:
       draw.save(pathlib.Path(path), picture)
@@ -142,11 +150,15 @@ class Detector:
     ]
 
 
-def _pixels(image):
+def _loaded(image):
   if isinstance(image, (str, os.PathLike)):
-    return image_files.read(pathlib.Path(image))
-  image = np.asarray(image)
-  return image[..., None] if image.ndim == 2 else image
+    return image_files.load(pathlib.Path(image))
+  return image_files.from_array(image)
+
+
+def _check_threshold(score):
+  if not 0 <= score <= 1:
+    raise UserError(f'score_threshold={score:g}: scores are between 0 and 1')
 
 
 def predict(
@@ -157,6 +169,9 @@ def predict(
   score_threshold: float = 0.3,
 ) -> list[str]:
   """Writes `<name>_detections.png` and `<name>_detections.json` of every image into `out`.
+
+  The names are the images' paths below the folder that they have in common, so that `out` mirrors
+  their tree; of names that differ in their suffix only, the suffix is kept.
 
   Args:
     workdir: of a training run.
@@ -169,13 +184,13 @@ def predict(
     One line for each file that could not be used; the others are done all the same.
 
   Raises:
-    UserError: unknown task; no image at all.
+    UserError: unknown task; no image at all; a threshold that is no score.
     FileNotFoundError: no run or no checkpoint in `workdir`.
   """
   detector, out, errors = Detector.from_checkpoint(workdir), pathlib.Path(out), []
   if task not in detector.tasks:
     raise UserError(f'unknown task {task!r}; {workdir} has {", ".join(detector.tasks)}')
-  out.mkdir(parents=True, exist_ok=True)
+  _check_threshold(score_threshold)
   for path, name in _files(images):
     try:
       image = detector.prepare(path, task)
@@ -184,8 +199,9 @@ def predict(
       logger.error('%s', errors[-1])
       continue
     found = detector.predict(image, task, score_threshold)
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
     detector.plot(image, found, task, out / f'{name}_detections.png', title=path.name)
-    content = to_json(found, path, task, image.shape[:2])
+    content = to_json(found, files.printable(str(path)), task, image.shape[:2])
     (out / f'{name}_detections.json').write_text(json.dumps(content, indent=1) + '\n')
   return errors
 
@@ -214,11 +230,23 @@ def to_json(found: dict, path, task: str, size: tuple[int, int]) -> dict:
 
 
 def _files(images):
-  """(path, name of its results) of every file; equal file names get a number."""
-  paths = []
+  """(path, name of its results) of every file: its path below the folder that all have in common.
+
+  Pictures that `predict` has made are no images.
+  """
+  paths, folders = {}, []
   for path in map(pathlib.Path, images):
-    paths += readers.image_files(path).values() if path.is_dir() else [path]
+    inside = path.is_dir()
+    found = files.image_files(path).values() if inside else [path]
+    folders.append((path if inside else path.parent).absolute())
+    paths |= {p.absolute(): p for p in found if not (inside and _is_result(p))}
   if not paths:
-    raise UserError(f'no image among {[str(p) for p in images]}')
-  stems = [p.stem for p in paths]
-  return [(p, p.stem if stems.count(p.stem) == 1 else f'{p.stem}_{k}') for k, p in enumerate(paths)]
+    raise UserError(f'no image among {", ".join(map(str, images))}')
+  common = os.path.commonpath(folders)
+  names = files.named((whole.relative_to(common).as_posix(), path) for whole, path in paths.items())
+  return [(path, name) for name, path in names.items()]
+
+
+def _is_result(path):
+  other = path.with_suffix('.json')
+  return path.name.endswith('_detections.png') and other.is_file()

@@ -15,7 +15,7 @@ def normalise(
   The reference normalises, then pads with zeros; batches come padded, so that order is kept here.
 
   Args:
-    images: [B, H, W, C] in the files' own type, such as uint8 or uint16.
+    images: [B, H, W, C] in the files' own type: uint8, uint16, int16 or float32.
     mean: of each band, in the files' units.
     std: of each band.
     shapes: [B, 2] (height, width) of what is not padding; None = all.

@@ -40,29 +40,3 @@ def real_data() -> pathlib.Path:
   if not (SHARED / 'data').is_dir():
     pytest.skip('../shared/data (real images) is not here')
   return SHARED / 'data'
-
-
-@pytest.fixture(scope='session')
-def tiny_run(tmp_path_factory) -> pathlib.Path:
-  """The workdir of a tiny quickstart of two steps, which several tests read and none changes."""
-  from sm3det_jax import config, quickstart
-  from sm3det_jax.config.small import shortened
-
-  c = config.load(
-    [
-      '--config=quickstart',
-      '--config.backbone.depths=(1, 1, 1, 1)',
-      '--config.backbone.channels=(8, 16, 16, 32)',
-      '--config.neck.channels=32',
-    ]
-  )
-  for task in c.tasks.values():
-    task.size, task.head.channels = (128, 128), 32
-    task.head.score_threshold = 0.001  # an untrained model finds something too
-    if task.kind == 'obb':
-      task.head.proposals.update(pre_nms=32, max_proposals=32)
-      task.head.roi.update(fc_channels=32, samples=16)
-      task.head.max_detections = 20
-  workdir = tmp_path_factory.mktemp('tiny') / 'run'
-  quickstart.run(shortened(c, 2), workdir, {'train': 8, 'test': 3})
-  return workdir

@@ -20,7 +20,7 @@ from sm3det_jax.interop import layouts
 TASKS = ('a', 'b')
 
 
-LONG = {'lsknet', 'pvt_v2', 'swin'}  # to compile
+LONG = {'lsknet', 'pvt_v2', 'swin', 'van'}  # to compile
 each = pytest.mark.parametrize('kind', BACKBONES)
 each_slowly = pytest.mark.parametrize(
   'kind', [pytest.param(k, marks=pytest.mark.slow) if k in LONG else k for k in BACKBONES]
@@ -156,7 +156,7 @@ def test_official_names_and_back(kind):
   jax.tree.map(np.testing.assert_array_equal, back, dict(ours))
 
 
-@each
+@each_slowly
 def test_account_counts_it(kind):
   c = config_lib.check(small(tiny_config(groups=1), kind))
   parts = account.account(c)['parts']

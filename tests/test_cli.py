@@ -9,16 +9,45 @@ import types
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
+from tiny import config_file
 
 import sm3det_jax
-from data_pipelines import errors
-from sm3det_jax import Detector, bench, cli, config, logs
+from data_pipelines import errors, mixture
+from sm3det_jax import Detector, bench, checkpoint, cli, config, logs, quickstart
+from sm3det_jax.analysis import coverage
+from sm3det_jax.config.small import shortened
+from sm3det_jax.detector import build
+from sm3det_jax.interop import convert
 
 
 def run(*arguments):
   return cli.main(list(map(str, arguments)))
+
+
+@pytest.fixture(scope='module')
+def tiny_run(tmp_path_factory) -> Path:
+  """The workdir of a tiny quickstart of two steps, which several tests read and none changes."""
+  c = config.load(
+    [
+      '--config=quickstart',
+      '--config.backbone.depths=(1, 1, 1, 1)',
+      '--config.backbone.channels=(8, 16, 16, 32)',
+      '--config.neck.channels=32',
+    ]
+  )
+  for task in c.tasks.values():
+    task.size, task.head.channels = (128, 128), 32
+    task.head.score_threshold = 0.001  # an untrained model finds something too
+    if task.kind == 'obb':
+      task.head.proposals.update(pre_nms=32, max_proposals=32)
+      task.head.roi.update(fc_channels=32, samples=16)
+      task.head.max_detections = 20
+  workdir = tmp_path_factory.mktemp('tiny') / 'run'
+  quickstart.run(shortened(c, 2), workdir, {'train': 8, 'test': 3})
+  return workdir
 
 
 def test_quickstart_leaves_scores_report_and_routing(tiny_run):
@@ -85,6 +114,39 @@ def test_predict_on_files_of_any_kind(tiny_run, tmp_path, caplog):
     assert {d['name'] for d in content['detections']} <= {'ship', 'aircraft', 'tank'}
     assert (out / f'{name}_detections.png').stat().st_size > 1000
   assert not (out / 'broken_detections.json').exists()
+
+
+def test_training_starts_from_another_run(tiny_run, tmp_path, caplog):
+  c, trained = checkpoint.restore_for_inference(tiny_run)
+  c.init_from = str(tiny_run)
+  c.tasks.sar.classes = ('ship', 'tank', 'aircraft', 'new')
+  shapes = jax.eval_shape(build(c).init, jax.random.key(0))
+  fresh = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
+  caplog.set_level('INFO')
+  model = convert.start_from({'variables': fresh, 'ema': fresh['params']}, c)
+  assert re.search(r'^shape +params/heads_sar/bbox_head/cls/bias ', caplog.text, re.M)
+  for params in (model['variables']['params'], model['ema']):
+    jax.tree.map(np.testing.assert_array_equal, params['backbone'], trained['params']['backbone'])
+    assert not np.any(params['heads_sar']['bbox_head']['cls']['bias'])
+    assert np.any(params['heads_sar']['bbox_head']['reg']['bias'])
+
+
+def test_a_converted_model_evaluates_as_the_one_it_came_from(tiny_run, tmp_path):
+  file = tmp_path / 'weights.safetensors'
+  assert run('convert', '--to=official', '--workdir', tiny_run, file) == 0
+  path = config_file(tmp_path / 'config.py', checkpoint.load_config(tiny_run))
+  out = tmp_path / 'run'
+  assert run('convert', '--from=official', f'--config={path}', file, '--out', out) == 0
+  assert run('evaluate', '--workdir', out) == 0
+  first, again = (json.loads((p / 'metrics.json').read_text()) for p in (tiny_run, out))
+  assert first == again
+
+
+def test_a_run_says_the_share_of_every_task(tiny_run, caplog):
+  with caplog.at_level('INFO'):
+    shares = coverage.report(mixture.open_tasks(checkpoint.load_config(tiny_run)))
+  assert set(shares) == {'sar', 'rgb', 'ifr'} and min(shares.values()) > 0.8
+  assert 'sar: 100.0 %' in caplog.text and 'ATSS' in caplog.text and 'RPN' in caplog.text
 
 
 def test_the_detector_class(tiny_run):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pth
 import pytest
-from tiny import tiny_config
+from tiny import config_file, tiny_config
 
 from sm3det_jax import Detector, checkpoint, cli
 from sm3det_jax import config as config_lib
@@ -43,16 +43,6 @@ def random_state(config, shapes):
     shape = layouts.get(shapes, (entry.collection, *entry.path)).shape
     state |= layouts.theirs(entry, rng.normal(size=shape).astype(np.float32))
   return state
-
-
-def config_file(path, config):
-  """A config file, as `--config` takes it."""
-  content = json.dumps(config.to_dict())
-  path.write_text(
-    'import json\nfrom sm3det_jax import checkpoint\n'
-    f'def get_config():\n  return checkpoint._unjson(json.loads({content!r}))\n'
-  )
-  return path
 
 
 def counted(report):
@@ -160,6 +150,7 @@ def mmpretrain(state):
   return renamed
 
 
+@pytest.mark.slow
 def test_imagenet_weights_fill_the_backbone_and_every_expert(config, shapes, tmp_path):
   theirs = facebook(config, np.random.default_rng(1))
   np.savez(tmp_path / 'a.npz', **theirs)
@@ -412,31 +403,6 @@ def test_a_model_with_other_classes_takes_what_fits(config, shapes, state):
   )
   with pytest.raises(ValueError, match='nothing of it fits'):
     convert.load_matching(zeros, {'neck.x': np.zeros(3)}, new)
-
-
-def test_training_starts_from_another_run(tiny_run, tmp_path, caplog):
-  config, trained = checkpoint.restore_for_inference(tiny_run)
-  config.init_from = str(tiny_run)
-  config.tasks.sar.classes = ('ship', 'tank', 'aircraft', 'new')
-  fresh = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes_of(config))
-  caplog.set_level('INFO')
-  model = convert.start_from({'variables': fresh, 'ema': fresh['params']}, config)
-  assert re.search(r'^shape +params/heads_sar/bbox_head/cls/bias ', caplog.text, re.M)
-  for params in (model['variables']['params'], model['ema']):
-    jax.tree.map(np.testing.assert_array_equal, params['backbone'], trained['params']['backbone'])
-    assert not np.any(params['heads_sar']['bbox_head']['cls']['bias'])
-    assert np.any(params['heads_sar']['bbox_head']['reg']['bias'])
-
-
-def test_a_converted_model_evaluates_as_the_one_it_came_from(tiny_run, tmp_path):
-  file = tmp_path / 'weights.safetensors'
-  assert run('convert', '--to=official', '--workdir', tiny_run, file) == 0
-  config = config_file(tmp_path / 'config.py', checkpoint.load_config(tiny_run))
-  out = tmp_path / 'run'
-  assert run('convert', '--from=official', f'--config={config}', file, '--out', out) == 0
-  assert run('evaluate', '--workdir', out) == 0
-  first, again = (json.loads((p / 'metrics.json').read_text()) for p in (tiny_run, out))
-  assert first == again
 
 
 @pytest.mark.slow

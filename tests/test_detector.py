@@ -79,6 +79,7 @@ def test_boxes_in_the_padding_rows_change_nothing(model, loss):
   assert a == b
 
 
+@pytest.mark.slow
 def test_without_a_key_there_is_no_noise(model, loss):
   _, detector, variables, batch = model
   first, again = (loss(variables, batch, sampling='all')[0] for _ in range(2))

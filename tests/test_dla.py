@@ -59,7 +59,9 @@ def _traces(golden):
   return z, got, history
 
 
-@pytest.mark.parametrize('x64, tolerance', [(False, 1e-5), (True, 1e-7)])
+@pytest.mark.parametrize(
+  'x64, tolerance', [pytest.param(False, 1e-5, marks=pytest.mark.slow), (True, 1e-7)]
+)
 def test_every_recorded_policy(golden, x64, tolerance):
   with jax.enable_x64(x64):
     z, got, history = _traces(golden)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import mixture, prepare
 from data_pipelines.batch import Array
-from data_pipelines.builders import presets
+from data_pipelines.builders import formats
 from data_pipelines.source import Source
 from sm3det_jax import backbones, config
 from sm3det_jax.config import phases
@@ -84,8 +84,8 @@ def test_the_format_of_the_page_prepares_a_data_set(tmp_path, monkeypatch):
   (source,) = [b for b in blocks(ROOT / 'docs/extending.md') if 'def read(' in b]
   module = {}
   exec(compile(source, 'table', 'exec'), module)
-  row = presets.Format(module['read'], 'hbb', (('{raw}.csv', '{raw}'),))
-  monkeypatch.setitem(presets.FORMATS, 'table', row)
+  row = formats.Format(module['read'], 'hbb', (('{raw}.csv', '{raw}'),))
+  monkeypatch.setitem(formats.FORMATS, 'table', row)
   (tmp_path / 'in/train').mkdir(parents=True)
   for name in 'ab':
     cv2.imwrite(str(tmp_path / f'in/train/{name}.png'), np.full((40, 60, 3), 7, np.uint8))

@@ -1,5 +1,6 @@
 """What `sm3det doctor` says of a data set, and the quarantine that `prepare` and loaders honour."""
 
+import dataclasses
 import hashlib
 import json
 import pickle
@@ -15,7 +16,8 @@ from data_pipelines import boxes as box_lib
 from data_pipelines import quarantine
 from data_pipelines.builders import scan
 from data_pipelines.errors import UserError
-from data_pipelines.prepare import Collected, prepare
+from data_pipelines.prepare import prepare
+from data_pipelines.raw import Collected
 from data_pipelines.readers import Annotation, Skipped
 from data_pipelines.source import Source
 from sm3det_jax import cli, config
@@ -174,6 +176,31 @@ def test_faults_of_images_are_found(tmp_path):
   clear = {d.images[k].id for k, (is_clear, _) in out.items() if is_clear}
   assert clear == {'broken', 'flat', 'copy', 'small'}
   assert {d.images[k].id for k in out} - clear == {'noisy', 'P1__1__0___0', 'deep', 'dark', 'half'}
+
+
+def test_what_prepare_leaves_out_or_mends_is_said(tmp_path):
+  test = good(tmp_path, 'test')
+  declared = dataclasses.replace(test[0], declared=(128, 96))
+  holes = texture(80).astype(np.float32)
+  holes[:60] = np.nan
+  np.save(tmp_path / 'holes.npy', holes)
+  holes = dataclasses.replace(test[1], image=tmp_path / 'holes.npy')
+  ignored = annotation(tmp_path, 'ignored', texture(81), [GOOD[0], [64, 48, 127, 95, 0]])
+  ignored = dataclasses.replace(ignored, extra={'ignored': np.array([False, True])})
+  d = of({'test': [declared, holes, ignored, test[2]]}, ('ship',))
+  assert places(d) == {
+    'misfit': [('test', 'test_0')],
+    'types': [('test', 'test_1')],
+    'no_data': [('test', 'test_1')],
+  }
+  assert d.counts().tolist() == [2, 2, 1, 2]
+  report = examine_lib.examine(d, tmp_path / 'look')
+  skipped = report.summary['skipped']
+  (missing,) = (s['count'] for reason, s in skipped.items() if 'without data' in reason)
+  assert missing == 60 * 128
+  (sizes,) = (s['places'] for reason, s in skipped.items() if 'size differs' in reason)
+  assert 'declared 96 x 128, the image is 128 x 96' in sizes[0]
+  assert sizes[0] in (tmp_path / 'look/report.html').read_text()
 
 
 def test_faults_of_classes(tmp_path):

@@ -6,8 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sm3det_jax.geometry import anchors, assign, hbb, iou
+from sm3det_jax.geometry import anchors, assign, hbb, iou, obb
 
 
 def test_grid_anchors_by_hand():
@@ -74,6 +77,51 @@ def test_an_object_that_nothing_overlaps_claims_nothing():
   boxes, gt = jnp.tile(jnp.asarray([[0.0, 0, 9, 9]]), (3, 1)), jnp.asarray([[20.0, 0, 29, 9]])
   got = assign.max_iou(iou.hbb_iou, boxes, gt, jnp.ones(1, bool), 0.5, 0.4, 0.0)
   assert got.tolist() == [0, 0, 0]
+
+
+ignore = jax.jit(assign.ignore_regions)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 7, 33, 90]), st.floats(0, 1))
+def test_no_background_lies_in_an_ignored_region(seed, m, share):
+  """Boxes on an integer grid, so that many shares are one half exactly; several steps, gaps."""
+  r = np.random.default_rng(seed)
+  boxes, regions, _ = scene(seed, m)
+  boxes[0] = 0  # without area
+  ignored = r.uniform(size=m) < share
+  gt_inds = r.integers(-1, 3, len(boxes)).astype(np.int32)
+  got = ignore(gt_inds, boxes, regions, ignored)
+  want = gt_inds.copy()
+  for i, (x1, y1, x2, y2) in enumerate(boxes):
+    for a1, b1, a2, b2 in regions[ignored]:
+      inter = max(min(x2, a2) - max(x1, a1), 0) * max(min(y2, b2) - max(y1, b1), 0)
+      if gt_inds[i] == 0 and 2 * inter >= (x2 - x1) * (y2 - y1) > 0:
+        want[i] = -1
+  assert got.dtype == jnp.int32
+  np.testing.assert_array_equal(got, want)
+
+
+def test_oriented_boxes_in_oriented_regions():
+  r = np.random.default_rng(0)
+  make = lambda n, low, high: np.concatenate(
+    [r.uniform(0, 60, (n, 2)), r.uniform(low, high, (n, 2)), r.uniform(-4, 4, (n, 1))], 1
+  ).astype(np.float32)
+  boxes, regions, ignored = make(300, 2, 20), make(40, 10, 30), np.arange(40) % 4 == 1
+  corners = lambda x: [shapely.Polygon(p.reshape(4, 2)) for p in np.asarray(obb.to_polygon(x))]
+  there = [q for q, yes in zip(corners(regions), ignored, strict=True) if yes]
+  shares = [max(p.intersection(q).area for q in there) / p.area for p in corners(boxes)]
+  clear = np.abs(np.asarray(shares) - assign.IGNORED_IOF) > 1e-4  # of rounding
+  got = ignore(np.zeros(300, np.int32), boxes, regions, ignored)
+  want = np.where(np.asarray(shares) >= assign.IGNORED_IOF, -1, 0)
+  assert clear.mean() > 0.99 and 50 < (want < 0).sum() < 250
+  np.testing.assert_array_equal(got[clear], want[clear])
+
+
+def test_without_regions_nothing_is_ignored():
+  gt_inds, boxes = jnp.asarray([0, 1]), jnp.asarray([[0.0, 0, 9, 9]] * 2)
+  assert assign.ignore_regions(gt_inds, boxes, boxes, None) is gt_inds
+  assert assign.ignore_regions(gt_inds, boxes, boxes[:0], boxes[:0, 0] > 0) is gt_inds
 
 
 def atss_loop(boxes, sizes, gts, valid, topk):

@@ -137,6 +137,7 @@ def test_detections(case, task):
     assert matched >= len(boxes) - 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['all', 'firstk'])
 def test_losses_and_gradients(case, mode):
   batch = case.batch()
@@ -169,6 +170,7 @@ def test_losses_and_gradients(case, mode):
   assert np.mean(np.asarray(list(arrays.values())) < 3e-3) >= 0.9
 
 
+@pytest.mark.slow
 def test_noisy_backbone(case, monkeypatch):
   recorded = case.load('train_noisy_backbone')
   blocks = [(s, b) for s, blocks in enumerate(case.config.moe.blocks) for b in blocks]

@@ -221,6 +221,7 @@ def test_proposals_and_stages(recorded, case):
     np.testing.assert_allclose(together['decoded'].reshape(decoded.shape), decoded, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', [FASTER, LONG, RETINA])
 def test_losses_and_gradients(recorded, case):
   r = recorded(case)
@@ -230,6 +231,7 @@ def test_losses_and_gradients(recorded, case):
   assert_gradients(r.root, grads)
 
 
+@pytest.mark.slow
 def test_training_of_the_cascade_on_given_proposals(recorded):
   r, want = recorded(CASCADE), recorded(CASCADE).load('train_given_roi')
   proposals = [want[f'{i}.proposals'][:, :4] for i in range(2)]

@@ -50,7 +50,7 @@ def of_page():
 
 HEADS_OF_PAGE = dict([of_page()])
 KINDS = [*HEADS, *HEADS_OF_PAGE]
-LONG = {'faster_rcnn', 'cascade_rcnn', 'roi_transformer'}  # to compile
+LONG = {'faster_rcnn', 'cascade_rcnn', 'roi_transformer', 's2anet'}  # to compile
 LEFT = {'gfl': 0.5}  # of the loss once it has learned; entropies of distances stay
 each = pytest.mark.parametrize('kind', KINDS)
 each_slowly = pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from ml_collections import FrozenConfigDict
 
 from sm3det_jax.geometry import coders
 from sm3det_jax.heads import rpn, two_stage
+from sm3det_jax.heads.common import level_anchors
 from sm3det_jax.necks.fpn import FPN
 
 SIZE, CLASSES = 64, 3
@@ -18,15 +20,14 @@ TARGETS = {
 }
 
 
-def rois_of(sampling, key, samples=8):
+def rois_of(sampling, key, samples=8, boxes=TARGETS['boxes'][0], ignored=None):
   """Samples of one image: proposals on, near and far from an object, and one that is padding."""
   c = FrozenConfigDict(dict(samples=samples, positive_fraction=0.5))
   stage = two_stage.Stage(None, coders.DeltaXYWH(), 0.5, 0)
   near = jnp.asarray([[2.0, 4, 34, 36.0], [4, 4, 36, 36], [40, 40, 60, 60], [2, 4, 34, 36]])
   valid = jnp.asarray([True, True, True, False])
-  image = [TARGETS[k][0] for k in ('boxes', 'labels', 'valid')]
   run = lambda *x: two_stage.sample(c, stage, CLASSES, sampling, *x)
-  return jax.jit(run)(near, valid, *image, key)
+  return jax.jit(run)(near, valid, boxes, TARGETS['labels'][0], TARGETS['valid'][0], key, ignored)
 
 
 def test_rois_that_count():
@@ -40,6 +41,48 @@ def test_rois_that_count():
   assert s.deltas[3, 0] < 0
   some = rois_of('random', jax.random.key(0), samples=3)  # one positive at most
   assert some.valid.tolist() == [True, True, False] and some.labels[1] == CLASSES
+
+
+def test_no_roi_in_a_region_to_ignore_is_background():
+  ignored = jnp.asarray([False, False, True])
+  for found, want in zip(rois_of('all', None, ignored=ignored), rois_of('all', None), strict=True):
+    np.testing.assert_array_equal(found, want)  # the row of the padding is but one pixel large
+  boxes = TARGETS['boxes'][0].at[2].set(jnp.asarray([35.0, 35, 64, 55]))
+  s = rois_of('all', None, boxes=boxes, ignored=ignored)
+  assert s.valid.tolist() == [True] * 4 + [False] * 3  # three quarters of the fifth lie inside
+  assert s.labels.tolist()[:4] == [2, 0, 2, 2]
+
+
+@pytest.mark.parametrize('part', [(0, 0, 32, 64), (40.5, 32, 64, 64)])
+def test_no_anchor_in_a_region_to_ignore_is_background(part):
+  """Of the RPN: regions are as their envelopes; what touches an object stays positive."""
+  c = FrozenConfigDict(
+    dict(
+      pos_iou=0.7, neg_iou=0.3, min_pos_iou=0.3, samples=256, positive_fraction=0.5,
+      allowed_border=0,
+    )
+  )  # fmt: skip
+  (anchors,) = level_anchors([(8, 8)], (8,), (2.0,), (1.0,))
+  anchors += 4
+  boxes = jnp.asarray([[16, 16, 16, 16, 0.0], [0] * 5])
+  x1, y1, x2, y2 = part
+  middle = [(x1 + x2) / 2, (y1 + y2) / 2, y2 - y1, x2 - x1, np.pi / 2]  # a quarter turn
+  boxes = boxes.at[1].set(jnp.asarray(middle))
+  rows, shape = jnp.asarray([True, False]), jnp.asarray([SIZE, SIZE])
+  run = jax.jit(
+    lambda ignored: rpn.rpn_targets(
+      c, coders.MidpointOffset(), anchors, 'all', boxes, rows, shape, None, ignored
+    )[:2]
+  )
+  positive, negative = run(jnp.asarray([False, False]))
+  assert positive.any() and negative.any()
+  a = np.asarray(anchors)
+  wide, high = (np.minimum(a[:, i + 2], part[i + 2]) - np.maximum(a[:, i], part[i]) for i in (0, 1))
+  inside = np.maximum(wide, 0) * np.maximum(high, 0) >= 128  # half of 16 x 16
+  found = run(jnp.asarray([False, True]))
+  np.testing.assert_array_equal(found[0], positive)
+  np.testing.assert_array_equal(found[1], negative & ~inside)
+  assert (inside & negative).any() and found[1].any()
 
 
 def test_objects_leave_between_the_stages():

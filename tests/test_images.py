@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import images, tiff
+from data_pipelines import images
 
 RNG = np.random.default_rng(0)
 
@@ -68,17 +68,13 @@ def test_alpha_of_a_png_is_dropped():
 
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter:DeprecationWarning")
-@pytest.mark.parametrize('bands', [2, 4])
-@pytest.mark.parametrize(
-  'compression, predictor',
-  [('raw', 1), ('packbits', 1), ('tiff_lzw', 1), ('tiff_lzw', 2), ('tiff_adobe_deflate', 2)],
-)
-def test_tiff_keeps_every_band(bands, compression, predictor):
-  image, data = pixels(bands, height=150, width=211), io.BytesIO()
-  mode = {2: 'LA', 4: 'CMYK'}[bands]
-  tags = {tiff.PREDICTOR: predictor}
-  Image.fromarray(image, mode).save(data, 'TIFF', compression=compression, tiffinfo=tags)
-  np.testing.assert_array_equal(images.decode(data.getvalue()), image)
+def test_grey_with_alpha_is_grey():
+  data = io.BytesIO()
+  Image.fromarray(pixels(2), 'LA').save(data, 'PNG')
+  grey = images.decode(data.getvalue())
+  assert grey.shape == (37, 53, 1)
+  # a set that was prepared when it gave three bands
+  np.testing.assert_array_equal(images.decode(data.getvalue(), 3), np.repeat(grey, 3, 2))
 
 
 def test_tiff_of_sixteen_bits_and_four_bands():
@@ -87,17 +83,10 @@ def test_tiff_of_sixteen_bits_and_four_bands():
   np.testing.assert_array_equal(images.decode(data), image)
 
 
-def test_tiff_pages_are_bands():
-  image, data = pixels(3), io.BytesIO()
-  first, *others = (Image.fromarray(image[..., i]) for i in range(3))
-  first.save(data, 'TIFF', save_all=True, append_images=others)
-  np.testing.assert_array_equal(images.decode(data.getvalue()), image)
-
-
 @pytest.mark.parametrize('bands', [1, 2, 3, 4, 7])
-@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.int16, np.float32])
 def test_encode_is_lossless(bands, dtype):
-  image = pixels(bands, dtype)
+  image = pixels(bands) * np.float32(-0.3) if dtype is np.float32 else pixels(bands, dtype)
   found = images.decode(images.encode(image), bands)
   assert found.dtype == dtype
   np.testing.assert_array_equal(found, image)
@@ -128,12 +117,6 @@ def test_what_is_no_image_is_an_error(data):
     images.decode(data, name='picture')
 
 
-def test_other_pixel_types_are_an_error():
-  data = cv2.imencode('.tif', np.zeros((5, 5), np.float32))[1].tobytes()
-  with pytest.raises(images.ImageError, match='float32'):
-    images.decode(data)
-
-
 def test_what_is_stored_as_is():
   small, large = pixels(3), np.zeros((8, images.WHOLE + 1, 3), np.uint8)
   for suffix, as_is in (('.png', True), ('.jpg', True), ('.tif', False), ('.bmp', False)):
@@ -147,13 +130,3 @@ def test_blocks_cover_an_image_once():
     covered[y1:y2, x1:x2] += 1
     assert 0 < x2 - x1 <= images.BLOCK and 0 < y2 - y1 <= images.BLOCK
   assert (covered == 1).all()
-
-
-def test_a_compression_nobody_reads_is_refused():
-  data = io.BytesIO()
-  Image.fromarray(pixels(2), 'LA').save(data, 'TIFF', compression='raw')
-  broken = bytearray(data.getvalue())
-  at = broken.index((tiff.COMPRESSION).to_bytes(2, 'little') + b'\x03\x00\x01')
-  broken[at + 8] = 7  # JPEG in TIFF
-  with pytest.raises(images.ImageError, match='compression 7'):
-    images.decode(bytes(broken))

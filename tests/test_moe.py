@@ -171,6 +171,7 @@ def test_layer_on_a_mesh_equals_one_device(shape):
     assert relative(np.asarray(a), np.asarray(b)) < 1e-5
 
 
+@pytest.mark.slow
 def test_balance_per_device_is_the_mean_over_groups():
   module = layer.MoE(num_experts=4, top_k=2, hidden=8, stat_groups=2)
   x = jax.random.normal(jax.random.key(1), (4, 3, 3, 8))

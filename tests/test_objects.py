@@ -9,7 +9,7 @@ import pytest
 from data_pipelines import batch as batch_lib
 from data_pipelines import boxes as box_lib
 from data_pipelines import mixture, objects, prepare, transforms
-from data_pipelines.builders import presets
+from data_pipelines.builders import formats
 from data_pipelines.readers import Annotation
 from data_pipelines.source import Source
 from data_pipelines.task import Task
@@ -65,8 +65,8 @@ def root(tmp_path_factory):
     cv2.imwrite(str(root / f'raw/images/{i}.png'), image)
   with pytest.MonkeyPatch.context() as patch:
     for kind in KINDS:
-      row = presets.Format(reader(kind), kind, (('.', 'images'),))
-      patch.setitem(presets.FORMATS, kind, row)
+      row = formats.Format(reader(kind), kind, (('.', 'images'),))
+      patch.setitem(formats.FORMATS, kind, row)
     for box in (*KINDS, 'image'):
       made = prepare.prepare(
         'hbb' if box == 'image' else box, root / 'raw', root, name=box, box=box, ignore=('junk',)
@@ -204,7 +204,7 @@ def test_images_with_different_arrays_are_an_error(root, tmp_path, monkeypatch, 
     for i, a in enumerate(reader('obb')(*args, **kwargs)):
       yield Annotation(**{**vars(a), 'extra': extra(i)})
 
-  monkeypatch.setitem(presets.FORMATS, 'odd', presets.Format(read, 'obb', (('.', 'images'),)))
+  monkeypatch.setitem(formats.FORMATS, 'odd', formats.Format(read, 'obb', (('.', 'images'),)))
   with pytest.raises(ValueError, match=message):
     prepare.prepare('odd', root / 'raw', tmp_path, ignore=('junk',))
 

@@ -113,6 +113,7 @@ def test_two_phases_are_the_loop_by_hand():
   assert float(got['total']) == pytest.approx(sum(float(got[k]) for k in terms), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_with_accumulation_dla_groups_and_zero1():
   groups = (('backbone/gamma', 0.1, 0.0),)
   settings = dict(groups=groups, accumulate=2)

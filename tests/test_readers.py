@@ -16,13 +16,18 @@ from data_pipelines.readers import (
   dronevehicle_xml,
   rolabelimg,
   voc,
-  yolo_obb,
+  yolo,
 )
 
 
 @pytest.fixture
 def skipped():
   return Skipped()
+
+
+@pytest.fixture
+def strict():
+  return Skipped(strict=True)
 
 
 def write_image(path, height=40, width=60, value=128):
@@ -108,6 +113,7 @@ def test_coco_missing_image_unknown_image_and_filename_key(tmp_path, skipped):
   assert only.image.name == 'a.png'  # a converted copy keeps its labels
   assert skipped.counts == {
     'image file missing': 1,
+    'image file under another suffix (mended)': 1,
     'object of an image that the file does not list': 1,
   }
 
@@ -116,14 +122,17 @@ def test_coco_missing_image_unknown_image_and_filename_key(tmp_path, skipped):
   'annotation, message',
   [
     (dict(image_id=1, category_id=5, bbox=[1, 2, 3, 4]), 'category_id 5 is not among'),
-    (dict(image_id=1, category_id=3, bbox=[1, 2, 3]), r'boxes of \[3\] numbers'),
-    (dict(image_id=1, category_id=3), r'boxes of \[0\] numbers'),
+    (dict(image_id=1, category_id=3, bbox=[1, 2, 3]), r'bbox is \[1, 2, 3\]'),
+    (dict(image_id=1, category_id=3), 'bbox is None'),
   ],
 )
-def test_coco_bad_object_is_an_error(tmp_path, skipped, annotation, message):
-  write_coco(tmp_path, [annotation])
-  with pytest.raises(ValueError, match=f'train.json: {message}'):
-    read_coco(tmp_path, skipped)
+def test_coco_bad_object_is_left_out(tmp_path, skipped, strict, annotation, message):
+  write_coco(tmp_path, [dict(image_id=2, category_id=3, bbox=[1, 2, 3, 4]), annotation])
+  assert [a.names for a in read_coco(tmp_path, skipped)] == [(), ('ship',)]
+  (places,) = skipped.places.values()
+  with pytest.raises(ValueError, match=rf'train.json: annotations\[1\] \(id 1\): {message}') as e:
+    read_coco(tmp_path, strict)
+  assert places == [str(e.value)]
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '{"images": []}'])
@@ -170,11 +179,13 @@ def test_dota_header_token_counts_and_difficult(tmp_path, skipped):
 @pytest.mark.parametrize(
   'line', ['1 2 3 4 5 6 7 8', '1 2 3 4 5 6 7 ship 0', '1 2 3 4 5 6 7 8 ship hard']
 )
-def test_dota_bad_line_is_an_error(tmp_path, skipped, line):
-  write(tmp_path / 'labelTxt/a.txt', f'gsd:1\n{line}\n')
+def test_dota_bad_line_is_left_out(tmp_path, skipped, strict, line):
+  write(tmp_path / 'labelTxt/a.txt', f'gsd:1\n{line}\n10 10 30 10 30 20 10 20 ship 0\n')
   write_image(tmp_path / 'images/a.png')
+  assert read_dota(tmp_path, skipped)['a'].names == ('ship',)
+  assert sum(skipped.counts.values()) == 1
   with pytest.raises(ValueError, match=r'a\.txt:2: expected eight coordinates'):
-    read_dota(tmp_path, skipped)
+    read_dota(tmp_path, strict)
 
 
 def test_dota_files_without_partner_are_counted(tmp_path, skipped):
@@ -249,11 +260,14 @@ def test_dronevehicle_broken_files_are_counted(tmp_path, skipped):
   }
 
 
-def test_dronevehicle_bad_number_is_an_error(tmp_path, skipped):
-  write(tmp_path / 'labels/1.xml', drone_xml(('car', POLYGON.replace('120', 'x', 1))))
+def test_dronevehicle_bad_number_is_left_out(tmp_path, skipped, strict):
+  bad = POLYGON.replace('120', 'x', 1)
+  write(tmp_path / 'labels/1.xml', drone_xml(('bus', POLYGON), ('car', bad)))
   write_image(tmp_path / 'images/1.jpg')
-  with pytest.raises(ValueError, match=r'1\.xml: <polygon> needs numbers'):
-    read_drone(tmp_path, skipped)
+  assert read_drone(tmp_path, skipped)['1'].names == ('bus',)
+  assert skipped.counts == {'<polygon> without its numbers': 1}
+  with pytest.raises(ValueError, match=r"1\.xml: object 2: <polygon> needs numbers, has x1='x'"):
+    read_drone(tmp_path, strict)
 
 
 # YOLO-OBB
@@ -272,16 +286,16 @@ def test_dronevehicle_bad_number_is_an_error(tmp_path, skipped):
 )
 def test_yolo_class_names(tmp_path, text):
   write(tmp_path / 'data.yaml', text)
-  assert yolo_obb.class_names(tmp_path / 'data.yaml') == {0: 'plane', 1: 'storage tank'}
+  assert yolo.class_names(tmp_path / 'data.yaml') == {0: 'plane', 1: 'storage tank'}
 
 
 def test_yolo_without_names_is_an_error(tmp_path, skipped):
   write(tmp_path / 'data.yaml', 'names:\nnc: 2\n')
   with pytest.raises(ValueError, match='no class names'):
-    yolo_obb.class_names(tmp_path / 'data.yaml')
+    yolo.class_names(tmp_path / 'data.yaml')
   write(tmp_path / 'data.yaml', 'nc: 2\n')
   with pytest.raises(FileNotFoundError, match='found none'):
-    list(yolo_obb.read(tmp_path, 'train', labels='l', images='i', skipped=skipped))
+    list(yolo.read(tmp_path, 'train', labels='l', images='i', skipped=skipped))
 
 
 def read_yolo(folder, skipped, line):
@@ -289,24 +303,25 @@ def read_yolo(folder, skipped, line):
   write(folder / 'labels/train/a.txt', line)
   for name in 'ab':
     write_image(folder / f'images/train/{name}.png', height=40, width=60)
-  found = yolo_obb.read(
-    folder, 'train', labels='labels/train', images='images/train', skipped=skipped
-  )
+  found = yolo.read(folder, 'train', labels='labels/train', images='images/train', skipped=skipped)
   return list(found)
 
 
-def test_yolo_scales_by_width_and_height(tmp_path, skipped):
+def test_yolo_gives_shares(tmp_path, skipped):
   first, second = read_yolo(tmp_path, skipped, '1 0.5 0.25 1.1 0.25 1.1 0.75 0.5 0.75\n\n')
   assert first.names == ('ship',)
-  np.testing.assert_allclose(first.polygons, [[30, 10, 66, 10, 66, 30, 30, 30]], atol=1e-5)
-  same_rectangle(first.boxes, [[48, 20, 36, 20, 0]])
+  expected = [[0.5, 0.25, 1.1, 0.25, 1.1, 0.75, 0.5, 0.75]]
+  np.testing.assert_allclose(first.polygons, expected, rtol=1e-6)
   assert second.names == () and not skipped.counts  # an image of background alone
 
 
 @pytest.mark.parametrize('line', ['2 0 0 1 0 1 1 0 1', '0 0.5 0.5 0.1 0.1', 'x 0 0 1 0 1 1 0 1'])
-def test_yolo_bad_line_is_an_error(tmp_path, skipped, line):
+def test_yolo_bad_line_is_left_out(tmp_path, skipped, strict, line):
+  both = f'{line}\n1 0 0 1 0 1 1 0 1\n'
+  assert read_yolo(tmp_path, skipped, both)[0].names == ('ship',)
+  assert sum(skipped.counts.values()) == 1
   with pytest.raises(ValueError, match=r'a\.txt:1: expected a class number of \[0, 1\]'):
-    read_yolo(tmp_path, skipped, line)
+    read_yolo(tmp_path, strict, both)
 
 
 # roLabelImg and VOC

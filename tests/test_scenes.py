@@ -265,6 +265,7 @@ def mean_forms(modality, drawn, setting):
   return np.array([np.median(f, 0) if f else np.full(4, 99.0) for f in forms.values()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('modality', scenes.CLASSES)
 def test_thresholds_and_components_do_not_solve_it(drawn, modality):
   fit, test = drawn[modality][:12], drawn[modality][12:]

@@ -8,6 +8,7 @@ import optax
 import pytest
 from tiny import batch_of, tiny_config
 
+from sm3det_jax import config as config_lib
 from sm3det_jax import detector, sharding
 from sm3det_jax.optim import optimizer, training
 
@@ -90,3 +91,28 @@ def test_twenty_steps_in_float64(data, expert, zero1):
   for (path, a), (_, b) in zip(got_mean, want_mean, strict=True):
     error = np.abs(a - b).max() / max(np.abs(b).max(), 1e-12)
     assert error <= 1e-8, (jax.tree_util.keystr(path), error)
+
+
+@pytest.mark.slow
+def test_phases_freeze_parts_and_leave_out_terms():
+  """SAR alone on a frozen backbone, then all: what rests stays bit-equal, what thaws moves."""
+  config = tiny_config(groups=1)
+  rest = ('backbone/.*', 'heads_(rgb|ifr)/.*')
+  config.phases = ((1, ('sar/.*', 'moe/balance'), rest), (None, None, ()))
+  config_lib.check(config)
+  mesh = sharding.make_mesh({'data': 1, 'expert': 1})
+  model, tx = build(config)
+  state = training.create_sharded_state(config, model, tx, mesh)
+  moved = []
+  with jax.set_mesh(mesh):
+    for i in range(2):
+      old = jax.device_get(state['model']['variables']['params'])
+      step = training.sharded_step(config, model, tx, mesh, i)
+      state, metrics = step(state, sharding.put_batch(batch_of(config, i), mesh))
+      new = jax.device_get(state['model']['variables']['params'])
+      changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), old, new)
+      moved.append({part: any(jax.tree.leaves(tree)) for part, tree in changed.items()})
+      terms = {name.split('/')[1] for name in metrics['mean'] if name.startswith('loss/')}
+      assert terms == ({'sar', 'moe'} if i == 0 else {'sar', 'rgb', 'ifr', 'moe'})
+  parts = {'backbone', 'neck', 'heads_sar', 'heads_rgb', 'heads_ifr'}
+  assert moved == [{p: p in ('neck', 'heads_sar') for p in parts}, dict.fromkeys(parts, True)]

@@ -13,7 +13,7 @@ import numpy as np
 import pth
 import pytest
 
-from sm3det_jax.interop.files import safetensors, state_files, unpickle
+from sm3det_jax.interop.files import state_files, unpickle
 
 SAVE = {'zip': pth.save, 'old': pth.save_old}
 BASE = np.arange(24, dtype=np.float32)
@@ -277,8 +277,8 @@ ENTRY = {'dtype': 'F32', 'shape': [2, 3], 'data_offsets': [0, 24]}
 def test_safetensors_that_contradict_themselves(content, tmp_path):
   (tmp_path / 'a.safetensors').write_bytes(content)
   with pytest.raises(ValueError, match=r'a\.safetensors is damaged'):
-    safetensors.read(tmp_path / 'a.safetensors')
+    state_files.read(tmp_path / 'a.safetensors')
   (tmp_path / 'a.safetensors').write_bytes(
     _safetensors({'w': ENTRY, '__metadata__': {}}, bytes(24))
   )
-  assert safetensors.read(tmp_path / 'a.safetensors')['w'].shape == (2, 3)
+  assert state_files.read(tmp_path / 'a.safetensors')['w'].shape == (2, 3)

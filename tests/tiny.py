@@ -1,5 +1,7 @@
 """A tiny model of all three tasks, and batches for it."""
 
+import json
+
 import numpy as np
 
 from sm3det_jax import config as config_lib
@@ -46,3 +48,13 @@ def batch_of(config, step):
       'shapes': np.full((n, 2), SIZE, np.int32),
     }
   return batch
+
+
+def config_file(path, config):
+  """A config file, as `--config` takes it."""
+  content = json.dumps(config.to_dict())
+  path.write_text(
+    'import json\nfrom sm3det_jax import checkpoint\n'
+    f'def get_config():\n  return checkpoint._unjson(json.loads({content!r}))\n'
+  )
+  return path

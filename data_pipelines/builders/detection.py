@@ -7,7 +7,7 @@ A record of split `train` is one image:
 | id | file name without suffix |
 | height, width, bands | of the image |
 | boxes [n, 4 or 5], polygons [n, 8], labels [n], difficult [n], any other | its objects |
-| image | encoded bytes (`images.decode(image, bands)`), empty for a large image |
+| image | encoded bytes (`images.encode`, or a PNG or JPEG as it was), empty for a large image |
 | first_block | index of its first block in split `train_blocks`, -1 for an image stored whole |
 
 A record of `train_blocks` has `image` alone: blocks of 512 px, row by row (`images.blocks`).

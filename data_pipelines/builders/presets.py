@@ -1,36 +1,22 @@
 """What is known of formats and of public data sets: readers, class lists, where files lie."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
+from data_pipelines.builders.formats import COCO, DRONEVEHICLE_XML, FORMATS, folders
 from data_pipelines.classes import (
+  DIOR_CLASSES,
   DOTA_CLASSES,
   DOTA_V10,
   DOTA_V15,
   DOTA_V20,
   DRONEVEHICLE_CLASSES,
+  FAIR1M_CLASSES,
   HITUAV_CLASSES,
   SAR_CLASSES,
+  SODA_CLASSES,
+  STAR_CLASSES,
 )
 from data_pipelines.errors import UserError
-from data_pipelines.readers import coco, dota_txt, dronevehicle_xml, rolabelimg, voc, yolo_obb
-
-
-class Format(NamedTuple):
-  """A row of `FORMATS`.
-
-  Attributes:
-    read: the reader, see `data_pipelines.readers`.
-    box: 'hbb' or 'obb', the kind of its boxes.
-    places: (labels, images) below a source to look for, in order; `{raw}` is the split.
-    options: further arguments of the reader.
-  """
-
-  read: Callable
-  box: str
-  places: tuple[tuple[str, str], ...]
-  options: Mapping = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +24,8 @@ class Preset:
   """A data set, or a bare format.
 
   Attributes:
-    layouts: (format, labels, images) to look for, in order; `{split}` is the split's name, `{raw}`
-      its name in the release.
+    layouts: (format, labels, images) to look for, in order; `{raw}` is the split's name in
+      the release, `{part}` any folder: all that are there are taken.
     classes: in label order; () takes the names found in the data, sorted.
     splits: {split: name in the release}.
     ignore: class names to leave out, counted.
@@ -53,59 +39,17 @@ class Preset:
   aliases: tuple[tuple[str, str], ...] = ()
 
 
-def _folders(*names):
-  """A folder of label files a split, or one for all."""
-  places = [
-    place
-    for n in names
-    for place in (('{raw}/' + n, '{raw}/images'), (n + '/{raw}', 'images/{raw}'))
-  ]
-  places += [(n, 'images/{raw}') for n in names] + [(n, 'images') for n in names]
-  return tuple(places)
-
-
 def _layouts(form, places):
   return tuple((form, *place) for place in places)
 
 
-COCO = (
-  ('Annotations/{raw}.json', 'JPEGImages/{raw}'),
-  ('Annotations/{raw}.json', 'JPEGImages'),
-  ('annotations/{raw}.json', 'images/{raw}'),
-  ('annotations/{raw}.json', '{raw}'),
-  ('annotations/{raw}.json', 'images'),
-  ('annotations/instances_{raw}.json', '{raw}'),
-  ('annotations/instances_{raw}2017.json', '{raw}2017'),
-  ('annotations/{raw}2017.json', 'JPEGImages'),
-  ('{raw}/_annotations.coco.json', '{raw}'),
-)
-VOC = (('Annotations', 'JPEGImages'), *_folders('Annotations', 'annotations'))
-DRONEVEHICLE_XML = (('{raw}/{raw}labelr', '{raw}/{raw}imgr'), ('{raw}labelr', '{raw}imgr'))
-
-FORMATS = {
-  'coco': Format(coco.read, 'hbb', COCO),
-  # degrees or radians, told by the largest angle
-  'coco_rotated': Format(coco.read, 'obb', COCO),
-  'coco_degree': Format(coco.read, 'obb', COCO, {'angle': 'degree'}),
-  'coco_radian': Format(coco.read, 'obb', COCO, {'angle': 'radian'}),
-  'dota_txt': Format(dota_txt.read, 'obb', _folders('labelTxt', 'annfiles', 'labels')),
-  'dronevehicle_xml': Format(
-    dronevehicle_xml.read, 'obb', DRONEVEHICLE_XML + _folders('labels', 'Annotations')
-  ),
-  'yolo_obb': Format(yolo_obb.read, 'obb', _folders('labels')),
-  'rolabelimg': Format(
-    rolabelimg.read, 'obb', _folders('Annotations', 'annotations', 'labels', 'xml')
-  ),
-  'voc': Format(voc.read, 'hbb', VOC),
-  'voc_rotated': Format(voc.read, 'obb', VOC, {'rotated': True}),
-}
 TRAIN_TEST = (('train', 'train'), ('test', 'test'))
 
 
 def _dota(version):
   names = ['labelTxt', 'annfiles', f'labelTxt-v{version}/labelTxt', f'labelTxt-v{version}']
   places = ((f'{{raw}}/labelTxt-v{version}/DOTA-v{version}_{{raw}}', '{raw}/images'),)
-  return _layouts('dota_txt', places + _folders(*names))
+  return _layouts('dota_txt', places + folders(*names))
 
 
 DRONEVEHICLE = Preset(
@@ -158,6 +102,44 @@ PRESETS = {
     _layouts('coco', COCO) + (('coco', 'Annotations/{raw}2017.json', 'JPEGImages'),),
     ('ship',),
   ),
+  'rsar': Preset(_layouts('dota_txt', folders('annfiles', 'labelTxt')), SAR_CLASSES),
+  'dior_r': Preset(
+    tuple(
+      ('dior_xml', labels, images)
+      for labels in ('Annotations/Oriented Bounding Boxes', 'Annotations/Oriented_Bounding_Boxes')
+      for images in ('JPEGImages-{raw}', 'JPEGImages-trainval')
+    ),
+    DIOR_CLASSES,
+  ),
+  'fair1m': Preset(
+    (
+      ('fair1m_xml', '{raw}/{part}/labelXml', '{raw}/{part}/images'),
+      *_layouts('fair1m_xml', (('{raw}/labelXml', '{raw}/images'), ('labelXml', 'images'))),
+      ('fair1m_xml', '{raw}/labelXmls', '{raw}/images'),
+      ('fair1m_xml', '{raw}/labelXmls/labelXmls', '{raw}/images/images'),
+    ),
+    FAIR1M_CLASSES,
+    (('train', 'train'), ('val', 'validation'), ('test', 'test')),
+  ),
+  'hrsc2016': Preset(
+    _layouts(
+      'hrsc_xml',
+      (
+        ('{raw}/Annotations', '{raw}/AllImages'),
+        ('FullDataSet/Annotations', 'FullDataSet/AllImages'),
+      ),
+    ),
+    ('ship',),
+    (('train', 'Train'), ('val', 'Val'), ('test', 'Test')),
+  ),
+  'soda_a': Preset(
+    _layouts(
+      'soda_json', (('Annotations/{raw}', 'Images/{raw}'), ('Annotations/{raw}', 'Images'))
+    ),
+    SODA_CLASSES,
+    ignore=('ignore',),
+  ),
+  'star': Preset(_layouts('dota_txt', folders('labelTxt', 'annfiles', 'labels')), STAR_CLASSES),
 }  # fmt: skip
 
 

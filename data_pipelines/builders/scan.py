@@ -13,9 +13,12 @@ The policy for boxes, the reference's where it has one:
 | class in `ignore` | left out, counted |
 | class that nobody knows | ValueError naming class, file and the known classes |
 
-An image that does not decode is left out and counted; one without objects is kept.
+An image that does not decode is left out and counted; one without objects is kept. What is to be
+said of its pixels (none in places, an EXIF rotation) is counted, as are images that are of another
+type or number of bands than most of the set.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import difflib
@@ -30,6 +33,8 @@ import numpy as np
 from data_pipelines import boxes as box_lib
 from data_pipelines import images
 from data_pipelines import objects as objects_lib
+from data_pipelines.builders import decisions
+from data_pipelines.builders.decisions import Decisions
 from data_pipelines.errors import UserError
 from data_pipelines.readers import Annotation, Skipped
 
@@ -51,6 +56,7 @@ class Entry:
   as_is: bool  # the file's bytes are stored unchanged
   checksum: int  # crc32 of the file
   objects: dict[str, np.ndarray]  # see data_pipelines.objects; `difficult` is int8, as in the files
+  dtype: str = 'uint8'  # of the pixels
 
   @property
   def large(self) -> bool:
@@ -62,6 +68,7 @@ def scan(
   box: str,
   label: Callable[[str, pathlib.Path], int | None],
   skipped: Skipped,
+  how: Decisions = decisions.AUTO,
 ) -> Iterator[Entry]:
   """Yields an entry for each readable image.
 
@@ -71,39 +78,73 @@ def scan(
       objects at all.
     label: class name, file -> label, None for a class to leave out (`labeller`).
     skipped: where what is left out is counted.
+    how: which view and size of the images the labels are of.
 
   Raises:
     UserError: a class nobody knows, or horizontal boxes for box='obb'.
   """
+  kinds = collections.defaultdict(list)
   with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
     for number, (a, file) in enumerate(zip(annotations, pool.map(_look, annotations), strict=True)):
       if number and not number % 5000:
         logger.info('%d images read', number)
       if isinstance(file, str):
-        skipped.add(f'image {file}', a.image)
+        reason, *detail = file.split(' (', 1)
+        skipped.add(f'image {reason}', ' ('.join([str(a.image), *detail]))
         continue
+      size = file['height'], file['width']
+      a = decisions.in_stored_view(a, size, file.pop('orientation'), how, skipped)
+      if a is None:
+        continue
+      for remark, count in file.pop('remarks').items():
+        skipped.add(remark, a.image, count)
+      kinds[file['dtype'], file['bands']].append(a.image)
       x1, y1, x2, y2 = a.crop or (0, 0, file['width'], file['height'])
       size = dict(height=y2 - y1, width=x2 - x1)
       kept = {} if box == 'image' else clean(a, **size, box=box, label=label, skipped=skipped)
       yield Entry(id=a.id, image=a.image, crop=a.crop, **file | size, objects=kept)
+  _name_mixture(kinds, skipped)
+
+
+def _name_mixture(kinds, skipped):
+  """Counts the images that a training on the others will not take.
+
+  Args:
+    kinds: {(type, bands): their images}.
+    skipped: where they are counted.
+  """
+  types, bands = collections.Counter(), collections.Counter()
+  for (dtype, count), found in kinds.items():
+    types[dtype] += len(found)
+    bands[count] += len(found) if count > 1 else 0  # one band is repeated for any task
+  for (dtype, count), found in kinds.items():
+    (most, _), (usual, _) = types.most_common(1)[0], bands.most_common(1)[0]
+    for image in found:
+      if dtype != most:
+        skipped.add(f'image of {dtype} in a set of {most}: training takes one type', image)
+      if count not in (1, usual):
+        skipped.add(f'image of {count} bands in a set of {usual}: training takes one number', image)
 
 
 def _look(a):
   """What an entry says of the image file, or why it cannot be read."""
   try:
     data = a.image.read_bytes()
-    pixels = images.decode(data, name='')
+    loaded = images.load(a.image, data)
   except images.ImageError as e:
-    return str(e).removeprefix(': ')
+    return str(e).removeprefix(f'{a.image}: ')
   except OSError as e:
     return f'unreadable ({e.strerror})'
-  height, width, bands = pixels.shape
+  height, width, bands = loaded.pixels.shape
   return dict(
     height=height,
     width=width,
     bands=bands,
-    as_is=a.crop is None and images.stores_as_is(data, pixels),
+    as_is=a.crop is None and images.stores_as_is(data, loaded.pixels),
     checksum=zlib.crc32(data),
+    dtype=loaded.pixels.dtype.name,
+    orientation=loaded.header.orientation,
+    remarks=loaded.remarks,
   )
 
 

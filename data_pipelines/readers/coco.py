@@ -1,21 +1,24 @@
 """COCO json: horizontal boxes, and the rotated variants that public data sets have made of it.
 
-Rotated: `bbox` has five numbers, cx, cy, w, h, angle, the angle positive clockwise on the screen.
+Rotated: `bbox` has five numbers, cx, cy, w, h, angle, the angle positive clockwise on the screen;
+or four, and the degrees of the turn in `attributes.rotation`, as labelling tools export it; or four
+and a `segmentation`, around which the rectangle of least area is taken.
 """
 
-import json
-import logging
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from data_pipelines import boxes as box_lib
 from data_pipelines.errors import UserError
-from data_pipelines.readers import SUFFIXES, Annotation, Skipped, find
+from data_pipelines.readers import coco_file, files
+from data_pipelines.readers.annotation import Annotation, horizontal, rectangles
+from data_pipelines.readers.coco_file import Object
+from data_pipelines.readers.skipped import BadEntry, Skipped
 
-logger = logging.getLogger(__name__)
+UNITS = {'degree': math.radians(1), 'radian': 1.0}
 
 
 def read(
@@ -25,6 +28,7 @@ def read(
   labels: str,
   images: str = '',
   skipped: Skipped,
+  rotated: bool = False,
   angle: str = 'auto',
 ) -> Iterator[Annotation]:
   """Yields one annotation an image of the json, those without objects included.
@@ -34,92 +38,97 @@ def read(
     split: only names the split in messages.
     labels: the json file.
     images: folder of the image files.
-    skipped: where what is left out is counted.
-    angle: 'degree', 'radian' or 'auto' of five-number boxes; auto takes degrees if any angle of the
-      file is beyond 2 pi.
+    skipped: where what is left out or mended is counted.
+    rotated: give oriented boxes, where any object says how it is turned; otherwise only five
+      numbers do, and a turned box of four is the horizontal one around it.
+    angle: 'degree', 'radian' or 'auto' of five-number boxes; see `angle_unit`.
 
   Raises:
     FileNotFoundError: the json or the folder is not there.
-    UserError: not COCO json, or a box of neither four nor five numbers.
+    UserError: not COCO json, or two images of one id.
   """
-  path, folder = find(source, labels, f'{split} labels'), find(source, images, f'{split} images')
-  try:
-    content = json.loads(path.read_text(encoding='utf-8'))
-    entries, annotations = content['images'], content['annotations']
-    names = {c['id']: str(c['name']) for c in content['categories']}
-  except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as e:
-    raise UserError(f'{path}: not COCO json ({type(e).__name__}: {e})') from e
-  columns = _columns(annotations, path)
-  scale = _angle_unit(annotations, angle, path) if columns == 5 else 1.0
-  objects = {entry['id']: [] for entry in entries}
-  for a in annotations:
-    if a['image_id'] not in objects:
-      skipped.add('object of an image that the file does not list', path)
-    elif a['category_id'] not in names:
-      raise UserError(
-        f'{path}: category_id {a["category_id"]} is not among its categories {sorted(names)}'
-      )
+  path = files.find(source, labels, f'{split} labels')
+  folder = files.find(source, images, f'{split} images')
+  content = coco_file.load(path, skipped)
+  unit = UNITS[angle_unit([(source, labels)], angle, skipped)]
+  resolved = _resolved(content.images, folder, source, skipped)
+  ids = {p: id for id, p in files.named((name, p) for _, name, p in resolved).items()}
+  objects = {entry.id: [] for entry in content.images}
+  for o in content.objects:
+    objects[o.image].append(o)
+  turned = any(len(o.box) == 5 or (rotated and _obb(o, unit)) for o in content.objects)
+  crowds = any(o.ignored for o in content.objects)
+  for entry, _, image in resolved:
+    found = objects[entry.id]
+    fields = dict(labels=path, declared=entry.size)
+    if crowds:
+      fields['extra'] = {'ignored': np.array([o.ignored for o in found], bool)}
+    if turned:
+      rows = [(o.name, _obb(o, unit) or _level(o), o.difficult) for o in found]
+      yield rectangles(ids[image], image, rows, **fields)
     else:
-      objects[a['image_id']].append(a)
-  for entry in entries:
-    image = _image(folder / _file_name(entry, path))
-    if not image.is_file():
-      skipped.add('image file missing', image)
-      continue
-    found = objects[entry['id']]
-    boxes, polygons = _boxes([a['bbox'] for a in found], columns, scale)
-    yield Annotation(
-      id=image.stem,
-      image=image,
-      names=tuple(names[a['category_id']] for a in found),
-      boxes=boxes,
-      polygons=polygons,
-      difficult=np.array([_difficult(a) for a in found], np.int8),
-      labels=path,
-    )
+      rows = [(o.name, _hbb(o, unit), o.difficult) for o in found]
+      yield horizontal(ids[image], image, rows, **fields)
 
 
-def _file_name(entry, path):
-  name = entry.get('file_name', entry.get('filename'))
-  if not name:
-    raise UserError(f'{path}: image {entry.get("id")} has neither file_name nor filename')
-  return name
+def angle_unit(places: Sequence[tuple[pathlib.Path, str]], angle: str, skipped: Skipped) -> str:
+  """'degree' or 'radian', for all files of a data set together.
 
-
-def _image(path):
-  """The file, or one that differs only in its suffix: copies of data sets are often converted."""
-  others = (path.with_suffix(s) for s in SUFFIXES)
-  return path if path.is_file() else next((p for p in others if p.is_file()), path)
-
-
-def _difficult(annotation):
-  return int(any(annotation.get(key) for key in ('iscrowd', 'ignore', 'difficult')))
-
-
-def _columns(annotations, path):
-  """4 or 5 numbers a box, the same in the whole file."""
-  lengths = {len(a.get('bbox') or ()) for a in annotations} or {4}
-  if lengths not in ({4}, {5}):
-    raise UserError(f'{path}: boxes of {sorted(lengths)} numbers; expected all 4 or all 5')
-  return lengths.pop()
-
-
-def _angle_unit(annotations, angle, path):
-  """Radians in one unit of the file's angles."""
-  if angle not in ('auto', 'degree', 'radian'):
+  Args:
+    places: (source, labels) of every split.
+    angle: the answer, or 'auto': degrees if any angle is beyond 2 pi, else radians.
+    skipped: gets the evidence as a note.
+  """
+  if angle not in (*UNITS, 'auto'):
     raise UserError(f"angle={angle!r}: expected 'auto', 'degree' or 'radian'")
-  if angle == 'auto':
-    largest = max(abs(a['bbox'][4]) for a in annotations)
-    angle = 'degree' if largest > 2 * math.pi + 1e-3 else 'radian'
-    logger.info('%s: the largest angle is %.4g, so angles are read as %ss', path, largest, angle)
-  return math.pi / 180 if angle == 'degree' else 1.0
+  if angle != 'auto':
+    return angle
+  largest, where = 0.0, None
+  for source, labels in places:
+    path = files.find(source, labels, 'labels')
+    found = max(coco_file.angles(path, skipped), default=0.0)
+    if found > largest:
+      largest, where = found, path
+  unit = 'degree' if largest > 2 * math.pi + 1e-3 else 'radian'
+  if where:
+    sure = unit == 'degree' or largest <= math.pi / 2 + 1e-3
+    doubt = '' if sure else '; a guess: --angle=degree or --angle=radian says it'
+    skipped.note(f'angles are read as {unit}s: the largest is {largest:.4g}, in {where}{doubt}')
+  return unit
 
 
-def _boxes(rows, columns, scale):
-  """Rows of the file -> (boxes, polygons)."""
-  rows = np.array(rows, np.float64).reshape(-1, columns)
-  if columns == 5:
-    obb = rows * (1, 1, 1, 1, scale)
-    return box_lib.le90(obb), box_lib.to_polygon(obb).astype(np.float32)
-  hbb = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:]], -1).astype(np.float32)
-  return hbb, box_lib.to_polygon(hbb).astype(np.float32)
+def _obb(o: Object, unit: float) -> tuple | None:
+  """cx, cy, w, h, radians of an object that says how it is turned."""
+  if len(o.box) == 5:
+    return *o.box[:4], o.box[4] * unit
+  if o.turn:
+    return *_level(o)[:4], math.radians(o.turn)
+  return tuple(box_lib.around(o.points)) if o.points is not None else None
+
+
+def _level(o):
+  x1, y1, x2, y2 = o.box
+  return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, 0.0
+
+
+def _hbb(o: Object, unit: float) -> Sequence[float]:
+  """x1, y1, x2, y2 around an object."""
+  if len(o.box) == 4 and not o.turn:
+    return o.box
+  return box_lib.obb_to_hbb(np.array([_obb(o, unit)]))[0]
+
+
+def _resolved(entries, folder, root, skipped):
+  """(entry, name below the folder, file) of the images that are there."""
+  index, found, taken = files.Listing(folder, root, skipped), [], {}
+  for entry in entries:
+    try:
+      name, path = index.find(entry.file_name, entry.place)
+    except BadEntry as error:
+      skipped.take(error)
+      continue
+    if path in taken:
+      raise UserError(f'{entry.place}: two images have the name {name}; the other: {taken[path]}')
+    taken[path] = entry.place
+    found.append((entry, name, path))
+  return found

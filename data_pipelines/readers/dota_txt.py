@@ -10,8 +10,11 @@ import numpy as np
 
 from data_pipelines import images as image_lib
 from data_pipelines import tiling
-from data_pipelines.errors import UserError
-from data_pipelines.readers import Annotation, Skipped, find, oriented, pairs
+from data_pipelines.readers import files, texts
+from data_pipelines.readers.annotation import Annotation, difficulty, oriented, quadrilateral
+from data_pipelines.readers.skipped import BadEntry, Skipped
+
+LINE = 'line that is not eight coordinates, a class and 0, 1 or 2'
 
 
 def read(
@@ -37,48 +40,75 @@ def read(
 
   Raises:
     FileNotFoundError: a folder is not there.
-    UserError: a line that is none of the above; names file and line.
   """
-  folder, images = find(source, labels, f'{split} labels'), find(source, images, f'{split} images')
-  for image, file in pairs(folder, images, '.txt', skipped, _full_image):
+  folder = files.find(source, labels, f'{split} labels')
+  pictures = files.find(source, images, f'{split} images')
+  for id, image, file in files.pairs(folder, pictures, '.txt', skipped, _full_image, source):
     if not file:
       skipped.add('image without a label file', image)
-    elif file.stem == image.stem:
-      yield oriented(image, file, _rows(file))
-    else:
-      yield oriented(image, file, _cut(_rows(file), image, keep))
-
-
-def _full_image(stem):
-  patch = tiling.parse_patch(stem)
-  return patch[0] if patch else stem
-
-
-def _rows(path):
-  """[(class, coordinates, difficult)] of a file."""
-  rows = []
-  for number, line in enumerate(path.read_text(encoding='utf-8-sig').splitlines(), 1):
-    tokens = line.split()
-    if not tokens or tokens[0].lower().startswith(('imagesource', 'gsd')):
       continue
     try:
-      polygon, rest = [float(t) for t in tokens[:8]], tokens[8:]
-      difficult = int(rest.pop()) if len(rest) > 1 else 0
-      if not rest:
-        raise ValueError
-    except ValueError:
-      raise UserError(
-        f'{path}:{number}: expected eight coordinates, a class and 0, 1 or 2, not {line.strip()!r}'
-      ) from None
-    rows.append((' '.join(rest), polygon, difficult))
+      rows = _rows(file, skipped)
+      if file.stem != files.bare(image.name):
+        rows = _cut(rows, image, keep)
+    except BadEntry as error:
+      skipped.take(error)
+    except image_lib.ImageError:
+      skipped.add('image does not decode', image)
+    else:
+      yield oriented(id, image, rows, labels=file)
+
+
+def _full_image(name):
+  patch = tiling.parse_patch(name)
+  return patch[0] if patch else name
+
+
+def _rows(path, skipped):
+  """[(class, coordinates, difficult)] of a file."""
+  rows = []
+  for number, line in enumerate(texts.read(path, skipped).splitlines(), 1):
+    if not line.strip() or line.strip().lower().startswith(('imagesource', 'gsd')):
+      continue
+    try:
+      rows.append(_row(line, f'{path}:{number}', skipped))
+    except BadEntry as error:
+      skipped.take(error)
   return rows
+
+
+def _row(line, place, skipped):
+  tokens = line.split()
+  wrong = BadEntry(LINE, place, f'expected eight coordinates, a class and 0, 1 or 2: {line!r}')
+  count = next((k for k, token in enumerate(tokens) if not _number(token)), len(tokens))
+  if count == len(tokens):  # a class that is a number
+    count = 8
+  if count < 8 or count % 2 or count >= len(tokens):
+    raise wrong
+  rest = tokens[count:]
+  try:
+    difficult = difficulty(rest.pop()) if len(rest) > 1 else 0
+  except ValueError:
+    raise wrong from None
+  if all(map(_number, rest)) and '.' in rest[0]:
+    raise BadEntry('score where the class should be, as detections have', place)
+  polygon = quadrilateral([float(t) for t in tokens[:count]], skipped, place)
+  return ' '.join(rest), polygon, difficult
+
+
+def _number(token):
+  try:
+    float(token)
+  except ValueError:
+    return False
+  return True
 
 
 def _cut(rows, image, keep):
   """Objects of a full image that lie in one of its patches, in the patch's pixels."""
   if not rows:
     return []
-  _, rate, x, y = tiling.parse_patch(image.stem)
+  _, rate, x, y = tiling.parse_patch(files.bare(image.name))
   height, width = image_lib.size(image)
   polygons = np.array([p for _, p, _ in rows]) * rate - np.tile([x, y], 4)
   kept = tiling.kept_fraction(polygons, np.array([[0, 0, width, height]]))[0] >= keep

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_pipelines import images as image_lib
-from data_pipelines.readers import CORNERS, Annotation, Skipped, flag, numbers, oriented, xml_files
+from data_pipelines.readers import voc, xml
+from data_pipelines.readers.annotation import Annotation, oriented
+from data_pipelines.readers.skipped import BadEntry, Skipped
 
 BORDERED, BORDER = (712, 840), 100
 
@@ -31,30 +33,27 @@ def read(
 
   Raises:
     FileNotFoundError: a folder is not there.
-    ValueError: a box whose coordinates are no numbers.
   """
-  for image, file, objects in xml_files(source, split, labels, images, skipped):
+
+  def corners(element, place):
+    if (polygon := element.find('polygon')) is not None:
+      return xml.numbers(polygon, xml.CORNERS, place)
+    if element.find('bndbox') is None:
+      raise BadEntry('object without a polygon or bndbox', place)
+    x1, y1, x2, y2 = voc.edges(element, place, skipped)
+    return [x1, y1, x2, y1, x2, y2, x1, y2]
+
+  for fields, objects in xml.label_files(source, split, labels, images, skipped):
     try:
-      bordered = image_lib.size(image) == BORDERED
+      bordered = image_lib.size(fields['image']) == BORDERED
     except image_lib.ImageError:
-      skipped.add('image does not decode', image)
+      skipped.add('image does not decode', fields['image'])
       continue
-    rows = [row for row in (_row(o, file, skipped) for o in objects) if row]
+    rows = xml.rows(objects, fields['labels'], skipped, corners)
     if not bordered:
-      yield oriented(image, file, rows)
+      yield oriented(rows=rows, **fields)
       continue
     height, width = BORDERED
     rows = [(name, np.subtract(polygon, BORDER), difficult) for name, polygon, difficult in rows]
-    yield oriented(image, file, rows, crop=(BORDER, BORDER, width - BORDER, height - BORDER))
-
-
-def _row(element, path, skipped):
-  """(class, coordinates, difficult), or None, counted, without a box."""
-  name = (element.findtext('name') or '').strip()
-  if (polygon := element.find('polygon')) is not None:
-    return name, numbers(polygon, CORNERS, path), flag(element, 'difficult')
-  if (box := element.find('bndbox')) is not None:
-    x1, y1, x2, y2 = numbers(box, ('xmin', 'ymin', 'xmax', 'ymax'), path)
-    return name, [x1, y1, x2, y1, x2, y2, x1, y2], flag(element, 'difficult')
-  skipped.add('object without a polygon or bndbox', path)
-  return None
+    crop = (BORDER, BORDER, width - BORDER, height - BORDER)
+    yield oriented(rows=rows, crop=crop, **fields)

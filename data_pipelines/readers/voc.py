@@ -10,7 +10,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_pipelines import boxes as box_lib
-from data_pipelines.readers import CORNERS, Annotation, Skipped, flag, numbers, oriented, xml_files
+from data_pipelines.readers import texts, xml
+from data_pipelines.readers.annotation import Annotation, horizontal, ordered, oriented
+from data_pipelines.readers.skipped import BadEntry, Skipped
+
+EDGES = ('xmin', 'ymin', 'xmax', 'ymax')
+ROTATED = tuple(f'rotated_bbox_{k}' for k in ('cx', 'cy', 'w', 'h', 'theta'))
 
 
 def read(
@@ -26,8 +31,7 @@ def read(
 
   Args:
     source: folder of the data set.
-    split: its name; `ImageSets/Main/<split>.txt` below `source`, where there is one, lists the
-      images of the split.
+    split: its name; a list of names for it is honoured (`texts.listed`).
     labels, images: folders below it; the label folder may serve several splits.
     skipped: where what is left out is counted.
     rotated: read `<rotated_bndbox>` (degrees, positive clockwise on the screen) in place of
@@ -35,42 +39,39 @@ def read(
 
   Raises:
     FileNotFoundError: a folder is not there.
-    ValueError: a box whose values are no numbers.
+    BadEntry: a list of names in another encoding.
   """
-  listed = pathlib.Path(source) / 'ImageSets' / 'Main' / f'{split}.txt'
-  stems = set(listed.read_text().split()) if listed.is_file() else None
-  wanted = lambda stem: stems is None or stem in stems
-  for image, file, objects in xml_files(source, split, labels, images, skipped, wanted):
-    yield (_rotated if rotated else _horizontal)(image, file, objects, skipped)
+  wanted = texts.listed(source, split, skipped)
+  for fields, objects in xml.label_files(source, split, labels, images, skipped, wanted):
+    if rotated:
+      yield _rotated(fields, objects, skipped)
+    else:
+      box = lambda element, place: edges(element, place, skipped)
+      yield horizontal(rows=xml.rows(objects, fields['labels'], skipped, box), **fields)
 
 
-def _with(key, objects, path, skipped):
-  """[(class, element `key`, difficult)]; objects without one are counted."""
-  rows = [((o.findtext('name') or '').strip(), o.find(key), flag(o, 'difficult')) for o in objects]
-  skipped.add(f'object without a {key}', path, sum(row[1] is None for row in rows))
-  return [row for row in rows if row[1] is not None]
+def edges(element, place, skipped) -> tuple[float, ...]:
+  """x1, y1, x2, y2 of an object's `<bndbox>`.
+
+  Raises:
+    BadEntry: it has none.
+  """
+  box = element.find('bndbox')
+  if box is None:
+    raise BadEntry('object without a bndbox', place)
+  return ordered(xml.numbers(box, EDGES, place), skipped, place)
 
 
-def _horizontal(image, path, objects, skipped):
-  rows = _with('bndbox', objects, path, skipped)
-  hbb = [numbers(box, ('xmin', 'ymin', 'xmax', 'ymax'), path) for _, box, _ in rows]
-  hbb = np.array(hbb, np.float32).reshape(-1, 4)
-  return Annotation(
-    id=image.stem,
-    image=image,
-    names=tuple(name for name, _, _ in rows),
-    boxes=hbb,
-    polygons=box_lib.to_polygon(hbb).astype(np.float32),
-    difficult=np.array([difficult for _, _, difficult in rows], np.int8),
-    labels=path,
-  )
+def _rotated(fields, objects, skipped):
+  def both(element, place):
+    box = element.find('rotated_bndbox')
+    if box is None:
+      raise BadEntry('object without a rotated_bndbox', place)
+    return xml.numbers(box, ROTATED, place), xml.numbers(box, xml.CORNERS, place)
 
-
-def _rotated(image, path, objects, skipped):
-  rows = _with('rotated_bndbox', objects, path, skipped)
-  keys = [f'rotated_bbox_{k}' for k in ('cx', 'cy', 'w', 'h', 'theta')]
-  obb = np.array([numbers(box, keys, path) for _, box, _ in rows], np.float64).reshape(-1, 5)
+  rows = xml.rows(objects, fields['labels'], skipped, both)
+  obb = np.array([box for _, (box, _), _ in rows], np.float64).reshape(-1, 5)
   obb[:, 4] = np.radians(obb[:, 4])
-  rows = [(name, numbers(box, CORNERS, path), difficult) for name, box, difficult in rows]
+  rows = [(name, corners, difficult) for name, (_, corners), difficult in rows]
   # the corners are rounded to pixels, the angle is not
-  return dataclasses.replace(oriented(image, path, rows), boxes=box_lib.le90(obb))
+  return dataclasses.replace(oriented(rows=rows, **fields), boxes=box_lib.le90(obb))

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from data_pipelines.errors import UserError
-from sm3det_jax.geometry import hbb
+from sm3det_jax.geometry import hbb, obb
 from sm3det_jax.geometry import iou as iou_lib
+from sm3det_jax.precision import wide
 
 OBJECTS = 32  # ground truths that boxes are compared with at a time
+IGNORED_IOF = 0.5  # share of a box, from which on it lies in an ignored region (`ignore_iof_thr`)
 
 
 def max_iou(
@@ -126,6 +128,41 @@ def atss(
   wanted = wanted.at[rows, candidates].set(jnp.where(positive, overlaps, -jnp.inf))
   best = wanted.argmax(0)
   return jnp.where(wanted.max(0) > -jnp.inf, best + 1, 0).astype(jnp.int32)
+
+
+def ignore_regions(
+  gt_inds: jax.Array, boxes: jax.Array, regions: jax.Array, ignored: jax.Array | None
+) -> jax.Array:
+  """Takes the boxes that lie in an ignored region out of the background: they are ignored too.
+
+  Positives stay. Time and memory, and what may be mapped over images, are as for `max_iou`.
+
+  Args:
+    gt_inds: int32 [n], an assignment.
+    boxes: HBB [n, 4] or OBB [n, 5].
+    regions: [m, 4 | 5], of the same format.
+    ignored: bool [m], which of them are ignored regions; None = there are none.
+
+  Returns:
+    gt_inds int32 [n].
+  """
+  if ignored is None or not len(ignored):
+    return gt_inds
+  horizontal, size = boxes.shape[-1] == 4, min(len(regions), OBJECTS)
+  common = iou_lib.hbb_intersection if horizontal else iou_lib.rotated_intersection
+  area = wide((hbb if horizontal else obb).area(boxes))[:, None]
+
+  def compare(step, inside):
+    # the last step looks back, into rows that the one before it had, which changes nothing
+    part, there = (lax.dynamic_slice_in_dim(x, step * size, size) for x in (regions, ignored))
+    deep = common(boxes[:, None], part[None]) >= IGNORED_IOF * area  # no quotient: halves are exact
+    return inside | (deep & there[None]).any(1)
+
+  used = jnp.where(ignored, jnp.arange(1, len(ignored) + 1), 0).max()
+  inside = lax.fori_loop(
+    jnp.argmax(ignored) // size, (used + size - 1) // size, compare, jnp.zeros(len(boxes), bool)
+  )
+  return jnp.where(inside & (area[:, 0] > 0) & (gt_inds == 0), -1, gt_inds)
 
 
 def matched(gt_inds: jax.Array, gt_valid: jax.Array) -> jax.Array:

@@ -15,14 +15,20 @@ def _ratio(inter, area_a, area_b):
   return inter / jnp.where(union > 1e-9, union, 1e-9)
 
 
-def hbb_iou_aligned(a: jax.Array, b: jax.Array) -> jax.Array:
-  """IoU [...] of HBB [..., 4] with HBB [..., 4], pair by pair (shapes broadcast)."""
+def hbb_intersection(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Intersection areas [...] of HBB [..., 4] with HBB [..., 4], pair by pair (shapes broadcast)."""
   a, b = wide(jnp.asarray(a)), wide(jnp.asarray(b))
   width, height = (  # one by one: a trailing axis of 2 would be written out, pair by pair
     jnp.maximum(jnp.minimum(a[..., i + 2], b[..., i + 2]) - jnp.maximum(a[..., i], b[..., i]), 0)
     for i in (0, 1)
   )
-  return _ratio(width * height, hbb.area(a), hbb.area(b))
+  return width * height
+
+
+def hbb_iou_aligned(a: jax.Array, b: jax.Array) -> jax.Array:
+  """IoU [...] of HBB [..., 4] with HBB [..., 4], pair by pair (shapes broadcast)."""
+  a, b = wide(jnp.asarray(a)), wide(jnp.asarray(b))
+  return _ratio(hbb_intersection(a, b), hbb.area(a), hbb.area(b))
 
 
 def hbb_iou(a: jax.Array, b: jax.Array) -> jax.Array:

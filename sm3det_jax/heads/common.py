@@ -38,7 +38,8 @@ class Head(nn.Module):
       detect(features, shapes) -> Detections inside of `shapes` [B, 2] (height, width)
 
   `targets` is a task's part of a batch: boxes [B, M, 4 | 5], labels [B, M], valid [B, M], shapes
-  [B, 2]; what is not valid is zero.
+  [B, 2]; where a data set has regions to ignore, `ignored` [B, M] marks their rows, in which no
+  negative lies (`assign.ignore_regions`). What is neither valid nor ignored is zero.
 
   Attributes:
     config: of the head, see `sm3det_jax.config.heads`.

@@ -67,7 +67,9 @@ def focal_terms(
     targets: as a task's batch.
   """
   boxes, valid = targets['boxes'], targets['valid']
-  assigned = map_images(lambda image: _assigned(c, *image), (anchors, boxes, valid))
+  assigned = map_images(
+    lambda image: _assigned(c, *image), (anchors, boxes, valid, targets.get('ignored'))
+  )
   one = lambda *image: _image_terms(c, coder, *image)
   cls, bbox, positives = jax.vmap(one)(anchors, cls, reg, boxes, targets['labels'], assigned)
   # an image counts at least one positive, as in the reference
@@ -85,9 +87,10 @@ def _image_terms(c, coder, anchors, cls, reg, boxes, labels, assigned):
   return focal.sum(where=assigned >= 0), bbox.sum(where=positive), positive.sum()
 
 
-def _assigned(c, anchors, boxes, valid):
+def _assigned(c, anchors, boxes, valid, ignored=None):
   overlaps = iou.hbb_iou if anchors.shape[-1] == 4 else iou.rotated_iou
-  return assign.max_iou(overlaps, anchors, boxes, valid, c.pos_iou, c.neg_iou, c.min_pos_iou)
+  found = assign.max_iou(overlaps, anchors, boxes, valid, c.pos_iou, c.neg_iou, c.min_pos_iou)
+  return assign.ignore_regions(found, anchors, boxes, ignored)
 
 
 def detect_pairs(

@@ -94,13 +94,14 @@ class GFL(Head):
     )
     logits = jnp.concatenate(flat(logits, self.num_classes), 1)  # [B, A, classes]
     distances = jnp.concatenate(flat(distances, 4 * (c.reg_max + 1)), 1)
-    boxes, valid = targets['boxes'], targets['valid']
+    boxes, ignored = targets['boxes'], targets.get('ignored')
     assigned = map_images(
-      lambda image: assign.atss(anchors, sizes, *image, c.atss_topk), (boxes, valid)
+      lambda image: _assigned(c, anchors, sizes, *image), (boxes, targets['valid'], ignored)
     )
+    counts = None if ignored is None else assigned >= 0  # None: every location
     one = lambda *image: _image_loss(c, self.num_classes, anchors, stride, *image)
     cls, bbox, dfl, weight, positives = jax.vmap(one)(
-      logits, distances, boxes, targets['labels'], assigned
+      logits, distances, boxes, targets['labels'], assigned, counts
     )
     normaliser = jnp.maximum(weight.sum(), 1)
     return {
@@ -134,11 +135,18 @@ class GFL(Head):
     shapes = level_shapes(canvas, c.strides)
     levels = level_anchors(shapes, c.strides, (c.anchor_scale,), (1.0,))
     sizes = tuple(len(a) for a in levels)
-    assigned = assign.atss(jnp.concatenate(levels), sizes, boxes, valid, c.atss_topk)
+    assigned = _assigned(c, jnp.concatenate(levels), sizes, boxes, valid)
     return assign.matched(assigned, valid)
 
 
-def _image_loss(c, num_classes, anchors, stride, logits, distances, boxes, labels, assigned):
+def _assigned(c, anchors, sizes, boxes, valid, ignored=None):
+  found = assign.atss(anchors, sizes, boxes, valid, c.atss_topk)
+  return assign.ignore_regions(found, anchors, boxes, ignored)
+
+
+def _image_loss(
+  c, num_classes, anchors, stride, logits, distances, boxes, labels, assigned, counts
+):
   """Sums over the anchors of one image: the three terms, the box weights, the positives."""
   positive = assigned > 0
   target = jnp.where(positive[:, None], boxes[assigned - 1], anchors) / stride[:, None]
@@ -155,4 +163,4 @@ def _image_loss(c, num_classes, anchors, stride, logits, distances, boxes, label
   bbox = losses.giou(box, target) * weight
   dfl = losses.distribution_focal(distances.reshape(-1, c.reg_max + 1), reach.reshape(-1))
   dfl = dfl.reshape(-1, 4).mean(-1) * weight
-  return cls.sum(), bbox.sum(), dfl.sum(), weight.sum(), positive.sum()
+  return cls.sum(where=counts), bbox.sum(), dfl.sum(), weight.sum(), positive.sum()

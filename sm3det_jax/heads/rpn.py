@@ -131,7 +131,7 @@ def rpn_loss(
   """Terms of the proposals: anchors [A, 4], logits [B, A], deltas [B, A, 4 | 6]."""
   positive, negative, deltas = map_images(
     lambda image: rpn_targets(c, coder, anchors, sampling, *image),
-    (targets['boxes'], targets['valid'], targets['shapes'], keys),
+    (targets['boxes'], targets['valid'], targets['shapes'], keys, targets.get('ignored')),
   )
   # an image counts at least one positive and one negative, as in the reference
   count = lambda mask: jnp.maximum(mask.sum(1), 1).sum()
@@ -153,12 +153,15 @@ def rpn_targets(
   valid: jax.Array,
   shape: jax.Array,
   key: jax.Array,
+  ignored: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Sampled positives and negatives [A] and deltas [A, 4 | 6] of one image's anchors."""
+  around = envelopes(boxes)
   assigned = assign.max_iou(
-    iou.hbb_iou, anchors, envelopes(boxes), valid, c.pos_iou, c.neg_iou, c.min_pos_iou,
+    iou.hbb_iou, anchors, around, valid, c.pos_iou, c.neg_iou, c.min_pos_iou,
     box_valid=inside(anchors, shape.astype(anchors.dtype), c.allowed_border),
   )  # fmt: skip
+  assigned = assign.ignore_regions(assigned, anchors, around, ignored)
   positive, negative = assign.sample(assigned, c.samples, c.positive_fraction, sampling, key)
   return positive, negative, coder.encode(anchors, boxes[assigned - 1])
 

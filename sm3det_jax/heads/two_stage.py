@@ -152,8 +152,11 @@ class TwoStage(Head):
     for k, stage in enumerate(stages):
       samples = map_images(
         lambda image, stage=stage: sample(c.roi, stage, self.num_classes, sampling, *image),
-        (rois, valid, targets['boxes'], targets['labels'], targets['valid'], keys[:, k]),
-      )
+        (
+          rois, valid, targets['boxes'], targets['labels'], targets['valid'], keys[:, k],
+          targets.get('ignored'),
+        ),
+      )  # fmt: skip
       cls, reg = stage.head(roi_features(c, stage, features, samples.boxes))
       new = stage_loss(c.roi.bbox_beta, self.num_classes, samples, cls, reg)
       terms |= {self._prefix(k) + term: stage.weight * value for term, value in new.items()}
@@ -233,6 +236,7 @@ def sample(
   labels: jax.Array,
   valid: jax.Array,
   key: jax.Array,
+  ignored: jax.Array | None = None,
 ) -> Samples:
   """Chooses RoIs of one image; its objects (their envelopes if RoIs are HBB) are RoIs too."""
   horizontal = rois.shape[-1] == 4
@@ -242,6 +246,7 @@ def sample(
     overlaps, rois, objects, valid, stage.pos_iou, stage.pos_iou, low_quality=False,
     box_valid=roi_valid,
   )  # fmt: skip
+  assigned = assign.ignore_regions(assigned, rois, objects, ignored)
   own = jnp.where(valid, jnp.arange(len(boxes)) + 1, -1).astype(assigned.dtype)
   rois, assigned = jnp.concatenate([objects, rois]), jnp.concatenate([own, assigned])
   positive, negative = assign.sample(assigned, c.samples, c.positive_fraction, sampling, key)

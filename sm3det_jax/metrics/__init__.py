@@ -1,8 +1,8 @@
 """Scores of detections against ground truth, in numpy on the host.
 
 Predictions are a list of dicts, one an image: `id` (any hashable), `boxes` [k, 4|5], `scores` [k],
-`labels` [k]; truths likewise: `id`, `boxes` [n, 4|5], `labels` [n], `difficult` [n] (optional)
-and, for oriented boxes, `polygons` [n, 8]. Labels index the task's own classes.
+`labels` [k]; truths likewise: `id`, `boxes` [n, 4|5], `labels` [n], `difficult` [n], `ignored` [n]
+(both optional) and, for oriented boxes, `polygons` [n, 8]. Labels index the task's own classes.
 """
 
 from typing import NamedTuple

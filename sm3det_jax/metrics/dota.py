@@ -47,11 +47,14 @@ def evaluate(
 
   A detection may match only the object of its class and image with which its IoU is largest; if a
   better detection has it already, it is a false alarm. Equal scores keep the order of the images.
+  In a region to ignore of its class, the share of the detection inside of it taking the place of
+  the IoU, a detection that finds no object is no false alarm either (COCO's rule for crowds).
 
   Args:
     predictions: per image `id`, `boxes` [k, 5] (or `polygons` [k, 8], which goes first), `scores`,
       `labels`.
-    truths: per image `id`, `boxes` [n, 5], `polygons` [n, 8], `labels`, `difficult` (optional).
+    truths: per image `id`, `boxes` [n, 5], `polygons` [n, 8], `labels`, `difficult` and `ignored`
+      (both optional; the latter are regions to ignore, no objects).
     classes: names in label order.
     protocol: a key of `PROTOCOLS`.
 
@@ -70,9 +73,9 @@ def evaluate(
   images = [_image(t, p, rules) for t, p in pairs]
   per_class, curves = {}, {}
   for label, name in enumerate(classes):
-    scores, ious, objects, difficult = _match(images, label)
+    scores, ious, objects, inside, difficult = _match(images, label)
     count = int((~difficult).sum())
-    outcome = [_outcomes(ious, objects, difficult, t, rules.strict) for t in IOU_THRESHOLDS]
+    outcome = [_outcomes(ious, objects, inside, difficult, t, rules.strict) for t in IOU_THRESHOLDS]
     aps = [average_precision(*curve(tp, fp, count), rules.method) for tp, fp in outcome]
     per_class[name] = metrics.class_summary(aps, count, len(scores))
     if count:
@@ -110,11 +113,12 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, method: str) ->
 def _image(truth, found, rules):
   """One image in float64: labels, scores and quadrilaterals of both sides."""
   n = len(truth['labels'])
-  difficult = np.asarray(truth.get('difficult', np.zeros(n)), bool) & rules.ignore_difficult
+  flags = lambda name: np.asarray(truth.get(name, np.zeros(n)), bool).reshape(n)
   return {
     'truth': box_lib.to_polygon(truth['polygons' if rules.polygons else 'boxes']),
     'truth_labels': np.asarray(truth['labels']),
-    'difficult': difficult.reshape(n),
+    'difficult': flags('difficult') & rules.ignore_difficult,
+    'ignored': flags('ignored'),
     'found': box_lib.to_polygon(found['polygons' if 'polygons' in found else 'boxes']),
     'labels': np.asarray(found['labels']),
     'scores': np.asarray(found['scores'], np.float64),
@@ -122,12 +126,20 @@ def _image(truth, found, rules):
 
 
 def _match(images, label):
-  """Of a class: scores, largest IoU and its object, in score order [d]; difficult [objects]."""
+  """What a class's detections meet.
+
+  Returns:
+    In score order [d] scores, largest IoU and its object, largest share in a region to ignore; of
+    the objects which are difficult.
+  """
   scores, ious, objects, difficult = [np.zeros(0)], [np.zeros(0)], [np.zeros(0, int)], []
-  count = 0
+  shares, count = [np.zeros(0)], 0
   for image in images:
     mine, theirs = image['labels'] == label, image['truth_labels'] == label
+    theirs, regions = theirs & ~image['ignored'], theirs & image['ignored']
     if mine.any():
+      share = polygon.iof_matrix(image['found'][mine], image['truth'][regions])
+      shares.append(share.max(1, initial=0))
       iou = polygon.iou_matrix(image['found'][mine], image['truth'][theirs])
       nothing = np.zeros(len(iou))
       scores.append(image['scores'][mine])
@@ -135,22 +147,25 @@ def _match(images, label):
       objects.append((iou.argmax(1) if iou.size else nothing.astype(int)) + count)
     difficult.append(image['difficult'][theirs])
     count += int(theirs.sum())
-  scores, ious, objects = (np.concatenate(x) for x in (scores, ious, objects))
+  scores, ious, objects, shares = map(np.concatenate, (scores, ious, objects, shares))
   order = np.argsort(-scores, kind='stable')
   difficult = np.concatenate(difficult) if difficult else np.zeros(0, bool)
-  return scores[order], ious[order], objects[order], difficult
+  return scores[order], ious[order], objects[order], shares[order], difficult
 
 
-def _outcomes(ious, objects, difficult, threshold, strict):
-  """True and false positives [d] at a threshold; a match with a difficult object is neither."""
-  hit = ious > threshold if strict else ious >= threshold
-  hits = np.flatnonzero(hit)
+def _outcomes(ious, objects, inside, difficult, threshold, strict):
+  """True and false positives [d] at a threshold.
+
+  A match with a difficult object is neither, nor is in a region to ignore what matches nothing.
+  """
+  above = np.greater if strict else np.greater_equal
+  hits = np.flatnonzero(above(ious, threshold))
   _, first = np.unique(objects[hits], return_index=True)
   tp = np.zeros(len(ious), bool)
   tp[hits[first]] = True
   ignored = np.zeros(len(ious), bool)
   ignored[hits] = difficult[objects[hits]]
-  return tp & ~ignored, ~tp & ~ignored
+  return tp & ~ignored, ~(tp | ignored | above(inside, threshold))
 
 
 def write_task1(folder: str | os.PathLike, predictions: list[dict], classes: tuple[str, ...]):

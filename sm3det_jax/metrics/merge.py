@@ -83,7 +83,8 @@ def uncut(windows: list[dict], truths: list[dict]) -> tuple[list[dict], list[dic
 
   Args:
     windows: as `merge` takes them.
-    truths: of the same images: `id`, `boxes` [n, 4 | 5], `polygons` [n, 8], `labels`, `difficult`.
+    truths: of the same images: `id`, `boxes` [n, 4 | 5], `polygons` [n, 8], `labels`, `difficult`
+      and, where there are regions to ignore, `ignored`.
 
   Returns:
     Both, in the pixels of the images that the patches named `<image>__<rate>__<x>___<y>` come from,
@@ -95,10 +96,9 @@ def uncut(windows: list[dict], truths: list[dict]) -> tuple[list[dict], list[dic
   for truth in map(_uncut_one, truths):
     images.setdefault(truth['id'], []).append(truth)
   whole = []
+  names = [n for n in ('boxes', 'polygons', 'labels', 'difficult', 'ignored') if n in truths[0]]
   for name, parts in images.items():
-    columns = {
-      k: np.concatenate([p[k] for p in parts]) for k in ('boxes', 'polygons', 'labels', 'difficult')
-    }
+    columns = {k: np.concatenate([p[k] for p in parts]) for k in names}
     once = nms(columns['polygons'], np.ones(len(columns['labels'])), columns['labels'], SAME)
     whole.append({'id': name, **{k: values[once] for k, values in columns.items()}})
   return [_uncut_one(w) for w in windows], whole

@@ -44,6 +44,14 @@ def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   return result
 
 
+def iof_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """Share of every quadrilateral of `a` [n, 8] inside every one of `b` [m, 8]: [n, m] float64."""
+  iou = iou_matrix(a, b)
+  own, other = (np.abs(area(np.asarray(p, np.float64).reshape(-1, 4, 2))) for p in (a, b))
+  common = iou / (1 + iou) * (own[:, None] + other[None])
+  return np.divide(common, own[:, None], out=np.zeros_like(iou), where=own[:, None] > 0)
+
+
 def area(p: np.ndarray) -> np.ndarray:
   """Signed area of polygons [..., k, 2] (shoelace)."""
   q = np.roll(p, -1, axis=-2)

@@ -154,7 +154,7 @@ def _texts(picture, quads, labels, texts):
   low, high = quads.min(1), quads.max(1)
   taken = np.concatenate([low, high], 1)  # [k, 4] x1, y1, x2, y2: objects, then texts
   for i, text in enumerate(texts):
-    (w, h), below = cv2.getTextSize(text, FONT, scale, width)
+    (w, h), below = cv2.getTextSize(_drawn(text), FONT, scale, width)
     w, h, gap = w + 4, h + below + 2, _line_width(picture) + 2
     x1, y1, x2, y2 = *low[i], *high[i]
     above, under, left, right = y1 - h - gap, y2 + gap, x1 - w - gap, x2 + gap
@@ -169,9 +169,14 @@ def _texts(picture, quads, labels, texts):
         continue
       cv2.rectangle(picture, (x, y), (x + w, y + h), BACKGROUND, -1)
       origin = (x + 2, y + h - below)
-      cv2.putText(picture, text, origin, FONT, scale, color(labels[i]), width, cv2.LINE_AA)
+      cv2.putText(picture, _drawn(text), origin, FONT, scale, color(labels[i]), width, cv2.LINE_AA)
       taken = np.concatenate([taken, [[x, y, x + w, y + h]]])
       break
+
+
+def _drawn(text):
+  """What of a text OpenCV can draw: names of files may be no Unicode, on which it crashes."""
+  return text.encode('utf-8', 'backslashreplace').decode()
 
 
 def _covers(taken, x1, y1, x2, y2):
@@ -188,7 +193,7 @@ def _legend(picture, labels, names, title):
   items += [(f'{names[k]} {counts[k]}', color(k)) for k in present]
   step, space, x, lines = h + below + 6, 2 * h, 6, [[]]
   for text, rgb in items:
-    (w, _), _ = cv2.getTextSize(text, FONT, scale, width)
+    (w, _), _ = cv2.getTextSize(_drawn(text), FONT, scale, width)
     if x + w > picture.shape[1] and lines[-1]:
       x, lines = 6, [*lines, []]
     lines[-1].append((x, text, rgb))
@@ -197,5 +202,5 @@ def _legend(picture, labels, names, title):
   for row, line in enumerate(lines):
     for x, text, rgb in line:
       origin = (x, row * step + h + 5)
-      cv2.putText(strip, text, origin, FONT, scale, rgb, width, cv2.LINE_AA)
+      cv2.putText(strip, _drawn(text), origin, FONT, scale, rgb, width, cv2.LINE_AA)
   return strip

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from data_pipelines import prepare, prepare_command
+from data_pipelines import prepare_command
+from data_pipelines import raw as raw_lib
 from data_pipelines.errors import UserError
+from data_pipelines.readers import Skipped
 from sm3det_jax import compilation_cache
 from sm3det_jax.analysis.doctor import dataset, examine
 
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace, config: ConfigDict | None = None) -> examine.R
     config: whose anchors are asked how much they reach.
 
   Raises:
-    as `prepare.collect` or `Source`, and UserError: no data set is named, or two; it has no image;
+    as `raw.collect` or `Source`, and UserError: no data set is named, or two; it has no image;
       a folder for the report that lies among the data.
   """
   raw = {key: getattr(args, key) for key in ('dataset', 'source') if getattr(args, key)}
@@ -46,12 +48,13 @@ def run(args: argparse.Namespace, config: ConfigDict | None = None) -> examine.R
     out = examine.check_out(args.out, [f'{args.data_root}/{args.prepared}'])
     data = dataset.of_prepared(args.data_root, args.prepared)
   else:
-    arguments = prepare_command.source_arguments(args)
+    skipped = Skipped(encoding=args.encoding, follow_links=args.follow_links)
+    arguments = prepare_command.source_arguments(args, skipped)
     out = examine.check_out(args.out, arguments['source'])
     with _silent('data_pipelines.readers'):  # the report has it all
-      data = dataset.of_sources(prepare.collect(**arguments))
-  if not data.images:
-    raise UserError(f'{data.name} has no image; left out: {dict(data.skipped.counts)}')
+      data = dataset.of_sources(raw_lib.collect(**arguments), arguments['how'])
+  if not data.images:  # a prepared set has some
+    raise UserError(f'{data.name} has no image; {data.skipped.summary()}')
   reach = None
   if config is not None:
     from sm3det_jax.analysis.doctor import reach as reach_lib  # lazily: it loads JAX

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -12,20 +13,25 @@ import numpy as np
 
 from data_pipelines import boxes as box_lib
 from data_pipelines import images, source
-from data_pipelines.builders import scan
+from data_pipelines import objects as objects_lib
+from data_pipelines.builders import decisions, scan
+from data_pipelines.builders.decisions import Decisions
 from data_pipelines.errors import UserError
-from data_pipelines.prepare import Collected
+from data_pipelines.raw import Collected
 from data_pipelines.readers import Annotation, Skipped
 from sm3det_jax.analysis.doctor import duplicates, overlaps
 from sm3det_jax.analysis.doctor import pixels as pixels_lib
 
+logger = logging.getLogger(__name__)
+
 UNKNOWN = -1  # label of an object of a class that nobody knows
+MISFIT = 'its labels are of an image of another size, or of the view that EXIF turns'
 LEAST_OVERLAP = 0.5  # IoU of the pairs that are listed
 TESTED = ('test', 'val')  # splits that come first: of twins, the copy in another one is left out
 
 
 class Image(NamedTuple):
-  """One image: where it is, what it looks like, or why it cannot be read."""
+  """One image: where it is, what it looks like, and why it cannot be read or used."""
 
   split: str
   id: str
@@ -43,7 +49,8 @@ class Dataset:
     images: those of splits that are tested first.
     objects: arrays with a row an object, those of an image together: `image` (index), `row` (its
       number among the image's), `label` (`UNKNOWN` for a class that nobody knows), `boxes`,
-      `polygons`, `difficult`. {} without boxes. Objects of ignored classes are not there.
+      `polygons`, `difficult`. {} without boxes. Objects of ignored classes and
+      regions to ignore are not there.
     unknown: {index of an object: its class as the file spells it}, of those that nobody knows.
     skipped: what readers and `builders.scan` leave out or mend; None for a prepared set.
     read: index of an image -> its pixels [H, W, bands], once more.
@@ -135,42 +142,49 @@ class Dataset:
     return rows[pairs], ious
 
 
-def of_sources(collected: Collected) -> Dataset:
-  """A raw data set, as `data_pipelines.prepare.collect` has read its labels."""
+def of_sources(collected: Collected, how: Decisions = decisions.AUTO) -> Dataset:
+  """A raw data set, as `data_pipelines.raw.collect` has read its labels.
+
+  Args:
+    collected: its labels; its `skipped` goes on counting.
+    how: what the user says of the whole data set.
+  """
   splits = _tested_first(collected.annotations)
   annotations = [(s, a) for s in splits for a in collected.annotations[s]]
-  labels = _Labels(collected.label)
+  labels, skipped = _Labels(collected.label), collected.skipped
 
-  def pixels(k):
+  def load(k):
     a = annotations[k][1]
-    image = images.read(a.image)
-    if a.crop:
-      x1, y1, x2, y2 = a.crop
-      image = image[y1:y2, x1:x2]
-    return image
+    loaded = images.load(a.image)
+    x1, y1, x2, y2 = a.crop or (0, 0, loaded.header.width, loaded.header.height)
+    return loaded.pixels[y1:y2, x1:x2], (loaded.header, loaded.remarks)
 
-  looks = _looks(pixels, len(annotations))
   found, rows, unknown, total = [], [], {}, 0
-  for number, ((split, a), seen) in enumerate(zip(annotations, looks, strict=True)):
-    image = Image(split, a.id, str(a.image), *seen)
-    found.append(image)
+  looks = _looks(load, len(annotations))
+  for k, ((split, a), (look, problem, file)) in enumerate(zip(annotations, looks, strict=True)):
+    if look:
+      header, remarks = file
+      for remark, count in remarks.items():
+        skipped.add(remark, a.image, count)
+      # values without data have become the mean
+      missing = remarks.get(images.NO_DATA, 0) / (header.height * header.width * header.bands)
+      look = look._replace(filled=max(look.filled - missing, 0.0))
+      size = header.height, header.width
+      seen = decisions.in_stored_view(a, size, header.orientation, how, skipped)
+      a, problem = seen or a, '' if seen else MISFIT
+    else:
+      reason, *detail = problem.split(' (', 1)
+      skipped.add(f'image {reason}', ' ('.join([str(a.image), *detail]))
+    found.append(Image(split, a.id, str(a.image), look, problem))
     if collected.box != 'image':
-      kept, names = _objects(a, number, collected.box, labels)
-      unknown |= {total + k: name for k, name in names.items()}
+      kept, names = _objects(a, k, collected.box, labels)
+      unknown |= {total + i: name for i, name in names.items()}
       rows.append(kept)
       total += len(kept['label'])
-      if image.look:
-        _left_out(a, image.look, collected, labels)
-  return Dataset(
-    collected.name,
-    collected.box,
-    collected.classes,
-    found,
-    _joined(rows),
-    unknown,
-    collected.skipped,
-    pixels,
-  )
+      if look and not problem:
+        _left_out(a, look, collected, labels)
+  name, box, classes = collected[:3]
+  return Dataset(name, box, classes, found, _joined(rows), unknown, skipped, lambda k: load(k)[0])
 
 
 def of_prepared(data_root, name: str, splits: Iterable[str] = ()) -> Dataset:
@@ -185,21 +199,21 @@ def of_prepared(data_root, name: str, splits: Iterable[str] = ()) -> Dataset:
   opened = {s: source.Source(data_root, name, s) for s in names}
   places = [(s, i) for s, split in opened.items() for i in range(len(split))]
 
-  def pixels(k):
+  def load(k):
     split, i = places[k]
-    return opened[split][i]['image']
+    return opened[split][i]['image'], None
 
   truths = [t for split in opened.values() for t in split.truth()]
-  looks = _looks(pixels, len(places))
+  looks = _looks(load, len(places))
   found, rows, box = [], [], metadata['box']
   for k, ((split, i), truth, seen) in enumerate(zip(places, truths, looks, strict=True)):
-    found.append(Image(split, truth['id'], f'{split}, record {i}', *seen))
+    found.append(Image(split, truth['id'], f'{split}, record {i}', *seen[:2]))
     if box != 'image':
-      own = {key: truth[key] for key in ('boxes', 'polygons', 'difficult')}
-      count = np.arange(len(own['boxes']))
-      rows.append(own | dict(image=np.full_like(count, k), row=count, label=truth['labels']))
+      row = np.flatnonzero(objects_lib.valid({'boxes': truth['boxes']} | truth))
+      own = {key: truth[key][row] for key in ('boxes', 'polygons', 'difficult')}
+      rows.append(own | dict(image=np.full_like(row, k), row=row, label=truth['labels'][row]))
   classes = tuple(metadata['classes'])
-  return Dataset(name, box, classes, found, _joined(rows), {}, None, pixels)
+  return Dataset(name, box, classes, found, _joined(rows), {}, None, lambda k: load(k)[0])
 
 
 def _tested_first(splits):
@@ -222,17 +236,23 @@ class _Labels:
     return self._known[name]
 
 
-def _looks(pixels, count) -> Iterator[tuple[pixels_lib.Look | None, str]]:
+def _looks(load, count) -> Iterator[tuple]:
+  """Yields (look or None, why there is none, what else `load` gives beside the pixels)."""
+
   def seen(k):
     try:
-      return pixels_lib.look(pixels(k)), ''
+      pixels, *more = load(k)
+      return pixels_lib.look(pixels), '', *more
     except OSError as error:
-      return None, f'unreadable ({error.strerror})'
-    except ValueError as error:  # ImageError, UserError: the file is wrong
-      return None, str(error)
+      return None, f'unreadable ({error.strerror})', None
+    except images.ImageError as error:
+      return None, str(error).partition(': ')[2], None
 
   with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-    yield from pool.map(seen, range(count))
+    for k, found in enumerate(pool.map(seen, range(count))):
+      if k and not k % 5000:
+        logger.info('%d images looked at', k)
+      yield found
 
 
 def _objects(a: Annotation, number: int, box: str, label):
@@ -240,6 +260,7 @@ def _objects(a: Annotation, number: int, box: str, label):
   where = a.labels or a.image
   labels = [label(name, where) for name in a.names]
   keep = np.array([k is not None for k in labels], bool)
+  keep &= ~np.asarray(a.extra.get('ignored', np.zeros(len(keep))), bool)
   boxes, polygons = np.float32(a.boxes), np.float32(a.polygons).reshape(-1, 8)
   if len(boxes) and boxes.shape[1] < box_lib.COLUMNS[box]:
     raise UserError(f'{where}: horizontal boxes, but the data set is to hold oriented ones')

@@ -17,7 +17,8 @@ class Report:
   """What was found.
 
   Attributes:
-    summary: `summary.summary`, with `skipped`, `reach` and `findings`: what report.json holds.
+    summary: `summary.summary`, with `skipped`, `decisions`, `reach` and `findings`: what
+      report.json holds.
     out: folder of report.html, report.json and quarantine.txt.
     left_out: images that quarantine.txt leaves out.
   """
@@ -48,6 +49,7 @@ class Report:
       lines.append(f'{task}: {100 * r["share"]:.1f} % of {r["objects"]:,} {r["what"]}')
     found = [[f'{f["severity"]}: {f["title"]}', f['count']] for f in s['findings']]
     found += [[f'left out or mended: {r}', k['count']] for r, k in s.get('skipped', {}).items()]
+    lines += s.get('decisions', [])
     lines.append(prepare.columns(found) if found else 'nothing that looks wrong')
     lines.append(f'{self.out / "report.html"}: all of it, with pictures')
     lines.append(f'{self.out / quarantine.NAME}: {self.left_out} images to leave out')
@@ -82,6 +84,7 @@ def examine(d: Dataset, out, reach: dict | None = None) -> Report:
   summary = summary_lib.summary(d)
   if d.skipped is not None:
     summary['skipped'] = _skipped(d.skipped)
+    summary['decisions'] = d.skipped.notes
   if reach:
     summary['reach'] = reach
   summary['findings'] = [_as_json(d, f) for f in found]
@@ -98,9 +101,9 @@ def examine(d: Dataset, out, reach: dict | None = None) -> Report:
 
 
 def _skipped(skipped):
-  places = getattr(skipped, 'places', {})
+  places = skipped.places
   return {
-    reason: dict(count=count, places=[str(p) for p in places.get(reason, ())])
+    reason: dict(count=count, places=places[reason])
     for reason, count in sorted(skipped.counts.items())
   }
 

@@ -35,6 +35,7 @@ class Kind(NamedTuple):
 
 KINDS = (
   Kind('error', 'images that cannot be read', of_images.unreadable, True),
+  Kind('error', 'images whose labels are of another size or view', of_images.misfit, None),
   Kind('error', 'images of one value', of_images.one_value, True),
   Kind('error', 'copies of an image in two splits', of_images.split_copies, True),
   Kind('error', 'one scene in two splits', of_images.split_scenes, None),

@@ -20,6 +20,12 @@ def unreadable(d: Dataset) -> Iterator[Row]:
       yield Row(k, image.problem)
 
 
+def misfit(d: Dataset) -> Iterator[Row]:
+  for k, image in enumerate(d.images):
+    if image.look and image.problem:
+      yield Row(k, image.problem)
+
+
 def one_value(d: Dataset) -> Iterator[Row]:
   for k, look in _looks(d):
     if look.low == look.high:

@@ -35,13 +35,14 @@ def html_of(d: Dataset, summary: dict, found: list[Finding]) -> str:
 
   Args:
     d: the data set, whose images are read once more for the examples.
-    summary: `summary.summary`, with `reach` and `skipped` where there are any.
+    summary: `summary.summary`, with `reach`, `skipped` and `decisions` where there are any.
     found: `findings.find`.
   """
   title = f'{d.name}: {sum(s["images"] for s in summary["splits"].values()):,} images looked at'
   parts = [f'<h1>{html.escape(title)}</h1>', _counts(d, summary), _overview(found)]
   parts += [_images(summary), _classes(d, summary), _charts(summary['histograms'])]
   parts += [_reach(summary.get('reach', {})), _skipped(summary.get('skipped', {}))]
+  parts += _decisions(summary.get('decisions', ()))
   parts += [_finding(d, f) for f in found]
   return (
     f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}'
@@ -125,6 +126,10 @@ def _skipped(skipped):
   rows = [(reason, s['count'], '; '.join(s['places'])) for reason, s in skipped.items()]
   note = _note('What the readers and `sm3det prepare` leave out or mend, with the first places.')
   return '<h2>Left out or mended</h2>' + note + _table(('reason', 'how often', 'where'), rows)
+
+
+def _decisions(notes):
+  return ['<h2>Taken for the whole set</h2>', *map(_note, notes)] if notes else []
 
 
 def _finding(d, finding):

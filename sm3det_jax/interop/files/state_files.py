@@ -6,12 +6,21 @@ import pickle
 import struct
 import zipfile
 
+import ml_dtypes
 import numpy as np
+import safetensors.numpy
 
 from data_pipelines.errors import UserError
-from sm3det_jax.interop.files import safetensors, unpickle
+from sm3det_jax.interop.files import unpickle
 
 WRAPPINGS = ('state_dict', 'model')  # of mmcv and timm, of Facebook and Microsoft
+# of safetensors, whose own reading into numpy knows neither bfloat16 nor float8
+DTYPES = {
+  'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': ml_dtypes.bfloat16,
+  'F8_E4M3': ml_dtypes.float8_e4m3fn, 'F8_E5M2': ml_dtypes.float8_e5m2, 'I64': 'int64',
+  'I32': 'int32', 'I16': 'int16', 'I8': 'int8', 'U64': 'uint64', 'U32': 'uint32', 'U16': 'uint16',
+  'U8': 'uint8', 'BOOL': 'bool', 'C64': 'complex64',
+}  # fmt: skip
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -24,7 +33,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
   """
   path = pathlib.Path(path)
   if path.suffix == '.safetensors':
-    content = safetensors.read(path)
+    content = _read_safetensors(path)
   elif path.suffix == '.npz':
     with unpickle.readable(path), np.load(path, allow_pickle=False) as archive:
       content = dict(archive)
@@ -66,7 +75,20 @@ def write(path: str | os.PathLike, state: dict[str, np.ndarray], classes: tuple[
   elif path.suffix == '.npz':
     np.savez(path, **state)
   else:
-    safetensors.write(path, state)
+    whole = {name: np.asarray(array, order='C') for name, array in state.items()}
+    path.write_bytes(safetensors.numpy.save(whole))
+
+
+def _read_safetensors(path):
+  try:
+    return {
+      name: np.frombuffer(entry['data'], DTYPES[entry['dtype']]).reshape(entry['shape'])
+      for name, entry in safetensors.deserialize(path.read_bytes())
+    }
+  except (safetensors.SafetensorError, KeyError) as error:
+    raise UserError(
+      f'{path} is damaged, cut short or not of safetensors: {type(error).__name__}: {error}'
+    ) from error
 
 
 def _write_pth(path, state, classes):

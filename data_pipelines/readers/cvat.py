@@ -1,0 +1,72 @@
+"""CVAT's XML "for images": one file, an `<image>` with `<box>`, perhaps turned, or `<polygon>`."""
+
+import pathlib
+from collections.abc import Iterator
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+from data_pipelines import boxes as box_lib
+from data_pipelines.readers import files, xml
+from data_pipelines.readers.annotation import Annotation, oriented, quadrilateral
+from data_pipelines.readers.skipped import BadEntry, Skipped
+
+
+def read(
+  source: pathlib.Path, split: str, *, labels: str, images: str, skipped: Skipped
+) -> Iterator[Annotation]:
+  """Yields an annotation an image of the file.
+
+  Args:
+    source: folder of the data set.
+    split: only names the split in messages.
+    labels: the XML file.
+    images: folder of the image files.
+    skipped: where what is left out is counted.
+
+  Raises:
+    FileNotFoundError: the file or the folder is not there.
+    BadEntry: it is not XML.
+  """
+  path = files.find(source, labels, f'{split} labels')
+  index = files.Listing(files.find(source, images, f'{split} images'), source, skipped)
+  found = []
+  for number, element in enumerate(xml.parse(path, skipped).iter('image')):
+    place = f'{path}: image {number}'
+    try:
+      found.append((element, place, *index.find(element.get('name') or '', place)))
+    except BadEntry as error:
+      skipped.take(error)
+  ids = {p: id for id, p in files.named((name, p) for *_, name, p in found).items()}
+  for element, place, _, image in found:
+    rows = []
+    for k, shape in enumerate(element):
+      try:
+        rows.append(_row(shape, f'{place}, {shape.tag} {k}', skipped))
+      except BadEntry as error:
+        skipped.take(error)
+    yield oriented(ids[image], image, rows, labels=path, declared=_size(element))
+
+
+def _size(element):
+  try:
+    size = int(element.get('height')), int(element.get('width'))
+  except (TypeError, ValueError):
+    return None
+  return size if min(size) > 0 else None
+
+
+def _row(shape: Element, place, skipped):
+  difficult = int(any(a.get('name') == 'difficult' and a.text == 'true' for a in shape))
+  try:
+    if shape.tag == 'box':
+      x1, y1, x2, y2 = (float(shape.get(k)) for k in ('xtl', 'ytl', 'xbr', 'ybr'))
+      turn = np.radians(float(shape.get('rotation') or 0))
+      box = (x1 + x2) / 2, (y1 + y2) / 2, abs(x2 - x1), abs(y2 - y1), turn
+      return shape.get('label', ''), box_lib.to_polygon(np.array([box]))[0], difficult
+    if shape.tag == 'polygon':
+      points = [float(c) for p in shape.get('points').split(';') for c in p.split(',')]
+      return shape.get('label', ''), quadrilateral(points, skipped, place), difficult
+  except (TypeError, ValueError, AttributeError):
+    raise BadEntry(f'{shape.tag} without its numbers', place) from None
+  raise BadEntry(f'shape that is no area ({shape.tag})', place)

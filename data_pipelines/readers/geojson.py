@@ -1,0 +1,103 @@
+"""GeoJSON over GeoTIFF: a file an image, polygons in the file's coordinate system.
+
+`crs` names the system where it is not longitude and latitude (RFC 7946 knows no other, but GDAL and
+QGIS write it). The class is the property `class`, `label`, `name`, `type` or `category`.
+"""
+
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from data_pipelines.readers import files, texts
+from data_pipelines.readers.annotation import Annotation, oriented, quadrilateral
+from data_pipelines.readers.skipped import BadEntry, Skipped
+
+PROPERTIES = ('class', 'label', 'name', 'type', 'category', 'class_name')
+
+
+def read(
+  source: pathlib.Path, split: str, *, labels: str, images: str, skipped: Skipped
+) -> Iterator[Annotation]:
+  """Yields an annotation an image that has a GeoJSON and a georeference.
+
+  Args:
+    source: folder of the data set.
+    split: only names the split in messages.
+    labels, images: folders below it, which may be one.
+    skipped: where what is left out is counted.
+
+  Raises:
+    FileNotFoundError: a folder is not there.
+  """
+  folder = files.find(source, labels, f'{split} labels')
+  pictures = files.find(source, images, f'{split} images')
+  for id, image, file in files.pairs(folder, pictures, '.geojson', skipped, root=source):
+    if not file:
+      skipped.add('image without a label file', image)
+      continue
+    try:
+      rows = _rows(file, image, skipped)
+    except BadEntry as error:
+      skipped.take(error)
+    else:
+      yield oriented(id, image, rows, labels=file)
+
+
+def _rows(path, image, skipped):
+  try:
+    content = texts.json_of(path, skipped)
+    features = content['features']
+    crs = content.get('crs', {}).get('properties', {}).get('name', 'OGC:CRS84')
+  except (KeyError, TypeError, AttributeError) as error:
+    raise BadEntry('label file is not GeoJSON', path, f'not GeoJSON ({error})') from None
+  place = lambda number: f'{path}: features[{number}]'
+  to_pixels, rows = _to_pixels(crs, image, path), []
+  for number, feature in enumerate(features):
+    try:
+      name, rings = _polygons(feature, place(number))
+      for ring in rings:
+        rows.append((name, quadrilateral(to_pixels(ring).ravel(), skipped, place(number)), 0))
+    except BadEntry as error:
+      skipped.take(error)
+  return rows
+
+
+def _polygons(feature, place):
+  """(class, outer rings [k, 2] in the file's coordinates)."""
+  try:
+    properties, geometry = feature['properties'], feature['geometry']
+    parts = {'Polygon': lambda c: [c], 'MultiPolygon': list}[geometry['type']]
+    rings = [
+      np.array([p[:2] for p in part[0]], np.float64) for part in parts(geometry['coordinates'])
+    ]
+  except (KeyError, TypeError, ValueError, IndexError):
+    raise BadEntry('feature that is no polygon', place) from None
+  name = next((properties[k] for k in PROPERTIES if (properties or {}).get(k) is not None), None)
+  if name is None:
+    raise BadEntry('feature without a class', place, f'none of {", ".join(PROPERTIES)}')
+  return str(name), rings
+
+
+def _to_pixels(crs, image, path):
+  """The function of coordinates in `crs` [k, 2] -> pixels of the image [k, 2]."""
+  import rasterio  # lazily, as below: a quarter of a second
+  import rasterio.errors
+  import rasterio.warp
+
+  try:
+    with rasterio.open(image) as raster:
+      own, transform = raster.crs, raster.transform
+    if own is None or transform.is_identity:
+      raise BadEntry('image without a georeference', image)
+    theirs = rasterio.crs.CRS.from_user_input(crs)
+  except rasterio.errors.RasterioIOError as error:
+    raise BadEntry('image does not decode', image, str(error)) from None
+  except rasterio.errors.CRSError:
+    raise BadEntry('coordinate system that is not known', path, f'crs is {crs!r}') from None
+
+  def pixels(points):
+    x, y = rasterio.warp.transform(theirs, own, *points.T)
+    return np.stack(~transform @ (np.array(x), np.array(y)), -1)
+
+  return pixels

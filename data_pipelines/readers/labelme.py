@@ -1,0 +1,75 @@
+"""labelme json: a file an image, with `shapes`: polygons, rectangles, turned ones, circles."""
+
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from data_pipelines.readers import files, texts
+from data_pipelines.readers.annotation import Annotation, oriented, quadrilateral
+from data_pipelines.readers.skipped import BadEntry, Skipped
+
+
+def read(
+  source: pathlib.Path, split: str, *, labels: str, images: str, skipped: Skipped
+) -> Iterator[Annotation]:
+  """Yields an annotation an image that has a readable json file.
+
+  Args:
+    source: folder of the data set.
+    split: only names the split in messages.
+    labels, images: folders below it, which may be one.
+    skipped: where what is left out is counted: points and lines among them.
+
+  Raises:
+    FileNotFoundError: a folder is not there.
+  """
+  folder = files.find(source, labels, f'{split} labels')
+  pictures = files.find(source, images, f'{split} images')
+  for id, image, file in files.pairs(folder, pictures, '.json', skipped, root=source):
+    if not file:
+      skipped.add('image without a label file', image)
+      continue
+    try:
+      content = load(file, skipped)
+    except BadEntry as error:
+      skipped.take(error)
+      continue
+    rows = []
+    for number, shape in enumerate(content['shapes']):
+      try:
+        rows.append(_row(shape, f'{file}: shapes[{number}]', skipped))
+      except BadEntry as error:
+        skipped.take(error)
+    size = content.get('imageHeight'), content.get('imageWidth')
+    declared = size if all(isinstance(s, int) and s > 0 for s in size) else None
+    yield oriented(id, image, rows, labels=file, declared=declared)
+
+
+def load(path: pathlib.Path, skipped: Skipped) -> dict:
+  """A labelme file; BadEntry if it is none."""
+  content = texts.json_of(path, skipped)
+  if not isinstance(content, dict) or not isinstance(content.get('shapes'), list):
+    raise BadEntry('label file is not labelme json', path, 'no list of `shapes`')
+  return content
+
+
+def _row(shape, place, skipped):
+  if not isinstance(shape, dict) or not isinstance(shape.get('label'), str):
+    raise BadEntry('shape without a label', place)
+  kind = shape.get('shape_type') or 'polygon'
+  try:
+    points = np.array(shape.get('points'), np.float64).reshape(-1, 2)
+  except (TypeError, ValueError):
+    raise BadEntry('shape without points', place) from None
+  if kind == 'circle' and len(points) == 2:
+    radius = np.linalg.norm(points[1] - points[0])
+    points = np.stack([points[0] - radius, points[0] + radius])
+  if kind in ('rectangle', 'circle') and len(points) == 2:
+    (x1, y1), (x2, y2) = points.min(0), points.max(0)
+    points = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
+  if len(points) < 3:
+    raise BadEntry(f'shape that is no area ({kind})', place)
+  flags = shape.get('flags') if isinstance(shape.get('flags'), dict) else {}
+  difficult = bool(shape.get('difficult') or flags.get('difficult'))
+  return shape['label'], quadrilateral(points, skipped, place), int(difficult)

@@ -1,0 +1,101 @@
+"""Texts in whatever encoding, json, and lists of images by their names."""
+
+import codecs
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from data_pipelines.readers.files import key
+from data_pipelines.readers.skipped import BadEntry, Skipped
+
+MARKS = (  # the longer first: UTF-32's begins with UTF-16's
+  (codecs.BOM_UTF8, 'utf-8-sig'),
+  (codecs.BOM_UTF32_LE, 'utf-32'),
+  (codecs.BOM_UTF32_BE, 'utf-32'),
+  (codecs.BOM_UTF16_LE, 'utf-16'),
+  (codecs.BOM_UTF16_BE, 'utf-16'),
+)
+LISTS = ('ImageSets/Main', 'ImageSets', 'Main')  # folders of lists of names
+
+
+def read(path: pathlib.Path, skipped: Skipped) -> str:
+  """A text file by its byte order mark, else in `skipped.encoding`.
+
+  Raises:
+    BadEntry: in another encoding; names it where a BOM does not.
+  """
+  return decoded(path.read_bytes(), path, skipped.encoding)
+
+
+def decoded(data: bytes, path: pathlib.Path, encoding: str) -> str:
+  """The text of a file's bytes, see `read`; raises what that raises."""
+  encoding = next((name for mark, name in MARKS if data.startswith(mark)), encoding)
+  try:
+    return data.decode(encoding)
+  except UnicodeDecodeError as error:
+    at = f'byte {data[error.start]:#04x} at {error.start}'
+    why = f'text is not in {encoding.upper()} ({at}); --encoding=gbk, latin-1, .. says what it is'
+    raise BadEntry('text in another encoding', path, why) from None
+  except LookupError:
+    raise BadEntry('text in another encoding', path, f'{encoding!r} is no encoding') from None
+
+
+def lines(path: pathlib.Path, skipped: Skipped) -> list[str]:
+  """The lines of a list of names that are not empty, without the white space around them."""
+  return [line.strip() for line in read(path, skipped).splitlines() if line.strip()]
+
+
+def json_of(path: pathlib.Path, skipped: Skipped) -> Any:
+  """What a json file holds.
+
+  Raises:
+    BadEntry: it is none.
+  """
+  try:
+    return json.loads(read(path, skipped))
+  except (json.JSONDecodeError, RecursionError) as error:
+    why = f'not json ({type(error).__name__}: {error})'
+    raise BadEntry('file that is not json', path, why) from None
+
+
+class Names:
+  """A list of images by their names, with or without folders and suffix.
+
+  Called with an id, it says whether the image is listed; folders count where both have them.
+  """
+
+  def __init__(self, path: pathlib.Path, names: Iterable[str]):
+    self._path, self._names, self._seen = path, {key(n): n for n in names}, set()
+    self._last = {_last(name): name for name in self._names}
+
+  def __call__(self, id: str) -> bool:
+    name = key(id)
+    if name not in self._names:
+      name = _last(name) if '/' in name else self._last.get(name)
+    self._seen.add(name)
+    return name in self._names
+
+  def finish(self, skipped: Skipped) -> None:
+    """Counts the names that no image had."""
+    for name in sorted(self._names.keys() - self._seen):
+      skipped.add('name in a list without an image', f'{self._path}: {self._names[name]}')
+
+
+def listed(source: pathlib.Path, split: str, skipped: Skipped) -> Names | None:
+  """The images of a split by VOC's `ImageSets/Main/<split>.txt`, or None without such a list.
+
+  A name a line; those that no image has are counted by the reader.
+  """
+  path = list_of(source, split)
+  return Names(path, lines(path, skipped)) if path else None
+
+
+def list_of(source: pathlib.Path, split: str) -> pathlib.Path | None:
+  """The file of a split's list of images, where there is one."""
+  places = (pathlib.Path(source) / folder / f'{split}.txt' for folder in LISTS)
+  return next((p for p in places if p.is_file()), None)
+
+
+def _last(name):
+  return name.rpartition('/')[2]

@@ -1,0 +1,134 @@
+"""XML label files, a file an image: what VOC and its kin have in common."""
+
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError
+
+import defusedxml
+from defusedxml import ElementTree
+
+from data_pipelines.readers import files, texts
+from data_pipelines.readers.annotation import difficulty
+from data_pipelines.readers.skipped import BadEntry, Skipped
+
+CORNERS = ('x1', 'y1', 'x2', 'y2', 'x3', 'y3', 'x4', 'y4')  # what the formats call a polygon
+DECLARATION = re.compile(r'\s*<\?xml[^>]*?(?:encoding\s*=\s*["\']([\w.-]+)["\'])?\s*\?>')
+
+
+def parse(path: pathlib.Path, skipped: Skipped) -> Element:
+  """The root of an XML file, in the encoding that it declares, else in `skipped.encoding`.
+
+  Raises:
+    BadEntry: not XML, or in another encoding.
+  """
+  data = path.read_bytes()
+  declared = DECLARATION.match(data[:200].decode('latin-1'))
+  content = texts.decoded(data, path, (declared and declared[1]) or skipped.encoding)
+  try:  # without the declaration: the parser knows few encodings
+    return ElementTree.fromstring(DECLARATION.sub('', content.lstrip('\ufeff'), count=1))
+  except (ParseError, defusedxml.DefusedXmlException) as error:
+    raise BadEntry('label file is not XML', path, f'label file is not XML ({error})') from None
+
+
+def label_files(
+  source: pathlib.Path,
+  split: str,
+  labels: str,
+  images: str,
+  skipped: Skipped,
+  wanted: texts.Names | None = None,
+  tag: str = 'object',
+) -> Iterator[tuple[dict[str, Any], list[Element]]]:
+  """Yields (id, image, labels and declared size as `Annotation` calls them; its objects).
+
+  Counted and left out: an image without a label file, what is not XML.
+
+  Args:
+    source: folder of the data set.
+    split: only names the split in messages.
+    labels, images: folders below it.
+    skipped: where what is left out is counted.
+    wanted: the images to look at; None takes all.
+    tag: of the objects.
+
+  Raises:
+    FileNotFoundError: a folder is not there.
+  """
+  folder = files.find(source, labels, f'{split} labels')
+  pictures = files.find(source, images, f'{split} images')
+  for id, image, file in files.pairs(folder, pictures, '.xml', skipped, root=source):
+    if wanted and not wanted(id):
+      continue
+    if not file:
+      skipped.add('image without a label file', image)
+      continue
+    try:
+      root = parse(file, skipped)
+    except BadEntry as error:
+      skipped.take(error)
+      continue
+    fields = dict(id=id, image=image, labels=file, declared=declared_size(root))
+    yield fields, list(root.iter(tag))
+  if wanted:
+    wanted.finish(skipped)
+
+
+def declared_size(root: Element) -> tuple[int, int] | None:
+  """(height, width) of `<size>`; None without one, or where it says nothing (0 x 0)."""
+  try:
+    size = int(float(root.findtext('size/height'))), int(float(root.findtext('size/width')))
+  except (TypeError, ValueError, OverflowError):
+    return None
+  return size if min(size) > 0 else None
+
+
+def rows(
+  objects: Sequence[Element],
+  path: pathlib.Path,
+  skipped: Skipped,
+  box: Callable[[Element, str], Any],
+  name: str | None = 'name',
+) -> list[tuple[str, Any, int]]:
+  """[(class name, `box` of the element, difficult)]; entries that are bad are left out.
+
+  Args:
+    objects: their elements.
+    path: of the file, for messages.
+    skipped: where they are counted.
+    box: element, place -> coordinates; raises BadEntry where it has none.
+    name: where an element has its class; None calls all 'ship'.
+  """
+  found = []
+  for number, element in enumerate(objects, 1):
+    place = f'{path}: object {number}'
+    try:
+      of = (element.findtext(name) or '').strip() if name else 'ship'
+      found.append((of, box(element, place), _difficult(element, place)))
+    except BadEntry as error:
+      skipped.take(error)
+  return found
+
+
+def _difficult(element, place):
+  text = element.findtext('difficult')
+  try:
+    return difficulty(text)
+  except ValueError:
+    raise BadEntry('difficult that is no flag', place, f'difficult is {text!r}') from None
+
+
+def numbers(element: Element, keys: Sequence[str], place: str) -> list[float]:
+  """The numbers in the children `keys` of an element.
+
+  Raises:
+    BadEntry: one is missing or not a number.
+  """
+  texts = [element.findtext(key) for key in keys]
+  try:
+    return [float(text) for text in texts]
+  except (TypeError, ValueError):
+    found = ', '.join(f'{k}={t!r}' for k, t in zip(keys, texts, strict=True))
+    reason = f'<{element.tag}> without its numbers'
+    raise BadEntry(reason, place, f'<{element.tag}> needs numbers, has {found}') from None
