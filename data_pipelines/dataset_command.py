@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     p = verbs.add_parser(name, help=what, description=what)
     p.set_defaults(work=run)
     prepare_command.add_source_arguments(p)
+    prepare_command.add_strict(p)
     p.add_argument('--out', required=True, help='new or empty folder; nothing is overwritten')
     p.add_argument('--to', choices=formats.TARGETS, **to)
     conventions = 'of the angles written, where the format has any; by default le90'
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> convert.Report:
 
 
 def _convert(args):
-  source = prepare_command.source_arguments(args)
+  source = prepare_command.source_arguments(args, prepare_command.new_skipped(args))
   return convert.convert(raw.collect(**source), args.to, args.out, **_writing(args, source))
 
 
@@ -75,7 +76,7 @@ def _split(args):
   fractions = _numbers(args.fractions)
   scene = str if args.by == 'image' else split.scene_of(args.scene)
   of = tuple(filter(None, args.of.split(',')))
-  source = prepare_command.source_arguments(args)
+  source = prepare_command.source_arguments(args, prepare_command.new_skipped(args))
   c, record = split.divide(raw.collect(**source), fractions, scene=scene, of=of, seed=args.seed)
   rule = dict(by=args.by, scene=args.scene, seed=args.seed, fractions=fractions)
   notes = split.note(record, **rule)
@@ -104,7 +105,7 @@ def _tile(args):
     rates = [float(r) for r in args.rates.split(',')]
   except ValueError:
     raise UserError(f'--rates={args.rates}: expected numbers by commas') from None
-  source = prepare_command.source_arguments(args)
+  source = prepare_command.source_arguments(args, prepare_command.new_skipped(args))
   return tile.tile(
     raw.collect(**source),
     args.out,

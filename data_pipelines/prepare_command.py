@@ -10,7 +10,7 @@ import functools
 import pathlib
 import re
 
-from data_pipelines import prepare, soi_det
+from data_pipelines import prepare, quarantine, soi_det
 from data_pipelines.batch import KINDS
 from data_pipelines.builders import auto, decisions, presets
 from data_pipelines.builders.decisions import Decisions
@@ -80,19 +80,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_source_arguments(parser, 'auto (looks, writes nothing)', 'soi_det')
   root = 'root of the prepared data sets, config.data_root of a training (once called --data_dir)'
   parser.add_argument('--data_root', '--data_dir', required=True, metavar='FOLDER', help=root)
+  add_strict(parser)
 
 
-def add_source_arguments(parser: argparse.ArgumentParser, *more: str) -> None:
+def add_strict(parser: argparse.ArgumentParser) -> None:
+  """Adds `--strict`."""
+  strict = 'stop at the first entry that would be left out'
+  parser.add_argument('--strict', action='store_true', help=strict)
+
+
+def add_source_arguments(
+  parser: argparse.ArgumentParser, *more: str, required: bool = True
+) -> None:
   """Adds the arguments that say what a data set is and how it is read, for `source_arguments`.
 
   Args:
     parser: gets them.
     more: what `--dataset` may be beside a data set or format.
+    required: whether data set and source have to be given.
   """
   known = ', '.join([*more, *presets.known()])
   add = parser.add_argument
-  add('--dataset', required=True, help=f'data set or format, or several by commas: {known}')
-  add('--source', required=True, help='its folder; one a data set, by commas')
+  add('--dataset', required=required, help=f'data set or format, or several by commas: {known}')
+  add('--source', required=required, help='its folder; one a data set, by commas')
   add('--name', help='name of the prepared data set; by default that of the data set')
   add('--classes', default='', help='class names in label order, by commas')
   places = 'where labels and images lie below the source; given once a source, in order'
@@ -103,21 +113,24 @@ def add_source_arguments(parser: argparse.ArgumentParser, *more: str) -> None:
   add('--ignore', default='', help='class names to leave out, by commas')
   add('--aliases', default='', help='spelling=class,... for names the class list spells otherwise')
   add('--subset', help='text file (a name a line) or COCO json: take only these images')
+  add('--quarantine', metavar='FILE', help='list of images to leave out, as `doctor` writes it')
   for name, choices in decisions.CHOICES.items():
     add(f'--{name}', choices=choices, default=choices[0], help=DECISIONS[name])
   add('--encoding', default='utf-8-sig', help='of label files without a byte order mark: gbk, ..')
-  add('--strict', action='store_true', help='stop at the first entry that would be left out')
   links = 'follow symbolic links that lead out of the source'
   add('--follow_links', action='store_true', help=links)
 
 
-def source_arguments(args: argparse.Namespace) -> dict:
+def source_arguments(args: argparse.Namespace, skipped: Skipped) -> dict:
   """The arguments of `raw.collect` that `add_source_arguments` have been given.
 
+  Args:
+    args: parsed.
+    skipped: counts what is left out.
+
   Raises:
-    as `read_subset`, `parse_splits` and `parse_aliases`.
+    as `read_subset`, `parse_splits`, `parse_aliases` and `quarantine.read`.
   """
-  skipped = _skipped(args)
   return dict(
     dataset=args.dataset.split(','),
     source=args.source.split(','),
@@ -128,6 +141,7 @@ def source_arguments(args: argparse.Namespace) -> dict:
     ignore=tuple(filter(None, args.ignore.split(','))),
     aliases=parse_aliases(args.aliases),
     subset=read_subset(args.subset, skipped) if args.subset else None,
+    quarantine=quarantine.read(args.quarantine) if args.quarantine else None,
     how=Decisions(**{name: getattr(args, name) for name in decisions.CHOICES}),
     skipped=skipped,
   )
@@ -146,12 +160,18 @@ def run(args: argparse.Namespace) -> list[Report]:
   Raises:
     as `prepare`.
   """
-  found = source_arguments(args)
-  if found['dataset'] == ['soi_det']:
-    new = functools.partial(_skipped, args)
-    return soi_det.prepare(found['source'], args.data_root, found['subset'], new)
-  return [prepare.prepare(data_dir=args.data_root, **found)]
+  arguments = source_arguments(args, new_skipped(args))
+  if arguments['dataset'] != ['soi_det']:
+    return [prepare.prepare(data_dir=args.data_root, **arguments)]
+  if args.quarantine:
+    raise UserError(
+      '--quarantine: soi_det is three data sets; put the list of each to '
+      f'{args.data_root}/soi_det_sar/{quarantine.NAME} (or _rgb, _ifr), where it is honoured'
+    )
+  new = functools.partial(new_skipped, args)
+  return soi_det.prepare(arguments['source'], args.data_root, arguments['subset'], new)
 
 
-def _skipped(args):
+def new_skipped(args: argparse.Namespace) -> Skipped:
+  """What counts the things left out, by the user's wishes."""
   return Skipped(args.strict, args.encoding, args.follow_links)

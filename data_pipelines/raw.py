@@ -52,6 +52,7 @@ def collect(
   ignore: Sequence[str] = (),
   aliases: Mapping[str, str] | None = None,
   subset: Callable[[str], bool] | None = None,
+  quarantine: Mapping[str, set[str]] | None = None,
   how: Decisions = decisions.AUTO,
   skipped: Skipped | None = None,
 ) -> Collected:
@@ -69,6 +70,7 @@ def collect(
     ignore: class names to leave out and count, beside the preset's.
     aliases: {spelling in the files: class}, beside the preset's.
     subset: image id -> whether to take it; the others are left out, not counted.
+    quarantine: {split: ids of images to leave out, counted} (`data_pipelines.quarantine`).
     how: what the user says of the whole data set.
     skipped: counts what is left out or mended, and says how strict to be.
 
@@ -96,6 +98,7 @@ def collect(
   aliases = {k: v for p in presets for k, v in p.aliases} | dict(aliases or {})
   listed = {s: _unique(found, subset) for s, found in parts.items()}
   _check_subset(parts, listed, subset, skipped)
+  _leave_out(listed, quarantine or {}, skipped)
   listed = _with_ignored(listed)
   box = box or kind
   asked, classes = bool(classes), tuple(classes) or presets[0].classes
@@ -145,6 +148,16 @@ def _check_subset(parts, listed, subset, skipped):
     raise UserError(f'the subset has none of the {len(ids)} images, such as {", ".join(ids[:3])}')
   if isinstance(subset, texts.Names):
     subset.finish(skipped)
+
+
+def _leave_out(listed, quarantine, skipped):
+  for split, out in quarantine.items():
+    there = {a.id for a in listed.get(split, ())}
+    skipped.add('image in quarantine', f'split {split!r}', len(out & there), logging.INFO)
+    for id in sorted(out - there):
+      skipped.add('line of the quarantine that names no image', f'{id!r} of split {split!r}')
+    if out & there:
+      listed[split] = [a for a in listed[split] if a.id not in out]
 
 
 def _with_ignored(listed):

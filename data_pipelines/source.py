@@ -4,16 +4,19 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import pathlib
 import re
 
 import numpy as np
 from etils import epath
 
-from data_pipelines import images, tiling
+from data_pipelines import images, quarantine, tiling
 from data_pipelines import objects as objects_lib
 from data_pipelines.batch import TAKEN, Array
 from data_pipelines.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 TOUCHED = 1e-6  # share of a region to ignore, from which on a window has it
 PER_IMAGE = ('ids', 'sizes', 'starts')  # of an index; its other arrays have a row an object
@@ -37,6 +40,8 @@ class Source:
   `classes`; `id` of the image; `offset` (x, y) of the window in it; `full_size` (height, width) of
   the image.
 
+  Images in the data set's quarantine (`data_pipelines.quarantine`) are not there.
+
   Args:
     data_root: folder of the prepared data sets.
     dataset: its name.
@@ -48,11 +53,12 @@ class Source:
     box: 'hbb', 'obb', or 'image' for a data set without objects.
     extra: {name: Array} of what it has per object beside its boxes, a row of each.
     num_objects: int64 [len], objects of each item, regions to ignore not among them.
-    fingerprint: hash of data set, version, split, contents and tiling.
+    fingerprint: hash of data set, version, split, contents, quarantine and tiling.
 
   Raises:
     FileNotFoundError: no such data set.
-    UserError: no such split, an index whose arrays do not fit together, or a tiling that is none.
+    UserError: no such split, an index whose arrays do not fit together, a quarantine that leaves
+      nothing or is none, or a tiling that is none.
   """
 
   def __init__(self, data_root, dataset: str, split: str, tile=None):
@@ -76,6 +82,8 @@ class Source:
           f'{self._folder}/{split}_index.npz: {name!r} has {len(array)} rows, but there are '
           f'{self._index["starts"][-1]} objects; write a row an object, or prepare the set anew'
         )
+    self._leave_out(split)
+    self._all = {name: self._index[name] for name in self._all}
     if 'difficult' in self._all:
       self._all['difficult'] = self._all['difficult'] > 0
     self.extra = {
@@ -93,7 +101,31 @@ class Source:
       metadata['fingerprints'][split],
     ]
     tiling_key = [tile['size'], tile['overlap'], tile['keep']] if tile['size'] else [0]
-    self.fingerprint = hashlib.sha256(json.dumps(key + tiling_key).encode()).hexdigest()[:16]
+    key += tiling_key + [self._out] * bool(self._out)
+    self.fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+
+  def _leave_out(self, split):
+    """Takes the images in quarantine out of the index; `_record` says where the others lie."""
+    file = self._folder.parent / quarantine.NAME
+    named = quarantine.read(file).get(split, set()) if file.exists() else set()
+    ids = [str(id) for id in self._index['ids']]
+    self._out = sorted(named & set(ids))
+    self._record = np.array([k for k, id in enumerate(ids) if id not in named], int)
+    if strangers := named - set(ids):
+      text = '%s: %d lines name no image of split %r, such as %r'
+      logger.warning(text, file, len(strangers), split, min(strangers))
+    if not self._out:
+      return
+    if not len(self._record):
+      raise UserError(f'{file} leaves no image of split {split!r}; take lines out of it')
+    logger.info('%s: %d images of split %r left out', file, len(self._out), split)
+    counts, kept = np.diff(self._index['starts']), np.isin(np.arange(len(ids)), self._record)
+    rows = np.repeat(kept, counts)
+    self._index = {
+      name: a[kept] if name in PER_IMAGE else a[rows]
+      for name, a in self._index.items()
+      if name != 'starts'
+    } | {'starts': np.cumsum(np.append(0, counts[kept]))}
 
   def _list_windows(self, size, overlap, keep):
     index, image, windows, rows = self._index, [], [], []
@@ -141,7 +173,7 @@ class Source:
     ]
 
   def _pixels(self, k, x1, y1, x2, y2):
-    record = self._records[k]
+    record = self._records[int(self._record[k])]
     bands, name = int(record['bands']), f'{self._folder}, image {self._index["ids"][k]}'
     if record['first_block'] < 0:
       return images.decode(record['image'], bands, name)[y1:y2, x1:x2]

@@ -11,9 +11,10 @@ import re
 import signal
 import sys
 
-from data_pipelines import errors
+from data_pipelines import dataset_command, errors, prepare_command
 from data_pipelines.errors import UserError
 from sm3det_jax import __version__, bench, compilation_cache, config
+from sm3det_jax.analysis.doctor import command as doctor_command
 
 WORKDIR = 'folder of the run: config, checkpoints, logs and results'
 
@@ -29,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
   logging.basicConfig(level=logging.INFO, format='%(message)s', handlers=[_Screen()])
   for library in ('absl', 'jax'):  # their remarks on backends and folders help no user
     logging.getLogger(library).setLevel(logging.ERROR)
-  if args.verb not in ('prepare', 'dataset'):  # which compile nothing
+  # these load no JAX; `doctor --config` does so itself
+  if args.verb not in ('prepare', 'dataset', 'doctor'):
     compilation_cache.enable()
   try:
     return args.run(args) or 0
@@ -90,8 +92,6 @@ def _mesh(text):
 
 
 def _parser():
-  from data_pipelines import dataset_command, prepare_command
-
   parser = _Parser('sm3det', description='SM3Det: one detector, any sensor.')
   parser.add_argument('--version', action='version', version=f'sm3det {__version__}')
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
@@ -107,11 +107,16 @@ def _parser():
   p.set_defaults(workdir='sm3det_quickstart')
   p.add_argument('--steps', type=_count, help='training steps, instead of the config’s')
 
-  p = verb('prepare', _prepare, 'turn a data set into what training reads', workdir=False)
+  run = lambda args: print(prepare_command.show(args))
+  p = verb('prepare', run, 'turn a data set into what training reads', workdir=False)
   prepare_command.add_arguments(p)
 
-  p = verb('dataset', _dataset, 'convert, split or tile a data set in its format', workdir=False)
+  run = lambda args: print(dataset_command.run(args).table())
+  p = verb('dataset', run, 'convert, split or tile a data set in its format', workdir=False)
   dataset_command.add_arguments(p)
+
+  what = 'what is in a data set, raw or prepared, and what is wrong with it: a report page'
+  doctor_command.add_arguments(verb('doctor', _doctor, what, True, workdir=False))
 
   p = verb(
     'train', _train, 'train, or go on with a run; --config.a.b=c changes single values', True
@@ -185,16 +190,11 @@ def _quickstart(args):
   print(quickstart.run(c, _folder(args.workdir), counts))
 
 
-def _prepare(args):
-  from data_pipelines import prepare_command
-
-  print(prepare_command.show(args))
-
-
-def _dataset(args):
-  from data_pipelines import dataset_command
-
-  print(dataset_command.run(args).table())
+def _doctor(args):
+  c = config.load(args.overrides) if args.overrides else None
+  report = doctor_command.run(args, c)
+  print(report.table())
+  return int(args.strict and report.wrong)
 
 
 def _train(args):

@@ -6,9 +6,11 @@ some drone data sets are persons of 11 x 19 px.
 
 import functools
 import logging
+from collections.abc import Callable
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from data_pipelines.task import Task
 from sm3det_jax.heads import head_class
@@ -18,14 +20,17 @@ IMAGES = 64  # of each task, augmented as in training
 logger = logging.getLogger(__name__)
 
 
+def reached(c: ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """The compiled (boxes [M, 4 | 5], valid [M]) -> bool [M] of a task's config: `Head.reached`."""
+  return jax.jit(functools.partial(head_class(c.head.type).reached, c.head, tuple(c.size)))
+
+
 def share(data: Task, images: int = IMAGES) -> tuple[float, int]:
   """(share of a task's training objects that its anchors reach, objects looked at)."""
-  c = data.config
-  reached = jax.jit(functools.partial(head_class(c.head.type).reached, c.head, tuple(c.size)))
-  hits = total = 0
+  hits, total, function = 0, 0, reached(data.config)
   for position in range(min(images, len(data.pool))):
     batch, _ = data.stack([data.draw(position)[0]], 1)
-    hits += int(np.sum(reached(batch['boxes'][0], batch['valid'][0])))
+    hits += int(np.sum(function(batch['boxes'][0], batch['valid'][0])))
     total += int(batch['valid'].sum())
   return hits / max(total, 1), total
 
