@@ -15,6 +15,7 @@ COLUMNS = {'hbb': 4, 'obb': 5}  # of the boxes of a kind
 def le90(obb: np.ndarray) -> np.ndarray:
   """The same rectangles with w >= h and theta in [-pi/2, pi/2); float32 [n, 5]."""
   cx, cy, w, h, theta = np.asarray(obb, np.float64).reshape(-1, 5).T
+  theta = np.where(theta == np.float32(-math.pi / 2), -math.pi / 2, theta)  # it lies below
   theta = np.where(w < h, theta + math.pi / 2, theta)
   theta = np.mod(theta + math.pi / 2, math.pi) - math.pi / 2
   out = np.stack([cx, cy, np.maximum(w, h), np.minimum(w, h), theta], -1).astype(np.float32)

@@ -77,16 +77,29 @@ def read_subset(path, skipped: Skipped | None = None) -> texts.Names:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `sm3det prepare`, for `run`."""
-  add_source_arguments(parser)
+  add_source_arguments(parser, 'auto (looks, writes nothing)', 'soi_det')
   root = 'root of the prepared data sets, config.data_root of a training (once called --data_dir)'
   parser.add_argument('--data_root', '--data_dir', required=True, metavar='FOLDER', help=root)
+  add_strict(parser)
+
+
+def add_strict(parser: argparse.ArgumentParser) -> None:
+  """Adds `--strict`."""
   strict = 'stop at the first entry that would be left out'
   parser.add_argument('--strict', action='store_true', help=strict)
 
 
-def add_source_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-  """Adds the arguments that say what a data set is and how it is read, for `source_arguments`."""
-  known = ', '.join(['auto (looks, writes nothing)', 'soi_det', *presets.known()])
+def add_source_arguments(
+  parser: argparse.ArgumentParser, *more: str, required: bool = True
+) -> None:
+  """Adds the arguments that say what a data set is and how it is read, for `source_arguments`.
+
+  Args:
+    parser: gets them.
+    more: what `--dataset` may be beside a data set or format.
+    required: whether data set and source have to be given.
+  """
+  known = ', '.join([*more, *presets.known()])
   add = parser.add_argument
   add('--dataset', required=required, help=f'data set or format, or several by commas: {known}')
   add('--source', required=required, help='its folder; one a data set, by commas')
@@ -147,8 +160,7 @@ def run(args: argparse.Namespace) -> list[Report]:
   Raises:
     as `prepare`.
   """
-  skipped = functools.partial(Skipped, args.strict, args.encoding, args.follow_links)
-  arguments = source_arguments(args, skipped())
+  arguments = source_arguments(args, new_skipped(args))
   if arguments['dataset'] != ['soi_det']:
     return [prepare.prepare(data_dir=args.data_root, **arguments)]
   if args.quarantine:
@@ -156,4 +168,10 @@ def run(args: argparse.Namespace) -> list[Report]:
       '--quarantine: soi_det is three data sets; put the list of each to '
       f'{args.data_root}/soi_det_sar/{quarantine.NAME} (or _rgb, _ifr), where it is honoured'
     )
-  return soi_det.prepare(arguments['source'], args.data_root, arguments['subset'], skipped)
+  new = functools.partial(new_skipped, args)
+  return soi_det.prepare(arguments['source'], args.data_root, arguments['subset'], new)
+
+
+def new_skipped(args: argparse.Namespace) -> Skipped:
+  """What counts the things left out, by the user's wishes."""
+  return Skipped(args.strict, args.encoding, args.follow_links)

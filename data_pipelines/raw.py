@@ -192,11 +192,12 @@ def locate(
   if splits:
     form = preset.layouts[0][0]
     return {s: [(form, *_two(place))] for s, place in splits.items()}
+  lists = {raw for split, raw in preset.splits if texts.list_of(source, split)}
   found = {}
   for split, raw in preset.splits:
     for form, *place in preset.layouts:
       shared = not any('{raw}' in p for p in place)
-      if shared and raw.lower() != 'train' and not texts.list_of(source, split):
+      if shared and (raw not in lists if lists else raw.lower() != 'train'):
         continue
       there = _there(source, [p.format(raw=raw, part='{part}') for p in place])
       if there:

@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 
-from data_pipelines import errors, prepare_command
+from data_pipelines import dataset_command, errors, prepare_command
 from data_pipelines.errors import UserError
 from sm3det_jax import __version__, bench, compilation_cache, config
 from sm3det_jax.analysis.doctor import command as doctor_command
@@ -30,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
   logging.basicConfig(level=logging.INFO, format='%(message)s', handlers=[_Screen()])
   for library in ('absl', 'jax'):  # their remarks on backends and folders help no user
     logging.getLogger(library).setLevel(logging.ERROR)
-  if args.verb not in ('prepare', 'doctor'):  # which load no JAX; `doctor --config` does so itself
+  # these load no JAX; `doctor --config` does so itself
+  if args.verb not in ('prepare', 'dataset', 'doctor'):
     compilation_cache.enable()
   try:
     return args.run(args) or 0
@@ -106,8 +107,13 @@ def _parser():
   p.set_defaults(workdir='sm3det_quickstart')
   p.add_argument('--steps', type=_count, help='training steps, instead of the config’s')
 
-  p = verb('prepare', _prepare, 'turn a data set into what training reads', workdir=False)
+  run = lambda args: print(prepare_command.show(args))
+  p = verb('prepare', run, 'turn a data set into what training reads', workdir=False)
   prepare_command.add_arguments(p)
+
+  run = lambda args: print(dataset_command.run(args).table())
+  p = verb('dataset', run, 'convert, split or tile a data set in its format', workdir=False)
+  dataset_command.add_arguments(p)
 
   what = 'what is in a data set, raw or prepared, and what is wrong with it: a report page'
   doctor_command.add_arguments(verb('doctor', _doctor, what, True, workdir=False))
@@ -182,10 +188,6 @@ def _quickstart(args):
   if args.steps is not None:
     c = shortened(c, args.steps)
   print(quickstart.run(c, _folder(args.workdir), counts))
-
-
-def _prepare(args):
-  print(prepare_command.show(args))
 
 
 def _doctor(args):

@@ -85,6 +85,7 @@ def test_holes_are_counted_when_a_set_is_prepared(tmp_path):
 
 
 def test_a_mixed_set_is_named(tmp_path, caplog):
+  caplog.set_level(logging.INFO)
   files = {'a.tif': pixels('uint8', 3), 'b.tif': pixels('uint8', 3), 'c.tif': pixels('uint8', 1)}
   odd = {'d.tif': pixels('uint16', 3), 'e.tif': pixels('uint8', 4)}
   report = prepare('dota_txt', write(tmp_path / 'raw', files | odd), tmp_path, name='set')
@@ -92,6 +93,7 @@ def test_a_mixed_set_is_named(tmp_path, caplog):
     'image of uint16 in a set of uint8: training takes one type': 1,
     'image of 4 bands in a set of 3: training takes one number': 1,
   }
+  assert any('images are uint8 in 3 band(s) (2), uint8 in 1' in note for note in report.notes)
   assert 'd.tif: image of uint16' in caplog.text and 'e.tif: image of 4 bands' in caplog.text
 
 

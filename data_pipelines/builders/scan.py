@@ -113,6 +113,9 @@ def _name_mixture(kinds, skipped):
     kinds: {(type, bands): their images}.
     skipped: where they are counted.
   """
+  listed = [f'{dtype} in {bands} band(s) ({len(found)})' for (dtype, bands), found in kinds.items()]
+  if len(listed) > 1:
+    skipped.note(f'images are {", ".join(listed)}')
   types, bands = collections.Counter(), collections.Counter()
   for (dtype, count), found in kinds.items():
     types[dtype] += len(found)

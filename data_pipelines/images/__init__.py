@@ -13,7 +13,9 @@ labels belong to the stored pixels. uint8, int16, uint16 and float32 stay as the
 float64 become float32, complex numbers their amplitude in float32. NaN, infinities and what a TIFF
 calls no data (GDAL's tag, any type) become the mean of the band's other pixels, rounded for
 integers.
-A file that ends early is an error, bytes behind its end are none.
+A file that ends early is an error, bytes behind its end are none. What a header claims is limited
+(MAX_PIXELS, BYTES, RATIO) before anything is allocated; the environment variable SM3DET_MAX_PIXELS
+raises the limits.
 """
 
 import dataclasses
@@ -30,9 +32,8 @@ import numpy as np
 from data_pipelines.errors import UserError
 from data_pipelines.images import decoders, headers
 from data_pipelines.images.headers import JPEG, PNG, Header
-from data_pipelines.images.ranges import mismatch, stretch
-
-__all__ = ['mismatch', 'stretch']  # beside what is defined here
+from data_pipelines.images.ranges import mismatch as mismatch
+from data_pipelines.images.ranges import stretch as stretch
 
 SUFFIXES = (
   '.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.webp', '.jp2', '.j2k', '.npy',
@@ -40,7 +41,7 @@ SUFFIXES = (
 BLOCK = 512  # px, side of the blocks that a large image is stored in
 WHOLE = 1024  # px, the longest side of an image that is stored in one piece
 MAX_PIXELS = 2**30  # height x width; the variable LIMIT raises it
-BYTES = 4  # a pixel of that limit: what an image may take when it is unpacked
+BYTES = 4  # for each pixel of that limit: what an image may take when it is unpacked
 RATIO, ANY_RATIO = 5000, 2**28  # unpacked / packed at most, from so many bytes on; LIMIT lifts it
 LIMIT = 'SM3DET_MAX_PIXELS'
 NO_DATA = "pixels without data (became the band's mean)"

@@ -1,0 +1,1 @@
+"""Data sets in the formats that people have: converted, divided into splits, cut into patches."""
