@@ -42,6 +42,7 @@ def test_boxes_equal_those_of_the_model(rows):
 
 
 @given(quadrilaterals)
+@example([(0, 1e-5, 0, 0, 0, 0, 63, -106)])  # three of four points are one
 @settings(max_examples=50, deadline=None)
 def test_minimum_rectangle_is_that_of_shapely(rows):
   polygons = np.array(rows, np.float32)
@@ -51,6 +52,9 @@ def test_minimum_rectangle_is_that_of_shapely(rows):
   for corners, box in zip(polygons.reshape(-1, 4, 2), found, strict=True):
     best = shapely.MultiPoint(corners).minimum_rotated_rectangle.area
     assert abs(box[2] * box[3] - best) <= 1e-3 * max(best, 1) + 0.05
+    if box[3] < 1e-3:  # of a sliver OpenCV finds the length alone; `scan` leaves it out
+      assert best < 0.01 * box[2]
+      continue
     rectangle = shapely.Polygon(box_lib.to_polygon(box).reshape(4, 2))
     assert all(rectangle.distance(shapely.Point(p)) < 0.02 for p in corners)
 
