@@ -21,7 +21,7 @@ from data_pipelines.raw import Collected
 from data_pipelines.readers import Annotation, Skipped
 from data_pipelines.source import Source
 from sm3det_jax import cli, config
-from sm3det_jax.analysis.doctor import dataset, duplicates, findings, overlaps, pixels, reach
+from sm3det_jax.analysis.doctor import duplicates, findings, overlaps, pixels, reach, reading
 from sm3det_jax.analysis.doctor import examine as examine_lib
 from sm3det_jax.metrics import polygon
 
@@ -54,7 +54,7 @@ def annotation(tmp_path, id, image, boxes, names=None, polygons=None, difficult=
 
 def of(annotations, classes=('ship', 'plane'), box='obb', ignore=()):
   label = scan.labeller(classes, ignore)
-  return dataset.of_sources(Collected('made_up', box, classes, label, annotations, Skipped()))
+  return reading.of_sources(Collected('made_up', box, classes, label, annotations, Skipped()))
 
 
 def places(d):

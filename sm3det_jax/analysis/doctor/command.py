@@ -16,7 +16,7 @@ from data_pipelines import raw as raw_lib
 from data_pipelines.errors import UserError
 from data_pipelines.readers import Skipped
 from sm3det_jax import compilation_cache
-from sm3det_jax.analysis.doctor import dataset, examine
+from sm3det_jax.analysis.doctor import examine, reading
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,13 +46,13 @@ def run(args: argparse.Namespace, config: ConfigDict | None = None) -> examine.R
     raise UserError('which data set? say NAME --data_root=FOLDER, or --dataset=FORMAT --source=DIR')
   if prepared:
     out = examine.check_out(args.out, [f'{args.data_root}/{args.prepared}'])
-    data = dataset.of_prepared(args.data_root, args.prepared)
+    data = reading.of_prepared(args.data_root, args.prepared)
   else:
     skipped = Skipped(encoding=args.encoding, follow_links=args.follow_links)
     arguments = prepare_command.source_arguments(args, skipped)
     out = examine.check_out(args.out, arguments['source'])
     with _silent('data_pipelines.readers'):  # the report has it all
-      data = dataset.of_sources(raw_lib.collect(**arguments), arguments['how'])
+      data = reading.of_sources(raw_lib.collect(**arguments), arguments['how'])
   if not data.images:  # a prepared set has some
     raise UserError(f'{data.name} has no image; {data.skipped.summary()}')
   reach = None

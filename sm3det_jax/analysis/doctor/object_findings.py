@@ -7,11 +7,11 @@ import numpy as np
 from data_pipelines import boxes as box_lib
 from data_pipelines import tiling
 from data_pipelines.builders.scan import MIN_SIDE
-from sm3det_jax.analysis.doctor.dataset import Dataset
+from sm3det_jax.analysis.doctor.dataset import LEAST_OVERLAP, Dataset
 from sm3det_jax.analysis.doctor.rows import Row
 
 INSIDE = 0.5  # share of a box that should lie in its image
-CLASHING = 0.5  # IoU of objects of two classes
+CLASHING = LEAST_OVERLAP  # IoU of objects of two classes
 TWICE = 0.8  # IoU of objects of one class
 WHOLE = 0.9  # share of an image that one box covers
 LONG = 25  # times its width
