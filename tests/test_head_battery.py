@@ -145,7 +145,8 @@ def test_losses_and_gradients_are_finite_however_many_objects(kind):
 
 
 @pytest.mark.parametrize(
-  'kind', [k if k == 'gfl' else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+  'kind',
+  [k if k in ('gfl', *HEADS_OF_PAGE) else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],
 )
 def test_nothing_is_learned_of_regions_to_ignore(kind):
   s = subject(kind)
