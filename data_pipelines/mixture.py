@@ -129,7 +129,7 @@ def _load_train(tasks, mix, host, hosts, step):
     batch[name], overflow = task.stack([sample for sample, _ in drawn], local)
     counts[name, 'drawn anew'] = sum(attempts for _, attempts in drawn)
     if not task.of_images:
-      empty = sum(not objects_lib.count(sample['objects']) for sample, _ in drawn)
+      empty = sum(not objects_lib.valid(sample['objects']).any() for sample, _ in drawn)
       counts[name, 'left empty'] = empty
     counts[name, 'objects over max_objects'] = overflow
   return batch, counts

@@ -147,7 +147,7 @@ class M2Det:
     Args:
       variables: as `init`.
       batch: {task: {'images' [n, H, W, C], 'boxes' [n, M, 4|5], 'labels' [n, M], 'valid' [n, M],
-        'shapes' [n, 2]}}.
+        'shapes' [n, 2]}}, and 'ignored' [n, M] of data sets with regions to ignore.
       rng: key of gate noise, drop path and sampling; None turns the first two off.
       sampling: 'random', 'all' (every positive and negative) or 'firstk' (ascending indices).
       phase: number of the phase of `config.phases` whose terms count, by default the last.

@@ -144,6 +144,34 @@ def test_losses_and_gradients_are_finite_however_many_objects(kind):
   assert set(s.params) == {*s.cls.groups(s.config).values(), *s.cls.SHARED}
 
 
+@pytest.mark.parametrize(
+  'kind',
+  [k if k in ('gfl', *HEADS_OF_PAGE) else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],
+)
+def test_nothing_is_learned_of_regions_to_ignore(kind):
+  s = subject(kind)
+  grads = jax.jit(jax.grad(s.loss, has_aux=True))
+  everywhere = {'hbb': [-9e3, -9e3, 9e3, 9e3], 'obb': [0.0, 0, 2e4, 2e4, 0]}[s.row.box]
+
+  def targets(count, ignored):
+    """Objects, and behind them a region around all anchors and proposals."""
+    plain = s.targets(count)
+    return plain | {
+      'boxes': plain['boxes'].at[0, -1].set(jnp.asarray(everywhere)),
+      'ignored': jnp.asarray([[False, False, ignored]]),
+    }
+
+  for part in grads(s.params, s.inputs, targets(0, True)):
+    assert not any(np.any(x) for x in jax.tree.leaves(part))
+  learned, one = grads(s.params, s.inputs, targets(1, True))
+  assert any(np.any(x) for x in jax.tree.leaves(learned))
+  _, want = s.grads(s.params, s.inputs, s.targets(1))
+  _, same = grads(s.params, s.inputs, targets(1, False))
+  for name, value in want.items():
+    np.testing.assert_allclose(same[name], value, rtol=1e-5)
+    assert np.isfinite(one[name]) and ('cls' not in name or one[name] != value)
+
+
 @each_slowly
 def test_it_learns_two_objects(kind):
   s, targets = subject(kind), subject(kind).targets(2)

@@ -59,6 +59,21 @@ def test_by_hand():
   json.dumps(summary, allow_nan=False)
 
 
+def test_a_crowd_is_neither_found_nor_missed():
+  """What lies in it by its own area counts neither way, however small its IoU; the rest does."""
+  truths = [image('a', [[0, 0, 10, 10], [100, 0, 200, 100]], [0, 0], difficult=[0, 1])]
+  in_crowd, half_out, outside = [110, 10, 120, 20], [196, 0, 206, 10], [300, 0, 310, 10]
+  score = lambda *boxes: coco.evaluate(
+    [image('a', [*boxes, [0, 0, 10, 10]], [0] * (len(boxes) + 1), [0.9] * len(boxes) + [0.8])],
+    truths,
+    CLASSES,
+  ).summary['classes']['ship']
+  assert score() == score(in_crowd) | {'detections': 1}
+  assert score()['ap'] == pytest.approx(1) and score()['objects'] == 1
+  for alarm in (half_out, outside):
+    assert score(alarm)['ap50'] == pytest.approx(0.5)
+
+
 def test_equals_pycocotools_from_files(tmp_path, capsys):
   truths, found = random_scene(np.random.default_rng(0))
   summary, _ = coco.evaluate(found, truths, CLASSES)

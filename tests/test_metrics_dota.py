@@ -132,6 +132,37 @@ def test_difficult_objects():
   assert paper['objects'] == 2 and paper['ap50'] == pytest.approx(1)
 
 
+@pytest.mark.parametrize('protocol', dota.PROTOCOLS)
+def test_regions_to_ignore_are_no_objects(protocol):
+  """What lies in one by its own area is no false alarm, however small its IoU; the rest is."""
+  truths = [image('a', [box_at(10), [140, 50, 80, 60, 0.3]], difficult=[0, 1])]
+  truths[0]['ignored'] = np.asarray([False, True])
+  score = lambda *boxes: dota.evaluate(
+    [image('a', [*boxes, box_at(10)], scores=[0.9] * len(boxes) + [0.8])],
+    truths, CLASSES, protocol,
+  ).summary['classes']['plane']  # fmt: skip
+  assert score()['ap'] == pytest.approx(1) and score()['objects'] == 1
+  assert score([140, 50, 9, 4, 1])['ap'] == pytest.approx(1)
+  assert score([0, 90, 9, 4, 1])['ap50'] == pytest.approx(0.5)
+  assert score([140, 80, 9, 4, 1])['ap50'] == pytest.approx(1)  # two thirds inside
+  assert score([140, 80, 9, 4, 1])['ap'] < 0.9
+
+
+def test_shares_are_those_of_shapely():
+  r = np.random.default_rng(0)
+  a, b = (
+    np.concatenate(
+      [r.uniform(0, 99, (30, 2)), r.uniform(3, 80, (30, 2)), r.uniform(-2, 2, (30, 1))], 1
+    )
+    for _ in range(2)
+  )
+  a, b = box_lib.to_polygon(a), box_lib.to_polygon(b)
+  shapes = [[shapely.Polygon(x.reshape(4, 2)) for x in y] for y in (a, b)]
+  want = [[p.intersection(q).area / p.area for q in shapes[1]] for p in shapes[0]]
+  np.testing.assert_allclose(polygon.iof_matrix(a, b), want, atol=1e-9)
+  assert not polygon.iof_matrix(np.zeros((2, 8)), b).any()
+
+
 def test_images_without_objects_are_left_out_of_paper_patches_only():
   truths = [image('a', [box_at(10)]), image('b', [])]
   found = [image('b', [box_at(10)], scores=[0.9]), image('a', [box_at(10)], scores=[0.8])]

@@ -169,6 +169,65 @@ def test_batches_have_it_beside_the_boxes(root, kind):
   )
 
 
+REGION = [20, 30, 220, 230]
+SHIPS = [[30, 40, 50, 60], [5, 5, 25, 25], [115, 115, 145, 145]]
+
+
+@pytest.fixture
+def regions(root, tmp_path, monkeypatch):
+  """Data set `regions` of one image: a large region to ignore, listed before three ships."""
+
+  def read(source, split, *, labels, images, skipped):
+    boxes = np.float32([REGION, *SHIPS])
+    yield Annotation(
+      id='0', image=source / images / '0.png', names=('ship',) * 4, boxes=boxes,
+      polygons=np.float32(box_lib.to_polygon(boxes)), difficult=np.int8([1, 0, 0, 0]),
+      extra={'ignored': np.asarray([True, False, False, False])},
+    )  # fmt: skip
+
+  monkeypatch.setitem(presets.FORMATS, 'hbb', presets.Format(read, 'hbb', (('.', 'images'),)))
+  prepare.prepare('hbb', root / 'raw', tmp_path, name='regions')
+  c = default()
+  c.tasks = ConfigDict({'some': task('hbb', 'regions', ('ship',), size=(SIZE, SIZE))})
+  c.tasks.some.max_objects, c.data_root = 3, str(tmp_path)
+  return c
+
+
+def test_a_window_has_every_region_to_ignore_that_touches_it(regions):
+  open_ = lambda tile: Source(regions.data_root, 'regions', 'train', tile)
+  assert open_(None).extra == {'ignored': batch_lib.Array((), np.bool)}
+  assert open_(None).num_objects.tolist() == [3]
+  windows = open_(dict(size=120, overlap=0, keep=0.6))
+  assert windows.num_objects.tolist() == [2, 0, 0, 1]  # 0.69 of the last ship
+  for i, sample in enumerate(windows):
+    assert sample['objects']['ignored'].sum() == 1
+    assert sample['objects']['labels'].shape == (1 + windows.num_objects[i],)
+  assert open_(dict(size=20, overlap=0, keep=0.6))[0]['objects']['ignored'].tolist() == []
+
+
+def test_regions_to_ignore_are_no_objects_of_a_batch(regions):
+  """They come last, so that no object has to go for them."""
+  data = Task(regions, 'some', 'test', 'train')
+  batch, lost = data.stack([data.sample(0)], 2)
+  assert lost == 1 and batch['valid'].tolist() == [[True] * 3, [False] * 3]
+  np.testing.assert_array_equal(batch['boxes'][0], SHIPS)
+  assert batch['ignored'].dtype == bool and not batch['ignored'].any()
+  regions.tasks.some.max_objects = 6
+  batch, lost = data.stack([data.sample(0)], 1)
+  assert lost == 0 and batch['valid'][0].tolist() == [True] * 3 + [False] * 3
+  assert batch['ignored'][0].tolist() == [False] * 3 + [True] + [False] * 2
+  np.testing.assert_array_equal(batch['boxes'][0, 3:], [REGION, [0] * 4, [0] * 4])
+
+
+def test_what_has_regions_alone_is_no_image_with_objects(regions, monkeypatch):
+  regions.tasks.some.train.tile = dict(size=120, overlap=0, keep=0.6)
+  data = Task(regions, 'some', 'train')
+  assert data.pool.tolist() == [0, 3]
+  nothing = lambda sample, *args: sample | {'objects': objects.take(sample['objects'], [0])}
+  monkeypatch.setattr(transforms, 'train_transform', nothing)
+  assert data.draw(0)[1] == 9  # drawn anew as long as may be
+
+
 def rewritten(root, folder, **changes):
   """A copy of data set `obb` whose index has other arrays."""
   (source,) = (root / 'obb').glob('*')
