@@ -214,8 +214,8 @@ def test_predict_files(config, detector, tmp_path, monkeypatch):
   (images / 'cut.png').write_bytes(data[: len(data) // 2])
   errors = predict.predict('run', 'rgb', [images, images / 'more/a.png', images / 'no.png'], out)
   assert len(errors) == 2 and 'cut.png' in errors[0] and 'no.png' in errors[1]
-  names = sorted(p.name for p in out.glob('*.json'))
-  assert len(names) == 3 and 'b_detections.json' in names
+  names = sorted(p.relative_to(out).as_posix() for p in out.rglob('*.json'))
+  assert names == ['a_detections.json', 'b_detections.json', 'more/a_detections.json']
   content = json.loads((out / 'b_detections.json').read_text())
   assert (content['task'], content['height'], content['width']) == ('rgb', 100, 150)
   (ship,) = content['detections']

@@ -185,7 +185,7 @@ def regions(root, tmp_path, monkeypatch):
       extra={'ignored': np.asarray([True, False, False, False])},
     )  # fmt: skip
 
-  monkeypatch.setitem(presets.FORMATS, 'hbb', presets.Format(read, 'hbb', (('.', 'images'),)))
+  monkeypatch.setitem(formats.FORMATS, 'hbb', formats.Format(read, 'hbb', (('.', 'images'),)))
   prepare.prepare('hbb', root / 'raw', tmp_path, name='regions')
   c = default()
   c.tasks = ConfigDict({'some': task('hbb', 'regions', ('ship',), size=(SIZE, SIZE))})
