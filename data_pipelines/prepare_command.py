@@ -20,6 +20,7 @@ from data_pipelines.readers import Skipped, texts
 
 DECISIONS = {
   'angle': 'unit of angles; by default told by the largest of all splits',
+  'turn': 'the way that angles grow, on the screen; by default clockwise',
   'coordinates': "whether they are shares of width and height; by default the format's own",
   'sizes': "'ignore' takes images of another size than their labels declare",
   'exif': "which view of images with an EXIF orientation the labels are of; 'auto' asks the size",

@@ -132,11 +132,12 @@ def _read(name, datasets, sources, presets, given, how, skipped):
 def _options(form, row, folder, listed, how, skipped):
   """Arguments of a reader; the unit of angles is that of all splits together."""
   options = dict(row.options)
-  if how.angle != 'auto':
-    if 'angle' not in options:
-      raise UserError(f'--angle={how.angle}: {form} has no unit of angles to choose')
-    options['angle'] = how.angle
-  elif options.get('angle') == 'auto':
+  for key, usual in (('angle', 'auto'), ('turn', 'clockwise')):
+    if (value := getattr(how, key)) != usual:
+      if 'angle' not in options:
+        raise UserError(f'--{key}={value}: {form} has no angles to read in another way')
+      options[key] = value
+  if options.get('angle') == 'auto':
     same = [(folder, labels) for _, other, labels, _ in listed if other == form]
     options['angle'] = row.angle_unit(same, 'auto', skipped)
   return options

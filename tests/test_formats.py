@@ -260,7 +260,10 @@ def test_the_unit_of_angles_is_that_of_all_splits(tmp_path):
   assert 'degrees: the largest is 45' in skipped.notes[0]
   collect('coco_rotated', tmp_path, splits={'val': where['val']}, skipped=skipped)
   assert any('; a guess: --angle=degree' in note for note in skipped.notes)
-  with pytest.raises(UserError, match='dota_txt has no unit of angles'):
+  how = Decisions(angle='degree', turn='counterclockwise')
+  (a,) = only(tmp_path, 'coco_rotated', splits={'val': where['val']}, how=how)
+  same_rectangle(a.boxes, [[30, 20, 20, 10, math.radians(-2)]])
+  with pytest.raises(UserError, match='dota_txt has no angles'):
     collect('dota_txt', tmp_path, splits=where, how=Decisions(angle='degree'))
 
 

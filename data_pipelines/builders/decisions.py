@@ -16,6 +16,7 @@ from data_pipelines.readers import Annotation, Skipped
 
 CHOICES = {
   'angle': ('auto', 'degree', 'radian'),
+  'turn': ('clockwise', 'counterclockwise'),
   'coordinates': ('auto', 'pixels', 'shares'),
   'sizes': ('check', 'ignore'),
   'exif': ('auto', 'stored', 'shown'),
@@ -28,6 +29,7 @@ class Decisions:
 
   Attributes:
     angle: unit of the angles that the files give as numbers.
+    turn: which way they grow, on the screen.
     coordinates: 'pixels', or 'shares' of the image's width and height.
     sizes: 'ignore' takes images whose size is not the one that their labels declare.
     exif: which view of an image with an EXIF orientation its labels are of, the pixels as they are
@@ -39,6 +41,7 @@ class Decisions:
   """
 
   angle: str = 'auto'
+  turn: str = 'clockwise'
   coordinates: str = 'auto'
   sizes: str = 'check'
   exif: str = 'auto'

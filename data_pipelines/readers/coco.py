@@ -19,6 +19,7 @@ from data_pipelines.readers.coco_file import Object
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
 UNITS = {'degree': math.radians(1), 'radian': 1.0}
+TURNS = {'clockwise': 1, 'counterclockwise': -1}
 
 
 def read(
@@ -30,6 +31,7 @@ def read(
   skipped: Skipped,
   rotated: bool = False,
   angle: str = 'auto',
+  turn: str = 'clockwise',
 ) -> Iterator[Annotation]:
   """Yields one annotation an image of the json, those without objects included.
 
@@ -42,6 +44,7 @@ def read(
     rotated: give oriented boxes, where any object says how it is turned; otherwise only five
       numbers do, and a turned box of four is the horizontal one around it.
     angle: 'degree', 'radian' or 'auto' of five-number boxes; see `angle_unit`.
+    turn: 'clockwise' or 'counterclockwise', the way they grow on the screen.
 
   Raises:
     FileNotFoundError: the json or the folder is not there.
@@ -50,7 +53,7 @@ def read(
   path = files.find(source, labels, f'{split} labels')
   folder = files.find(source, images, f'{split} images')
   content = coco_file.load(path, skipped)
-  unit = UNITS[angle_unit([(source, labels)], angle, skipped)]
+  unit = UNITS[angle_unit([(source, labels)], angle, skipped)] * TURNS[turn]
   resolved = _resolved(content.images, folder, source, skipped)
   ids = {p: id for id, p in files.named((name, p) for _, name, p in resolved).items()}
   objects = {entry.id: [] for entry in content.images}

@@ -7,7 +7,7 @@ import math
 import pathlib
 from collections.abc import Iterator
 
-from data_pipelines.readers import texts, voc, xml
+from data_pipelines.readers import coco, texts, voc, xml
 from data_pipelines.readers.annotation import Annotation, rectangles
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
@@ -22,6 +22,7 @@ def read(
   images: str,
   skipped: Skipped,
   angle: str = 'radian',
+  turn: str = 'clockwise',
 ) -> Iterator[Annotation]:
   """Yields an annotation an image that has a readable XML file.
 
@@ -31,11 +32,12 @@ def read(
     labels, images: folders below it; the label folder may serve several splits.
     skipped: where what is left out is counted, angles beyond a turn among them.
     angle: 'radian', as the tool writes it, or 'degree'.
+    turn: 'clockwise', as the tool writes it, or 'counterclockwise'.
 
   Raises:
     FileNotFoundError: a folder is not there.
   """
-  unit = math.radians(1) if angle == 'degree' else 1.0
+  unit = coco.UNITS[angle] * coco.TURNS[turn]
 
   def box(element, place):
     if (found := element.find('robndbox')) is None:
