@@ -4,6 +4,8 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
+import numpy as np
+
 from data_pipelines import objects as objects_lib
 from data_pipelines.builders import decisions
 from data_pipelines.builders import scan as scan_lib
@@ -63,6 +65,12 @@ class Report:
     return dataclasses.replace(self, note=note)
 
 
+def _counts(entries, classes):
+  """Objects of each class; regions to ignore are none."""
+  labels = [e.objects['labels'][objects_lib.valid(e.objects)] for e in entries if e.objects]
+  return np.bincount(np.concatenate([np.zeros(0, int), *labels]), minlength=classes).tolist()
+
+
 def columns(rows: Sequence[Sequence]) -> str:
   """Rows as text: the first column to the left, the others to the right."""
   rows = [[f'{c:,}' if isinstance(c, int) else str(c) for c in row] for row in rows]
@@ -99,10 +107,7 @@ def prepare(
 def _write(c, entries, data_dir):
   from data_pipelines.builders import detection  # lazily: it imports TFDS
 
-  objects = {
-    s: [sum(int((e.objects['labels'] == k).sum()) for e in listed) for k in range(len(c.classes))]
-    for s, listed in entries.items()
-  }
+  objects = {split: _counts(listed, len(c.classes)) for split, listed in entries.items()}
   for split, listed in entries.items():
     if not listed or not (sum(objects[split]) or c.box == 'image'):
       what = 'objects' if listed else 'images'

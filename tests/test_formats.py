@@ -235,10 +235,13 @@ def test_outlines_and_crowds(tmp_path):
     dict(bbox=[1, 1, 9, 9], segmentation='x'),
   ]
   skipped = Skipped()
-  (a,) = only(tmp_path, 'coco', skipped=skipped, **coco(tmp_path, rows))
+  where = coco(tmp_path, rows)
+  (a,) = only(tmp_path, 'coco', skipped=skipped, **where)
   np.testing.assert_array_equal(a.boxes, [[5, 10, 30, 20], [10, 5, 11, 25]])
   assert a.extra['ignored'].tolist() == [False, True] and a.difficult.tolist() == [0, 1]
   assert sum(skipped.counts.values()) == 1
+  report = prepare('coco', tmp_path, tmp_path / 'out', name='a', **where)
+  assert report.objects == {'train': [1]}
 
 
 def test_one_id_of_two_images_or_classes_is_an_error(tmp_path):
