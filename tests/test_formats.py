@@ -232,16 +232,17 @@ def test_outlines_and_crowds(tmp_path):
   rows = [
     dict(segmentation=[[10, 10, 30, 10, 30, 20, 10, 20, 5, 15]]),
     dict(segmentation=runs, iscrowd=1),
-    dict(bbox=[1, 1, 9, 9], segmentation='x'),
+    dict(segmentation='x'),
+    dict(bbox=[1, 1, 9, 9], segmentation=[[0.0]]),
   ]
   skipped = Skipped()
   where = coco(tmp_path, rows)
   (a,) = only(tmp_path, 'coco', skipped=skipped, **where)
-  np.testing.assert_array_equal(a.boxes, [[5, 10, 30, 20], [10, 5, 11, 25]])
-  assert a.extra['ignored'].tolist() == [False, True] and a.difficult.tolist() == [0, 1]
+  np.testing.assert_array_equal(a.boxes, [[5, 10, 30, 20], [10, 5, 11, 25], [1, 1, 10, 10]])
+  assert a.extra['ignored'].tolist() == [False, True, False] and a.difficult.tolist() == [0, 1, 0]
   assert sum(skipped.counts.values()) == 1
   report = prepare('coco', tmp_path, tmp_path / 'out', name='a', **where)
-  assert report.objects == {'train': [1]}
+  assert report.objects == {'train': [2]}
 
 
 def test_one_id_of_two_images_or_classes_is_an_error(tmp_path):

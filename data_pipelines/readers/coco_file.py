@@ -202,6 +202,8 @@ def _points(entry, place):
     flat = found if _is_number(found[0]) else [c for part in found for c in part]
     points = np.array(flat, np.float64).reshape(-1, 2)
   except (TypeError, ValueError, KeyError, IndexError):
+    if entry.get('bbox') is not None:  # many files have something there that means nothing
+      return None
     raise BadEntry('segmentation that is neither polygons nor run lengths', place) from None
   return points if len(points) > 2 and np.isfinite(points).all() else None
 
