@@ -31,7 +31,7 @@ def published(name):
   return account.account(of_blocks(PUBLISHED[name][0]))
 
 
-@pytest.mark.parametrize('name', PUBLISHED)
+@pytest.mark.parametrize('name', [pytest.param('dense', marks=pytest.mark.slow), 'SM3Det-T'])
 def test_the_official_model_has_as_many(name):
   _, params, gmacs = PUBLISHED[name]
   counts = published(name)

@@ -54,7 +54,9 @@ def scattered(variables, seed=0):
   return jax.tree.unflatten(form, [move(x, k) for x, k in zip(leaves, keys, strict=True)])
 
 
-@pytest.mark.parametrize('name', OFFICIAL)
+@pytest.mark.parametrize(
+  'name', [n if 'convnext' in n else pytest.param(n, marks=pytest.mark.slow) for n in OFFICIAL]
+)
 def test_official_outputs(golden, cheap_depthwise, name):
   z = np.load(golden / f'backbones/{name}.npz')
   arguments = json.loads((golden / f'backbones/{name}.json').read_text())

@@ -299,6 +299,7 @@ def test_any_other_error_keeps_its_traceback(monkeypatch):
     run(*COCO)
 
 
+@pytest.mark.slow
 def test_a_configs_folder_of_the_user_is_no_obstacle(tmp_path):
   folder = tmp_path / 'configs'
   folder.mkdir()

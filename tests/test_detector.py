@@ -27,6 +27,7 @@ def loss(model):
   return jax.jit(detector.loss, static_argnames='sampling')
 
 
+@pytest.mark.slow
 def test_the_published_models_have_their_parameters():
   from sm3det_jax.config import default
 
@@ -114,6 +115,7 @@ def test_detections_stay_inside_and_in_order(model, task):
       assert (boxes[:, 2] >= boxes[:, 3]).all() and (np.abs(boxes[:, 4]) <= np.pi / 2).all()
 
 
+@pytest.mark.slow
 def test_half_precision_stays_near(model):
   config, _, variables, batch = model
   config.dtype = 'bfloat16'

@@ -118,6 +118,7 @@ def test_roi_head_on_given_boxes(case, task):
   assert relative(reg[0], recorded[f'{task}.given_bbox_pred']) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', ROWS)
 def test_detections(case, task):
   images = case.images[np.asarray(ROWS[task])]

@@ -146,7 +146,7 @@ def test_losses_and_gradients_are_finite_however_many_objects(kind):
 
 @pytest.mark.parametrize(
   'kind',
-  [k if k in ('gfl', *HEADS_OF_PAGE) else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],
+  [k if k in HEADS_OF_PAGE else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],
 )
 def test_nothing_is_learned_of_regions_to_ignore(kind):
   s = subject(kind)
@@ -172,7 +172,9 @@ def test_nothing_is_learned_of_regions_to_ignore(kind):
     assert np.isfinite(one[name]) and ('cls' not in name or one[name] != value)
 
 
-@each_slowly
+@pytest.mark.parametrize(
+  'kind', [k if k == 'gfl' else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+)
 def test_it_learns_two_objects(kind):
   s, targets = subject(kind), subject(kind).targets(2)
   tx, params, totals = optax.adam(optax.linear_schedule(1e-2, 1e-3, STEPS - 60, 60)), s.params, []

@@ -182,6 +182,7 @@ def test_balance_per_device_is_the_mean_over_groups():
   np.testing.assert_allclose(layer.balance_loss([usage], 0.01), sum(halves) / 2, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_usage_of_two_passes_is_that_of_one():
   module = layer.MoE(num_experts=4, top_k=2, hidden=8)
   x = jax.random.normal(jax.random.key(1), (4, 3, 3, 8))

@@ -75,6 +75,7 @@ def test_its_config_gets_the_keys_of_today(workdir):
   config.check(c)
 
 
+@pytest.mark.slow
 def test_its_model_sees_what_it_saw(workdir):
   c, variables = checkpoint.restore_for_inference(workdir)
   c.tasks.sar.head.score_threshold = 0.0  # untrained: all classes are improbable

@@ -46,7 +46,7 @@ def tiffs(draw):
 
 
 @given(tiffs())
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_tiff(made):
   image, data = made
   check(data, as_read(image))
