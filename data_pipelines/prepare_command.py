@@ -6,7 +6,9 @@
 """
 
 import argparse
+import difflib
 import functools
+import logging
 import pathlib
 import re
 
@@ -18,6 +20,9 @@ from data_pipelines.errors import UserError
 from data_pipelines.prepare import Report
 from data_pipelines.readers import Skipped, texts
 
+logger = logging.getLogger(__name__)
+
+USUAL = ('train', 'val', 'test', 'trainval')  # names of splits
 DECISIONS = {
   'angle': 'unit of angles; by default told by the largest of all splits',
   'turn': 'the way that angles grow, on the screen; by default clockwise',
@@ -41,6 +46,9 @@ def parse_splits(text: str) -> dict[str, str]:
     if split in splits:
       raise UserError(f'--splits={text}: split {split!r} twice; name each source of its own')
     splits[split] = place
+    near = difflib.get_close_matches(split, USUAL, 1)
+    if near and split not in USUAL:
+      logger.warning('--splits: a split called %r; did you mean %r?', split, near[0])
   return splits
 
 

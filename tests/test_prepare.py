@@ -390,6 +390,14 @@ def test_bad_splits_are_errors(text):
     prepare_command.parse_splits(text)
 
 
+def test_a_split_of_an_odd_name_is_asked_about(caplog):
+  assert prepare_command.parse_splits('trian=a:b,test=c:d,night=e:f') == {
+    'trian': 'a:b', 'test': 'c:d', 'night': 'e:f'
+  }  # fmt: skip
+  (record,) = caplog.records
+  assert record.getMessage() == "--splits: a split called 'trian'; did you mean 'train'?"
+
+
 def test_ignored_classes_are_no_warnings(tmp_path, caplog):
   write_dota(tmp_path, a=square(1, 1) + square(9, 9, 'junk'))
   with caplog.at_level(logging.INFO):
