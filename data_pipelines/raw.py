@@ -99,6 +99,7 @@ def collect(
   listed = {s: _unique(found, subset) for s, found in parts.items()}
   _check_subset(parts, listed, subset, skipped)
   _leave_out(listed, quarantine or {}, skipped)
+  listed = {s: [_named(a, ignore, skipped) for a in part] for s, part in listed.items()}
   listed = _with_ignored(listed)
   box = box or kind
   asked, classes = bool(classes), tuple(classes) or presets[0].classes
@@ -130,16 +131,16 @@ def _read(name, datasets, sources, presets, given, how, skipped):
 
 
 def _options(form, row, folder, listed, how, skipped):
-  """Arguments of a reader; the unit of angles is that of all splits together."""
+  """Arguments of a reader; what the files themselves decide is decided by all splits together."""
   options = dict(row.options)
   for key, usual in (('angle', 'auto'), ('turn', 'clockwise')):
     if (value := getattr(how, key)) != usual:
       if 'angle' not in options:
-        raise UserError(f'--{key}={value}: {form} has no angles to read in another way')
+        raise UserError(f'--{key}={value}: the angles of {form}, if it has any, have one reading')
       options[key] = value
-  if options.get('angle') == 'auto':
+  if row.decide:
     same = [(folder, labels) for _, other, labels, _ in listed if other == form]
-    options['angle'] = row.angle_unit(same, 'auto', skipped)
+    options = row.decide(same, options, skipped)
   return options
 
 
@@ -159,6 +160,19 @@ def _leave_out(listed, quarantine, skipped):
       skipped.add('line of the quarantine that names no image', f'{id!r} of split {split!r}')
     if out & there:
       listed[split] = [a for a in listed[split] if a.id not in out]
+
+
+def _named(a, ignore, skipped):
+  """An annotation with its class names without white space around them, less those without any."""
+  names = tuple(name.strip() for name in a.names)
+  keep = np.array([bool(name) or '' in ignore for name in names], bool)
+  if keep.all():
+    return a if names == a.names else dataclasses.replace(a, names=names)
+  skipped.bad('object without a class name', a.labels or a.image, f'{(~keep).sum()} without a name')
+  part = {k: getattr(a, k)[keep] for k in ('boxes', 'polygons', 'difficult')}
+  extra = {k: np.asarray(v)[keep] for k, v in a.extra.items()}
+  names = tuple(name for name, kept in zip(names, keep, strict=True) if kept)
+  return dataclasses.replace(a, names=names, extra=extra, **part)
 
 
 def _with_ignored(listed):
@@ -196,6 +210,8 @@ def locate(
   lists = {raw for split, raw in preset.splits if texts.list_of(source, split)}
   found = {}
   for split, raw in preset.splits:
+    if split in found or (split == 'trainval' and 'train' in found):
+      continue
     for form, *place in preset.layouts:
       shared = not any('{raw}' in p for p in place)
       if shared and (raw not in lists if lists else raw.lower() != 'train'):

@@ -238,13 +238,18 @@ def _files(images):
   for path in map(pathlib.Path, images):
     inside = path.is_dir()
     found = files.image_files(path).values() if inside else [path]
-    folders.append((path if inside else path.parent).absolute())
-    paths |= {p.absolute(): p for p in found if not (inside and _is_result(p))}
+    folders.append(_whole(path if inside else path.parent))
+    paths |= {_whole(p): p for p in found if not (inside and _is_result(p))}
   if not paths:
     raise UserError(f'no image among {", ".join(map(str, images))}')
   common = os.path.commonpath(folders)
   names = files.named((whole.relative_to(common).as_posix(), path) for whole, path in paths.items())
   return [(path, name) for name, path in names.items()]
+
+
+def _whole(path):
+  """The absolute path without `..`, which would lead out of the folder of results."""
+  return pathlib.Path(os.path.abspath(path))
 
 
 def _is_result(path):

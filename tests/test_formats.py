@@ -267,7 +267,7 @@ def test_the_unit_of_angles_is_that_of_all_splits(tmp_path):
   how = Decisions(angle='degree', turn='counterclockwise')
   (a,) = only(tmp_path, 'coco_rotated', splits={'val': where['val']}, how=how)
   same_rectangle(a.boxes, [[30, 20, 20, 10, math.radians(-2)]])
-  with pytest.raises(UserError, match='dota_txt has no angles'):
+  with pytest.raises(UserError, match='--angle=degree: the angles of dota_txt'):
     collect('dota_txt', tmp_path, splits=where, how=Decisions(angle='degree'))
 
 
@@ -336,3 +336,139 @@ def test_options_that_say_nothing_are_named(tmp_path):
   assert report.places == {'class of --classes that never occurs': ['tank']}
   with pytest.raises(FileNotFoundError, match=r'tain.json .*does not exist'):
     prepare('coco', tmp_path, tmp_path / 'out', name='a', splits={'train': 'tain.json:images'})
+
+
+# readings that a trial found wrong
+
+
+def test_shares_of_the_view_that_exif_turns(tmp_path):
+  write(tmp_path / 'data.yaml', 'names: [ship]')
+  oriented_jpeg(tmp_path / 'images/a.jpg', 6)
+  x1, y1, x2, y2 = np.array(SHOWN[6]) / np.array([40, 60, 40, 60])
+  write(tmp_path / 'labels/a.txt', f'0 {x1} {y1} {x2} {y1} {x2} {y2} {x1} {y2}')
+  prepare('yolo_obb', tmp_path, tmp_path / 'out', name='a', how=Decisions(exif='shown'))
+  (sample,) = Source(tmp_path / 'out', 'a', 'train')
+  same_rectangle(sample['boxes'], [[20, 14.5, 20, 10, 0]], atol=1.01)  # pixels' centres
+
+
+def test_what_boxes_of_four_numbers_are_is_told_by_all_splits(tmp_path):
+  of_both = dict(bbox=[0, 0, 50, 30], area=1500)  # the same either way
+  for split, rows in {
+    'train': [of_both, dict(bbox=[10, 10, 30, 20], area=200)],
+    'val': [dict(bbox=[20, 10, 50, 30])],
+  }.items():
+    coco(tmp_path / split, rows)
+  where = {s: f'{s}/train.json:{s}/images' for s in ('train', 'val')}
+  found = collect('coco', tmp_path, splits=where).annotations
+  np.testing.assert_array_equal(found['val'][0].boxes, [[20, 10, 50, 30]])
+  coco(tmp_path / 'train', [dict(bbox=[10, 10, 30, 20], segmentation=[[10, 10, 30, 10, 30, 20]])])
+  found = collect('coco', tmp_path, splits=where).annotations
+  np.testing.assert_array_equal(found['val'][0].boxes, [[20, 10, 50, 30]])
+
+
+def test_level_boxes_of_an_oriented_set_are_rectangles(tmp_path):
+  coco(tmp_path / 'train', [dict(bbox=[30, 20, 20, 10], attributes={'rotation': 30})])
+  coco(tmp_path / 'val', [dict(bbox=[20, 10, 20, -10], attributes={'rotation': 0}, iscrowd='0')])
+  where = {s: f'{s}/train.json:{s}/images' for s in ('train', 'val')}
+  found = collect('coco_rotated', tmp_path, splits=where).annotations
+  same_rectangle(found['val'][0].boxes, [[30, 5, 20, 10, 0]])
+  assert found['val'][0].difficult.tolist() == [0]
+  how = Decisions(turn='counterclockwise')
+  (a,) = only(tmp_path, 'coco_rotated', splits={'train': where['train']}, how=how)
+  same_rectangle(a.boxes, [[40, 25, 20, 10, math.radians(-30)]])
+
+
+def test_angles_of_rolabelimg_in_degrees(tmp_path):
+  box = '<robndbox><cx>30</cx><cy>20</cy><w>20</w><h>-10</h><angle>{}</angle></robndbox>'
+  write(tmp_path / 'xml/a.xml', drone_xml(('car', box.format(3)), ('car', box.format(45))))
+  write_image(tmp_path / 'images/a.png')
+  (a,) = only(tmp_path, 'rolabelimg')
+  same_rectangle(a.boxes, [[30, 20, 20, 10, math.radians(d)] for d in (3, 45)])
+
+
+def test_corners_outweigh_an_angle_of_another_unit(tmp_path):
+  theta = 0.6
+  x, y = 10 * math.cos(theta), 10 * math.sin(theta)
+  corners = [20 - x, 20 - y, 20 + x, 20 + y, 18 + x, 23 + y, 18 - x, 23 - y]
+  keys = ('rotated_bbox_cx', 'rotated_bbox_cy', 'rotated_bbox_w', 'rotated_bbox_h')
+  values = dict(zip(keys, (19, 21.5, 20, 3.6), strict=True)) | {'rotated_bbox_theta': theta}
+  values |= {f'{a}{k + 1}': corners[2 * k + i] for k in range(4) for i, a in enumerate('xy')}
+  text = ''.join(f'<{k}>{v}</{k}>' for k, v in values.items())
+  write(
+    tmp_path / 'Annotations/a.xml', drone_xml(('ship', f'<rotated_bndbox>{text}</rotated_bndbox>'))
+  )
+  write_image(tmp_path / 'JPEGImages/a.png')
+  skipped = Skipped()
+  (a,) = only(tmp_path, 'voc_rotated', skipped=skipped)
+  assert skipped.counts == {'angle that contradicts the corners (mended)': 1}
+  np.testing.assert_allclose(np.mod(a.boxes[0, 4], math.pi), theta, atol=0.05)
+
+
+@pytest.mark.parametrize('line', ['0 .5 .5 .2 .2 .9 7', '0 .5 .5 .2 .2 .4 .4 2 .6 .6 1'])
+def test_keypoints_and_tracks_are_no_outlines(tmp_path, line):
+  write(tmp_path / 'data.yaml', 'names: [ship]')
+  write_image(tmp_path / 'images/a.png')
+  write(tmp_path / 'labels/a.txt', f'{line}\n0 .5 .5 .2 .2')
+  skipped = Skipped()
+  (a,) = only(tmp_path, 'yolo', skipped=skipped)
+  assert len(a.names) == 1 and sum(skipped.counts.values()) == 1
+
+
+def test_shapes_without_area_are_left_out(tmp_path):
+  shapes = [dict(label='a', points=[[1, 1], [9, 1], [9, 9]], shape_type=kind, difficult='0')
+            for kind in ('linestrip', 'points', 'polygon')]  # fmt: skip
+  write(
+    tmp_path / 'images/a.json', json.dumps(dict(shapes=shapes, imageHeight='40', imageWidth=60.0))
+  )
+  write_image(tmp_path / 'images/a.png')
+  (a,) = only(tmp_path, 'labelme')
+  assert a.names == ('a',) and a.declared == (40, 60) and a.difficult.tolist() == [0]
+
+
+@pytest.mark.parametrize('text', ['names: {0: a, 0: b}', 'names: [no, yes]', 'names: [~]'])
+def test_class_names_that_are_no_texts_are_refused(tmp_path, text):
+  write(tmp_path / 'data.yaml', text)
+  write_image(tmp_path / 'images/a.png')
+  write(tmp_path / 'labels/a.txt', '')
+  with pytest.raises((UserError, FileNotFoundError), match='stands twice|quote the text'):
+    only(tmp_path, 'yolo')
+
+
+def test_a_name_of_white_space_is_none(tmp_path):
+  box = '<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>11</xmax><ymax>6</ymax></bndbox>'
+  write(tmp_path / 'Annotations/a.xml', drone_xml(('ship ', box), (' ', box)))
+  write_image(tmp_path / 'JPEGImages/a.png')
+  skipped = Skipped()
+  (a,) = only(tmp_path, 'voc', skipped=skipped)
+  assert a.names == ('ship',) and skipped.counts == {'object without a class name': 1}
+
+
+def test_splits_by_their_other_names(tmp_path):
+  write(tmp_path / 'data.yaml', 'names: [ship]')
+  for split in ('train', 'valid'):
+    write_image(tmp_path / split / 'images/a.png')
+    write(tmp_path / split / 'labels/a.txt', '0 .5 .5 .2 .2')
+  assert list(collect('yolo', tmp_path).annotations) == ['train', 'val']
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    dict(features=None),
+    dict(crs=None),
+    dict(crs=dict(properties=dict(code=32632))),
+    dict(features=[dict(properties=[], geometry=dict(type='Polygon', coordinates=[[]]))]),
+  ],
+)
+def test_odd_geojson_is_no_traceback(tmp_path, change):
+  (tmp_path / 'images').mkdir()
+  with rasterio.open(
+    tmp_path / 'images/a.tif', 'w', driver='GTiff', height=40, width=60, count=1, dtype='uint8',
+    crs='EPSG:32632', transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_300_000),
+  ) as raster:  # fmt: skip
+    raster.write(np.zeros((1, 40, 60), np.uint8))
+  ring = [[500_000, 5_300_000], [500_010, 5_300_000], [500_010, 5_299_990]]
+  feature = dict(properties={'class': 'a'}, geometry=dict(type='Polygon', coordinates=[ring]))
+  write(tmp_path / 'images/a.geojson', json.dumps(dict(features=[feature]) | change))
+  skipped = Skipped()
+  assert len(only(tmp_path, 'geojson', skipped=skipped)) + sum(skipped.counts.values()) >= 1

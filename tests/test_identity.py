@@ -153,10 +153,13 @@ def test_texts_in_any_encoding(tmp_path, data, encoding, text):
       read()
 
 
-def test_results_of_predict_mirror_the_tree(tmp_path):
+def test_results_of_predict_mirror_the_tree(tmp_path, monkeypatch):
   touch(tmp_path, 'x/scene.png', 'y/scene.png', 'y/scene_1.png', 'y/a.png', 'y/a.jpg')
   touch(tmp_path, 'y/out_detections.png', 'y/out_detections.json')
   names = lambda *paths: [name for _, name in predict._files([tmp_path / p for p in paths])]
   assert names('x', 'y') == ['x/scene', 'y/a.jpg', 'y/a.png', 'y/scene', 'y/scene_1']
   assert names('y/a.png', 'y/scene.png', 'y/a.png') == ['a', 'scene']
   assert names('x') == ['scene']
+  monkeypatch.chdir(tmp_path / 'x')
+  found = predict._files(['../y/scene.png', 'scene.png', '../x', '.'])
+  assert [name for _, name in found] == ['y/scene', 'x/scene']

@@ -63,7 +63,7 @@ def in_pixels(
   Args:
     annotations: {split: as the readers give them}.
     usual: what the format means, 'pixels' or 'shares'; evidence against it has to be plain: no
-      coordinate beyond 1, or most of them beyond 2.
+      coordinate beyond 1.5, or most of them beyond 2.
     how: its `coordinates` decide where they say something.
     skipped: gets the evidence, and images that do not decode.
   """
@@ -73,7 +73,7 @@ def in_pixels(
   unit = how.coordinates
   if unit == 'auto':
     unit = usual
-    if usual == 'pixels' and found.size and found.max() <= 1:
+    if usual == 'pixels' and found.size and found.max() <= 1.5:  # a box may leave its image
       unit = 'shares'
     elif usual == 'shares' and found.size and np.median(found) > 2:
       unit = 'pixels'
@@ -92,11 +92,20 @@ def in_pixels(
 
 def _scaled(a, how, skipped):
   try:
-    height, width = image_lib.size(a.image)
+    header = image_lib.header(a.image)
   except (image_lib.ImageError, OSError):
     skipped.add('image does not decode', a.image)
     return None
+  size = header.height, header.width
+  height, width = _view(a, size, header.orientation, how) or size
   return with_polygons(a, a.polygons * np.tile([width, height], 4).astype(np.float32))
+
+
+def _view(a, size, orientation, how):
+  """(height, width) of the view that EXIF turns, if the labels are of that; else None."""
+  shown = size[::-1] if orientation >= 5 else size
+  is_shown = how.exif == 'shown' or (how.exif == 'auto' and a.declared == shown != size)
+  return shown if orientation != 1 and is_shown else None
 
 
 def with_polygons(a: Annotation, polygons: np.ndarray) -> Annotation:
@@ -120,14 +129,14 @@ def in_stored_view(
   """
   shown = size[::-1] if orientation >= 5 else size
   if orientation != 1 and len(a.names):
-    if how.exif == 'shown' or (how.exif == 'auto' and a.declared == shown != size):
+    if _view(a, size, orientation, how):
       skipped.add('labels of the view that EXIF turns (mended)', a.image)
       return _turned_back(a, size, orientation)
     if how.exif == 'auto' and (shown == size or a.declared is None):
       why = f'EXIF orientation {orientation} is not applied: labels may belong to the turned image'
       skipped.bad(f'{why} (--exif=stored or shown says it)', a.image)
       return None
-  if a.declared in (None, size) or how.sizes == 'ignore':
+  if a.declared in (None, size) or how.sizes == 'ignore' or (a.declared == shown and not a.names):
     return a
   sizes = [f'{width} x {height}' for height, width in (a.declared, size)]
   why = "size differs from the label file's (--sizes=ignore takes it)"

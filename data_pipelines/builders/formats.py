@@ -27,7 +27,7 @@ class Format(NamedTuple):
     places: (labels, images) below a source to look for, in order; `{raw}` is the split.
     options: further arguments of the reader; `angle` where it takes the unit of angles.
     coordinates: 'pixels' or 'shares', what its numbers usually are.
-    angle_unit: [(source, labels)], angle, skipped -> the unit, of all splits together.
+    decide: [(source, labels)], options, skipped -> the options, for all splits together.
   """
 
   read: Callable
@@ -35,7 +35,7 @@ class Format(NamedTuple):
   places: tuple[tuple[str, str], ...]
   options: Mapping = {}
   coordinates: str = 'pixels'
-  angle_unit: Callable | None = None
+  decide: Callable | None = None
 
 
 def folders(*names):
@@ -72,13 +72,11 @@ BESIDE = (('{raw}', '{raw}'), ('images/{raw}', 'images/{raw}'), ('images', 'imag
 ROTATED = {'rotated': True}
 
 FORMATS = {
-  'coco': Format(coco.read, 'hbb', COCO, {'angle': 'auto'}, angle_unit=coco.angle_unit),
+  'coco': Format(coco.read, 'hbb', COCO, {'angle': 'auto'}, decide=coco.decide),
   # degrees or radians, told by the largest angle
-  'coco_rotated': Format(
-    coco.read, 'obb', COCO, ROTATED | {'angle': 'auto'}, angle_unit=coco.angle_unit
-  ),
-  'coco_degree': Format(coco.read, 'obb', COCO, ROTATED | {'angle': 'degree'}),
-  'coco_radian': Format(coco.read, 'obb', COCO, ROTATED | {'angle': 'radian'}),
+  'coco_rotated': Format(coco.read, 'obb', COCO, ROTATED | {'angle': 'auto'}, decide=coco.decide),
+  'coco_degree': Format(coco.read, 'obb', COCO, ROTATED | {'angle': 'degree'}, decide=coco.decide),
+  'coco_radian': Format(coco.read, 'obb', COCO, ROTATED | {'angle': 'radian'}, decide=coco.decide),
   'dota_txt': Format(dota_txt.read, 'obb', folders('labelTxt', 'annfiles', 'labels')),
   'dronevehicle_xml': Format(
     dronevehicle_xml.read, 'obb', DRONEVEHICLE_XML + folders('labels', 'Annotations')
@@ -89,7 +87,8 @@ FORMATS = {
     rolabelimg.read,
     'obb',
     folders('Annotations', 'annotations', 'labels', 'xml'),
-    {'angle': 'radian'},
+    {'angle': 'auto'},
+    decide=rolabelimg.decide,
   ),
   'cvat': Format(cvat.read, 'obb', CVAT),
   'dior_xml': Format(corner_xml.read, 'obb', folders('Annotations'), {'kind': 'dior'}),

@@ -18,6 +18,11 @@ from data_pipelines.classes import (
 )
 from data_pipelines.errors import UserError
 
+SPLITS = (
+  ('train', 'train'), ('val', 'val'), ('val', 'valid'), ('val', 'validation'), ('test', 'test'),
+  ('trainval', 'trainval'),
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
@@ -27,14 +32,15 @@ class Preset:
     layouts: (format, labels, images) to look for, in order; `{raw}` is the split's name in
       the release, `{part}` any folder: all that are there are taken.
     classes: in label order; () takes the names found in the data, sorted.
-    splits: {split: name in the release}.
+    splits: (split, name in the release); of one split the first that is there counts, and
+      'trainval' only without 'train'.
     ignore: class names to leave out, counted.
     aliases: {spelling in the files: class}.
   """
 
   layouts: tuple[tuple[str, str, str], ...]
   classes: tuple[str, ...] = ()
-  splits: tuple[tuple[str, str], ...] = (('train', 'train'), ('val', 'val'), ('test', 'test'))
+  splits: tuple[tuple[str, str], ...] = SPLITS
   ignore: tuple[str, ...] = ()
   aliases: tuple[tuple[str, str], ...] = ()
 

@@ -100,6 +100,15 @@ def quadrilateral(points: Sequence[float], skipped: Skipped, place) -> np.ndarra
   return box_lib.to_polygon(box_lib.around(points)[None])[0]
 
 
+def declared_size(height: object, width: object) -> tuple[int, int] | None:
+  """(height, width) as a label file gives them, in numbers or words; None where that is no size."""
+  try:
+    size = int(float(height)), int(float(width))
+  except (TypeError, ValueError, OverflowError):
+    return None
+  return size if min(size) > 0 else None
+
+
 def difficulty(text: str | None) -> int:
   """A flag as label files write it: 0, 1 or what a set means by another digit; without a word 0.
 
@@ -108,7 +117,7 @@ def difficulty(text: str | None) -> int:
   """
   text = (text or '0').strip().lower()
   number = {'false': 0, 'true': 1}.get(text)
-  number = int(text) if number is None else number
-  if not 0 <= number <= 9:
+  number = float(text) if number is None else number
+  if number % 1 or not 0 <= number <= 9:
     raise ValueError(text)
-  return number
+  return int(number)

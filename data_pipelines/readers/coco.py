@@ -7,16 +7,16 @@ and a `segmentation`, around which the rectangle of least area is taken.
 
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from data_pipelines import boxes as box_lib
 from data_pipelines.errors import UserError
-from data_pipelines.readers import coco_file, files
+from data_pipelines.readers import coco_evidence, coco_file, files
 from data_pipelines.readers.annotation import Annotation, horizontal, rectangles
 from data_pipelines.readers.coco_file import Object
-from data_pipelines.readers.skipped import BadEntry, Skipped
+from data_pipelines.readers.skipped import BadEntry, Skipped, Unheard
 
 UNITS = {'degree': math.radians(1), 'radian': 1.0}
 TURNS = {'clockwise': 1, 'counterclockwise': -1}
@@ -32,6 +32,8 @@ def read(
   rotated: bool = False,
   angle: str = 'auto',
   turn: str = 'clockwise',
+  corners: bool | str = 'auto',
+  turned: bool | str = 'auto',
 ) -> Iterator[Annotation]:
   """Yields one annotation an image of the json, those without objects included.
 
@@ -41,10 +43,12 @@ def read(
     labels: the json file.
     images: folder of the image files.
     skipped: where what is left out or mended is counted.
-    rotated: give oriented boxes, where any object says how it is turned; otherwise only five
-      numbers do, and a turned box of four is the horizontal one around it.
-    angle: 'degree', 'radian' or 'auto' of five-number boxes; see `angle_unit`.
-    turn: 'clockwise' or 'counterclockwise', the way they grow on the screen.
+    rotated: give oriented boxes, where any object says how it is turned.
+    angle: 'degree', 'radian' or 'auto' of five-number boxes.
+    turn: 'clockwise' or 'counterclockwise', the way angles grow on the screen.
+    corners: whether boxes of four numbers are x1, y1, x2, y2, by mistake.
+    turned: whether any object of the data set says how it is turned; what is 'auto' is decided by
+      this file alone, see `decide`.
 
   Raises:
     FileNotFoundError: the json or the folder is not there.
@@ -52,73 +56,88 @@ def read(
   """
   path = files.find(source, labels, f'{split} labels')
   folder = files.find(source, images, f'{split} images')
+  given = dict(rotated=rotated, angle=angle, corners=corners, turned=turned)
+  if 'auto' in (angle, corners, turned):
+    given |= decide([(source, labels)], given, skipped)
+  unit, way = UNITS[given['angle']], TURNS[turn]
   content = coco_file.load(path, skipped)
-  unit = UNITS[angle_unit([(source, labels)], angle, skipped)] * TURNS[turn]
   resolved = _resolved(content.images, folder, source, skipped)
   ids = {p: id for id, p in files.named((name, p) for _, name, p in resolved).items()}
   objects = {entry.id: [] for entry in content.images}
-  for o in content.objects:
+  for o in _trusted(content, path, given['corners'], skipped):
     objects[o.image].append(o)
-  turned = any(len(o.box) == 5 or (rotated and _obb(o, unit)) for o in content.objects)
+  make, shape = (rectangles, _obb) if given['turned'] else (horizontal, _hbb)
   crowds = any(o.ignored for o in content.objects)
   for entry, _, image in resolved:
     found = objects[entry.id]
     fields = dict(labels=path, declared=entry.size)
     if crowds:
       fields['extra'] = {'ignored': np.array([o.ignored for o in found], bool)}
-    if turned:
-      rows = [(o.name, _obb(o, unit) or _level(o), o.difficult) for o in found]
-      yield rectangles(ids[image], image, rows, **fields)
-    else:
-      rows = [(o.name, _hbb(o, unit), o.difficult) for o in found]
-      yield horizontal(ids[image], image, rows, **fields)
+    rows = [(o.name, shape(o, unit, way, rotated), o.difficult) for o in found]
+    yield make(ids[image], image, rows, **fields)
 
 
-def angle_unit(places: Sequence[tuple[pathlib.Path, str]], angle: str, skipped: Skipped) -> str:
-  """'degree' or 'radian', for all files of a data set together.
+def decide(places: Sequence[tuple[pathlib.Path, str]], options: Mapping, skipped: Skipped) -> dict:
+  """The options that are 'auto', decided for all files of a data set together.
 
   Args:
     places: (source, labels) of every split.
-    angle: the answer, or 'auto': degrees if any angle is beyond 2 pi, else radians.
-    skipped: gets the evidence as a note.
+    options: of `read`.
+    skipped: gets the evidence as notes.
+
+  Returns:
+    the options with `angle`, `corners` and `turned` (whether the boxes are oriented).
   """
-  if angle not in (*UNITS, 'auto'):
-    raise UserError(f"angle={angle!r}: expected 'auto', 'degree' or 'radian'")
-  if angle != 'auto':
-    return angle
-  largest, where = 0.0, None
-  for source, labels in places:
-    path = files.find(source, labels, 'labels')
-    found = max(coco_file.angles(path, skipped), default=0.0)
-    if found > largest:
-      largest, where = found, path
-  unit = 'degree' if largest > 2 * math.pi + 1e-3 else 'radian'
-  if where:
-    sure = unit == 'degree' or largest <= math.pi / 2 + 1e-3
-    doubt = '' if sure else '; a guess: --angle=degree or --angle=radian says it'
-    skipped.note(f'angles are read as {unit}s: the largest is {largest:.4g}, in {where}{doubt}')
-  return unit
+  paths = [files.find(source, labels, 'labels') for source, labels in places]
+  contents = [
+    (str(path), coco_file.load(path, Unheard(encoding=skipped.encoding))) for path in paths
+  ]
+  found = dict(options)
+  if found.get('angle', 'auto') == 'auto':
+    found['angle'] = coco_evidence.angle_unit(contents, skipped)
+  if found.get('corners', 'auto') == 'auto':
+    found['corners'] = coco_evidence.are_corners(contents, skipped)
+  of_all = [o for _, content in contents for o in content.objects]
+  turned = lambda o: o.turn or o.points is not None
+  found['turned'] = any(len(o.box) == 5 for o in of_all) or bool(
+    found.get('rotated') and any(map(turned, of_all))
+  )
+  return found
 
 
-def _obb(o: Object, unit: float) -> tuple | None:
-  """cx, cy, w, h, radians of an object that says how it is turned."""
+def _trusted(content, path, corners, skipped):
+  """The objects with corners for their four numbers, less those that contradict themselves."""
+  four = [o for o in content.objects if len(o.box) == 4]
+  if corners:
+    skipped.add('bbox is x1, y1, x2, y2, not x, y, width, height (mended)', path, len(four))
+  wrong = set() if corners else coco_evidence.too_large(content)
+  for o in content.objects:
+    if o.place in wrong:
+      detail = f'area {o.area:g}, but the box is {o.box[2]:g} x {o.box[3]:g}'
+      skipped.bad('area larger than the box', o.place, detail)
+    elif len(o.box) == 5 or corners:
+      yield o
+    else:
+      x, y, w, h = o.box
+      yield o._replace(box=(x, y, x + w, y + h))
+
+
+def _obb(o: Object, unit: float, way: int, outlines: bool = True) -> tuple:
+  """cx, cy, w, h, radians of an object."""
   if len(o.box) == 5:
-    return *o.box[:4], o.box[4] * unit
-  if o.turn:
-    return *_level(o)[:4], math.radians(o.turn)
-  return tuple(box_lib.around(o.points)) if o.points is not None else None
-
-
-def _level(o):
+    return *o.box[:4], way * unit * o.box[4]
   x1, y1, x2, y2 = o.box
-  return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, 0.0
+  level = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
+  if o.turn:
+    return *level, way * math.radians(o.turn)
+  if outlines and o.points is not None:
+    return tuple(box_lib.around(o.points))
+  return *level, 0.0
 
 
-def _hbb(o: Object, unit: float) -> Sequence[float]:
+def _hbb(o: Object, unit: float, way: int, rotated: bool) -> Sequence[float]:
   """x1, y1, x2, y2 around an object."""
-  if len(o.box) == 4 and not o.turn:
-    return o.box
-  return box_lib.obb_to_hbb(np.array([_obb(o, unit)]))[0]
+  return box_lib.obb_to_hbb(np.array([_obb(o, unit, way, False)]))[0] if o.turn else o.box
 
 
 def _resolved(entries, folder, root, skipped):

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines import boxes as box_lib
 from data_pipelines.readers import files, xml
-from data_pipelines.readers.annotation import Annotation, oriented, quadrilateral
+from data_pipelines.readers.annotation import Annotation, declared_size, oriented, quadrilateral
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
 
@@ -45,15 +45,13 @@ def read(
         rows.append(_row(shape, f'{place}, {shape.tag} {k}', skipped))
       except BadEntry as error:
         skipped.take(error)
-    yield oriented(ids[image], image, rows, labels=path, declared=_size(element))
-
-
-def _size(element):
-  try:
-    size = int(element.get('height')), int(element.get('width'))
-  except (TypeError, ValueError):
-    return None
-  return size if min(size) > 0 else None
+    yield oriented(
+      ids[image],
+      image,
+      rows,
+      labels=path,
+      declared=declared_size(element.get('height'), element.get('width')),
+    )
 
 
 def _row(shape: Element, place, skipped):

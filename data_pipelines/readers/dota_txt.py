@@ -49,7 +49,7 @@ def read(
       continue
     try:
       rows = _rows(file, skipped)
-      if file.stem != files.bare(image.name):
+      if files.key(f'{file.stem}.png') != files.key(image.name):  # of the full image
         rows = _cut(rows, image, keep)
     except BadEntry as error:
       skipped.take(error)

@@ -48,7 +48,9 @@ def _rows(path, image, skipped):
   try:
     content = texts.json_of(path, skipped)
     features = content['features']
-    crs = content.get('crs', {}).get('properties', {}).get('name', 'OGC:CRS84')
+    named = (content.get('crs') or {}).get('properties') or {}
+    crs = named.get('name') or (f'EPSG:{named["code"]}' if 'code' in named else 'OGC:CRS84')
+    features = list(features)
   except (KeyError, TypeError, AttributeError) as error:
     raise BadEntry('label file is not GeoJSON', path, f'not GeoJSON ({error})') from None
   place = lambda number: f'{path}: features[{number}]'
@@ -57,7 +59,8 @@ def _rows(path, image, skipped):
     try:
       name, rings = _polygons(feature, place(number))
       for ring in rings:
-        rows.append((name, quadrilateral(to_pixels(ring).ravel(), skipped, place(number)), 0))
+        points = to_pixels(ring, place(number))
+        rows.append((name, quadrilateral(points.ravel(), skipped, place(number)), 0))
     except BadEntry as error:
       skipped.take(error)
   return rows
@@ -68,12 +71,14 @@ def _polygons(feature, place):
   try:
     properties, geometry = feature['properties'], feature['geometry']
     parts = {'Polygon': lambda c: [c], 'MultiPolygon': list}[geometry['type']]
-    rings = [
-      np.array([p[:2] for p in part[0]], np.float64) for part in parts(geometry['coordinates'])
-    ]
+    outer = [part[0] for part in parts(geometry['coordinates'])]
+    rings = [np.array([point[:2] for point in ring], np.float64) for ring in outer]
+    if not all(ring.ndim == 2 and len(ring) > 2 and ring.shape[1] == 2 for ring in rings):
+      raise ValueError
   except (KeyError, TypeError, ValueError, IndexError):
     raise BadEntry('feature that is no polygon', place) from None
-  name = next((properties[k] for k in PROPERTIES if (properties or {}).get(k) is not None), None)
+  properties = properties if isinstance(properties, dict) else {}
+  name = next((properties[k] for k in PROPERTIES if properties.get(k) is not None), None)
   if name is None:
     raise BadEntry('feature without a class', place, f'none of {", ".join(PROPERTIES)}')
   return str(name), rings
@@ -96,8 +101,12 @@ def _to_pixels(crs, image, path):
   except rasterio.errors.CRSError:
     raise BadEntry('coordinate system that is not known', path, f'crs is {crs!r}') from None
 
-  def pixels(points):
-    x, y = rasterio.warp.transform(theirs, own, *points.T)
+  def pixels(points, place):
+    try:
+      x, y = rasterio.warp.transform(theirs, own, *points.T)
+    except Exception as error:  # GDAL's have no class in common
+      why = f'{points[0].tolist()} does not lie in {crs}: {error}'
+      raise BadEntry('coordinates that are not of their system', place, why) from None
     return np.stack(~transform @ (np.array(x), np.array(y)), -1)
 
   return pixels

@@ -6,8 +6,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_pipelines.readers import files, texts
-from data_pipelines.readers.annotation import Annotation, oriented, quadrilateral
+from data_pipelines.readers.annotation import (
+  Annotation,
+  declared_size,
+  difficulty,
+  oriented,
+  quadrilateral,
+)
 from data_pipelines.readers.skipped import BadEntry, Skipped
+
+AREAS = ('polygon', 'rectangle', 'circle', 'rotation', 'quadrilateral', 'mask')
 
 
 def read(
@@ -41,8 +49,7 @@ def read(
         rows.append(_row(shape, f'{file}: shapes[{number}]', skipped))
       except BadEntry as error:
         skipped.take(error)
-    size = content.get('imageHeight'), content.get('imageWidth')
-    declared = size if all(isinstance(s, int) and s > 0 for s in size) else None
+    declared = declared_size(content.get('imageHeight'), content.get('imageWidth'))
     yield oriented(id, image, rows, labels=file, declared=declared)
 
 
@@ -68,8 +75,12 @@ def _row(shape, place, skipped):
   if kind in ('rectangle', 'circle') and len(points) == 2:
     (x1, y1), (x2, y2) = points.min(0), points.max(0)
     points = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
-  if len(points) < 3:
+  if kind not in AREAS or len(points) < 3:
     raise BadEntry(f'shape that is no area ({kind})', place)
   flags = shape.get('flags') if isinstance(shape.get('flags'), dict) else {}
-  difficult = bool(shape.get('difficult') or flags.get('difficult'))
-  return shape['label'], quadrilateral(points, skipped, place), int(difficult)
+  flag = shape.get('difficult') or flags.get('difficult')
+  try:
+    difficult = difficulty(None if flag is None else str(flag))
+  except ValueError:
+    raise BadEntry('difficult that is no flag', place, f'difficult is {flag!r:.40}') from None
+  return shape['label'], quadrilateral(points, skipped, place), difficult

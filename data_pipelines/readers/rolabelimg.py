@@ -5,12 +5,14 @@ A plain `<bndbox>` in such a file is a box of angle 0.
 
 import math
 import pathlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
-from data_pipelines.readers import coco, texts, voc, xml
+from data_pipelines.readers import coco, files, texts, voc, xml
 from data_pipelines.readers.annotation import Annotation, rectangles
-from data_pipelines.readers.skipped import BadEntry, Skipped
+from data_pipelines.readers.skipped import BadEntry, Skipped, Unheard
 
+ANGLE = re.compile(rb'<angle>([^<]*)</angle>')
 KEYS = ('cx', 'cy', 'w', 'h', 'angle')
 
 
@@ -21,7 +23,7 @@ def read(
   labels: str,
   images: str,
   skipped: Skipped,
-  angle: str = 'radian',
+  angle: str = 'auto',
   turn: str = 'clockwise',
 ) -> Iterator[Annotation]:
   """Yields an annotation an image that has a readable XML file.
@@ -30,13 +32,15 @@ def read(
     source: folder of the data set.
     split: its name; a list of names for it is honoured (`texts.listed`).
     labels, images: folders below it; the label folder may serve several splits.
-    skipped: where what is left out is counted, angles beyond a turn among them.
-    angle: 'radian', as the tool writes it, or 'degree'.
+    skipped: where what is left out is counted.
+    angle: 'radian', as the tool writes it, 'degree', or 'auto': see `decide`.
     turn: 'clockwise', as the tool writes it, or 'counterclockwise'.
 
   Raises:
     FileNotFoundError: a folder is not there.
   """
+  if angle == 'auto':
+    angle = decide([(source, labels)], {'angle': angle}, skipped)['angle']
   unit = coco.UNITS[angle] * coco.TURNS[turn]
 
   def box(element, place):
@@ -45,11 +49,35 @@ def read(
         raise BadEntry('object without a robndbox or bndbox', place)
       x1, y1, x2, y2 = voc.edges(element, place, skipped)
       return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, 0.0
-    *sides, theta = xml.numbers(found, KEYS, place)
-    if abs(theta * unit) > 2 * math.pi + 1e-3:
-      raise BadEntry('angle beyond a turn: in degrees? (--angle=degree)', place)
-    return *sides, theta * unit
+    cx, cy, w, h, theta = xml.numbers(found, KEYS, place)
+    if w < 0 or h < 0:
+      skipped.add('negative width or height (mended)', place)
+    return cx, cy, abs(w), abs(h), theta * unit
 
   wanted = texts.listed(source, split, skipped)
   for fields, objects in xml.label_files(source, split, labels, images, skipped, wanted):
     yield rectangles(rows=xml.rows(objects, fields['labels'], skipped, box), **fields)
+
+
+def decide(places: Sequence[tuple[pathlib.Path, str]], options: Mapping, skipped: Skipped) -> dict:
+  """The options with a unit of angles for 'auto': degrees if any of all files is beyond 2 pi."""
+  if options.get('angle', 'auto') != 'auto':
+    return dict(options)
+  largest, where = 0.0, None
+  for source, labels in places:
+    for _, path in files.walk(files.find(source, labels, 'labels'), Unheard(), source):
+      for text in ANGLE.findall(path.read_bytes()) if path.suffix.lower() == '.xml' else ():
+        if (value := _finite(text)) > largest:
+          largest, where = value, path
+  unit = 'degree' if largest > 2 * math.pi + 1e-3 else 'radian'
+  if unit == 'degree':
+    skipped.note(f'angles are read as degrees: the largest is {largest:.4g}, in {where}')
+  return dict(options) | {'angle': unit}
+
+
+def _finite(text):
+  try:
+    value = abs(float(text))
+  except ValueError:
+    return 0.0
+  return value if math.isfinite(value) else 0.0

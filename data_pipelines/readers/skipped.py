@@ -90,3 +90,10 @@ class Skipped:
     return '; '.join(
       f'{reason}: {n} ({self.places[reason][0]})' for reason, n in sorted(self.counts.items())
     )
+
+
+class Unheard(Skipped):
+  """Counts and says nothing: for a first look at files that are read once more."""
+
+  def add(self, reason: str, place, count: int = 1, level: int = logging.WARNING) -> None:
+    pass

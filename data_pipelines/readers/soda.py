@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Iterator
 
 from data_pipelines.readers import files, texts
-from data_pipelines.readers.annotation import Annotation, oriented, quadrilateral
+from data_pipelines.readers.annotation import Annotation, declared_size, oriented, quadrilateral
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
 
@@ -33,7 +33,11 @@ def read(
         skipped.take(error)
   ids = {image: id for id, image in files.named((n, i) for _, _, n, i in found).items()}
   for path, content, _, image in found:
-    names = {c['id']: str(c['name']) for c in content['categories']}
+    names = {
+      c['id']: str(c['name'])
+      for c in content['categories']
+      if isinstance(c, dict) and isinstance(c.get('id'), int | str) and 'name' in c
+    }
     rows = []
     for number, a in enumerate(content['annotations']):
       place = f'{path}: annotations[{number}]'
@@ -41,8 +45,7 @@ def read(
         rows.append((names[a['category_id']], quadrilateral(a['poly'], skipped, place), 0))
       except (KeyError, TypeError, ValueError, IndexError):
         skipped.bad('annotation without a poly or a known category_id', place)
-    size = content['images'].get('height'), content['images'].get('width')
-    declared = size if all(isinstance(s, int) for s in size) else None
+    declared = declared_size(content['images'].get('height'), content['images'].get('width'))
     yield oriented(ids[image], image, rows, labels=path, declared=declared)
 
 

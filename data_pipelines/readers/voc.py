@@ -14,6 +14,7 @@ from data_pipelines.readers import texts, xml
 from data_pipelines.readers.annotation import Annotation, horizontal, ordered, oriented
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
+ROUNDED = 3  # px that corners may differ from what the angle says
 EDGES = ('xmin', 'ymin', 'xmax', 'ymax')
 ROTATED = tuple(f'rotated_bbox_{k}' for k in ('cx', 'cy', 'w', 'h', 'theta'))
 
@@ -73,5 +74,11 @@ def _rotated(fields, objects, skipped):
   obb = np.array([box for _, (box, _), _ in rows], np.float64).reshape(-1, 5)
   obb[:, 4] = np.radians(obb[:, 4])
   rows = [(name, corners, difficult) for name, (_, corners), difficult in rows]
-  # the corners are rounded to pixels, the angle is not
-  return dataclasses.replace(oriented(rows=rows, **fields), boxes=box_lib.le90(obb))
+  found = oriented(rows=rows, **fields)
+  # the corners are rounded to pixels, the angle is not; but where they contradict it, it is of
+  # another unit, or of another object
+  far = np.abs(box_lib.obb_to_hbb(obb) - box_lib.polygon_to_hbb(found.polygons)).max(1, initial=0)
+  wrong = far > ROUNDED + 0.1 * obb[:, 2:4].max(1, initial=0)
+  skipped.add('angle that contradicts the corners (mended)', fields['labels'], wrong.sum())
+  boxes = np.where(wrong[:, None], found.boxes, box_lib.le90(obb))
+  return dataclasses.replace(found, boxes=boxes)

@@ -79,32 +79,57 @@ def _row(tokens, classes, rotated, place, skipped):
   if len(box) == 4 and not rotated:
     cx, cy, w, h = box
     return name, (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), 0
-  if len(box) < 6 or len(box) % 2:
+  if len(box) < 6 or len(box) % 2 or (len(box) != 8 and _are_keypoints(box)):
     raise wrong
   if rotated:
     return name, quadrilateral(box, skipped, place), 0
   return name, (min(box[::2]), min(box[1::2]), max(box[::2]), max(box[1::2])), 0
 
 
+def _are_keypoints(box):
+  """Whether what follows a box are keypoints with their visibility, or a score and an id."""
+  first, rest = box[:4], box[4:]
+  mixed = max(map(abs, first)) <= 1.5 < max(map(abs, rest))  # shares, then something else
+  return mixed or (len(rest) % 3 == 0 and all(flag in (0, 1, 2) for flag in rest[2::3]))
+
+
 def _yaml(source, skipped):
-  found = sorted(
+  there = sorted(
     p
     for p in pathlib.Path(source).iterdir()
     if p.suffix.lower() in ('.yaml', '.yml') and not files.hidden(p.name)
   )
-  found = [p for p in found if 'names' in _content(p, skipped)]
+  found = []
+  for path in there:
+    try:
+      found += [path] if 'names' in _content(path, skipped) else []
+    except BadEntry as error:  # it may be no concern of the data set's
+      skipped.add(error.reason, f'{path}: {error.detail}')
   if len(found) != 1:
     names = ', '.join(p.name for p in found) or 'none'
+    why = f'; {skipped.summary()}' if skipped.counts else ''
     raise FileNotFoundError(
-      f'{source}: one yaml file with the class names (`names:`) is needed, found {names}'
+      f'{source}: one yaml file with the class names (`names:`) is needed, found {names}{why}'
     )
   return found[0]
 
 
+class _Loader(yaml.SafeLoader):
+  """YAML in which a key stands once."""
+
+  def construct_mapping(self, node, deep=False):
+    keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+    if twice := [key for k, key in enumerate(keys) if key in keys[:k]]:
+      raise yaml.YAMLError(f'{twice[0]!r} stands twice')
+    return super().construct_mapping(node, deep)
+
+
 def _content(path, skipped):
   try:
-    content = yaml.safe_load(texts.read(path, skipped))
-  except yaml.YAMLError as error:
+    content = yaml.load(texts.read(path, skipped), _Loader)
+  except (yaml.YAMLError, ValueError, TypeError) as error:
+    if isinstance(error, BadEntry):
+      raise
     at = getattr(error, 'problem_mark', None)
     line = f' in line {at.line + 1}' if at else ''
     reason = getattr(error, 'problem', None) or error
@@ -120,7 +145,10 @@ def class_names(path: pathlib.Path, skipped: Skipped | None = None) -> dict[int,
   """
   found = _content(path, skipped or Skipped()).get('names')
   names = dict(enumerate(found)) if isinstance(found, list) else found
-  good = isinstance(names, dict) and names
-  if not good or not all(isinstance(k, int) for k in names):
+  if not isinstance(names, dict) or not names:
     raise BadEntry('no class names', path, f'no class names below `names:`, but {found!r:.60}')
-  return {k: str(v) for k, v in names.items()}
+  for number, name in names.items():
+    if not str(number).isdecimal() or isinstance(name, bool | dict | list | None):
+      why = f'class {number!r:.40} is {name!r:.40}: a number and a text are needed; quote the text'
+      raise BadEntry('class name that is no text', path, why)
+  return {int(k): str(v) for k, v in names.items()}
