@@ -116,7 +116,10 @@ def read(path: str | os.PathLike) -> Georeference | None:
       with rasterio.open(path) as raster:
         size, (gcps, of_gcps) = (raster.width, raster.height), raster.gcps
         found = Georeference(raster.crs, raster.transform)
-  except rasterio.errors.RasterioError:  # a kind of file that has none, such as .npy
+  except (
+    rasterio.errors.RasterioError,
+    rasterio.errors.CRSError,
+  ):  # such as a .npy, which has none
     return None
   if not found.crs or found.transform.is_identity:
     if not gcps or not of_gcps:
@@ -136,7 +139,8 @@ def _fault(found, middle):
       return f'{len(places)} ground control points on one line'
   if np.isfinite(found.to_wgs84(middle)).all():
     return None
-  return f'{found.crs.to_string():.60} has no longitude and latitude there'
+  name = found.crs.to_wkt().split('"')[1]
+  return f'{name!r:.80} leads to no longitude and latitude'
 
 
 def _warped(crs, places):

@@ -7,11 +7,11 @@ import json
 import math
 import pathlib
 import sys
+import types
 import warnings
 from xml.etree import ElementTree
 
 import numpy as np
-import pyproj
 import pytest
 import rasterio
 import rasterio.errors
@@ -25,12 +25,18 @@ from data_pipelines import boxes as box_lib
 from data_pipelines import georeference
 from data_pipelines.errors import UserError
 from data_pipelines.readers import Skipped, coco, dota_txt, geojson, yolo
-from sm3det_jax.results import Result, formats
+from sm3det_jax import predict
+from sm3det_jax.results import Result, formats, gpkg
 from sm3det_jax.results import geojson as geojson_file
 
+try:
+  import pyproj
+except ModuleNotFoundError:
+  pyproj = None
+
+needs_pyproj = pytest.mark.skipif(pyproj is None, reason='pyproj is not installed')
 CLASSES = ('ship', 'small vehicle', 'plane')
 HEIGHT, WIDTH = 300, 400
-GEOD = pyproj.Geod(ellps='WGS84')
 OBB = np.array(
   [[100, 80, 60, 20, 0.3], [300, 200, 90, 30, -1.2], [50.5, 250.25, 40, 39, 1.5]], np.float32
 )
@@ -116,6 +122,7 @@ def test_json_is_what_it_was(tmp_path):
   assert content['crs'] == 'EPSG:32633' and content['detections'][0]['length_m'] > 500
 
 
+@needs_pyproj
 @pytest.mark.parametrize('transform', [UTM, TURNED])
 def test_affine_georeference(tmp_path, transform):
   r = raster(tmp_path / 'a.tif', crs='EPSG:32633', transform=transform)
@@ -127,6 +134,7 @@ def test_affine_georeference(tmp_path, transform):
   check_ground(r)
 
 
+@needs_pyproj
 def test_ground_control_points(tmp_path):
   r = raster(tmp_path / 'a.tif', **points_of(slanted))
   points = r.polygons.reshape(-1, 2)
@@ -138,12 +146,13 @@ def test_ground_control_points(tmp_path):
 
 def check_ground(r):
   """Centre, bearing, length and width against pyproj's geodesics."""
+  geod = pyproj.Geod(ellps='WGS84')
   table = json.loads(json.dumps(r.to_geojson()))['features']
   middle = lambda quad, i, j: (quad[i] + quad[j]) / 2
   for feature, quad in zip(table, r.polygons.reshape(-1, 4, 2), strict=True):
     ends = [middle(quad, 3, 0), middle(quad, 1, 2), middle(quad, 0, 1), middle(quad, 2, 3)]
     ends = r.georeference.to_wgs84(np.array(ends))
-    axes = [GEOD.inv(*ends[0], *ends[1]), GEOD.inv(*ends[2], *ends[3])]
+    axes = [geod.inv(*ends[0], *ends[1]), geod.inv(*ends[2], *ends[3])]
     (azimuth, _, length), (_, _, width) = sorted(axes, key=lambda axis: -axis[2])
     found = feature['properties']
     assert math.isclose(found['length_m'], length, rel_tol=1e-4)
@@ -153,12 +162,14 @@ def check_ground(r):
     np.testing.assert_allclose([found['longitude'], found['latitude']], centre, atol=1e-8)
 
 
+@needs_pyproj
 @settings(deadline=None)
 @given(st.floats(-179, 179), st.floats(-80, 80), st.floats(0, 179), st.floats(10, 5000))
 def test_metres_are_right_to_a_thousandth(longitude, latitude, azimuth, length):
+  geod = pyproj.Geod(ellps='WGS84')
   back, ahead = azimuth + 180, azimuth
-  a = GEOD.fwd(longitude, latitude, back, length / 2)[:2]
-  b = GEOD.fwd(longitude, latitude, ahead, length / 2)[:2]
+  a = geod.fwd(longitude, latitude, back, length / 2)[:2]
+  b = geod.fwd(longitude, latitude, ahead, length / 2)[:2]
   east, north = georeference._metres(np.array([a]), np.array([b]))[0]
   assert math.isclose(math.hypot(east, north), length, rel_tol=1e-3)
   off = math.degrees(math.atan2(east, north)) - azimuth
@@ -180,7 +191,7 @@ def test_no_georeference(tmp_path, caplog):
   with pytest.raises(UserError, match='none.tif: no GeoJSON without a georeference'):
     raster(tmp_path / 'none.tif').save(tmp_path / 'a.geojson')
   with pytest.raises(UserError, match='no GeoPackage without'):
-    result().to_gpkg(tmp_path / 'a.gpkg')
+    gpkg.write(result(), tmp_path / 'a.gpkg')
   assert not list(tmp_path.glob('a.g*'))
 
 
@@ -213,6 +224,7 @@ def test_the_antimeridian_cuts(shift, theta):
     assert here.difference(whole.buffer(1e-6)).is_empty
 
 
+@needs_pyproj
 def test_a_scene_across_the_antimeridian(tmp_path):
   over = lambda col, row: ((179.99 + 1e-4 * col + 180) % 360 - 180, 10 - 1e-4 * row)
   r = raster(tmp_path / 'a.tif', **points_of(over))
@@ -336,3 +348,28 @@ def test_formats_by_suffix(tmp_path):
   assert (tmp_path / 'a.png').stat().st_size > 1000 and r.plot().shape[2] == 3
   for name in set(formats.FORMATS) - {'gpkg', 'geojson'}:
     r[:0].save(tmp_path / f'none{formats.FORMATS[name].suffix}')
+
+
+def test_predict_saves_further_formats(tmp_path, monkeypatch, caplog):
+  raster(tmp_path / 'placed.tif', crs='EPSG:32633', transform=UTM)
+  raster(tmp_path / 'placeless.tif')
+  pixels = np.zeros((HEIGHT, WIDTH, 1), np.uint8)
+  detector = types.SimpleNamespace(
+    tasks=('rgb',),
+    prepare=lambda path, task: pixels,
+    predict=lambda image, task, threshold: result(image=image),
+    plot=lambda *args, **options: None,
+  )
+  monkeypatch.setattr(predict.Detector, 'from_checkpoint', lambda workdir: detector)
+  out = tmp_path / 'out'
+  files = [tmp_path / 'placeless.tif', tmp_path / 'placed.tif']
+  (error,) = predict.predict('run', 'rgb', files, out, save=('geojson', 'csv'))
+  assert 'placeless.tif: no GeoJSON without a georeference' in error and error in caplog.text
+  names = ('placed', 'geojson'), ('placed', 'qml'), ('placed', 'csv'), ('placeless', 'csv')
+  want = {f'{name}_detections.{suffix}' for name, suffix in names}
+  want |= {'placed_detections.json', 'placeless_detections.json'}
+  assert {p.name for p in out.iterdir()} == want
+  content = json.loads((out / 'placed_detections.json').read_text())
+  assert content['image'].endswith('placed.tif') and content['crs'] == 'EPSG:32633'
+  with pytest.raises(UserError, match="format 'shp' of results"):
+    predict.predict('run', 'rgb', files, out, save=('shp',))

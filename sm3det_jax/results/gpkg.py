@@ -1,6 +1,6 @@
 """GeoPackage in the scene's own coordinate system: a layer `detections` of polygons.
 
-Written by GDAL through pyogrio, which is an extra: `pip install 'sm3det-jax[geo]'`.
+Written by GDAL through pyogrio, of the extra `geo`.
 """
 
 import pathlib
@@ -18,15 +18,11 @@ def write(result, path: pathlib.Path) -> None:
   """Writes the layer; a file that is there keeps its others.
 
   Raises:
-    UserError: the image has no georeference; pyogrio is missing; it cannot write there.
+    UserError: the image has no georeference; the file cannot be written.
   """
   place = result.located('GeoPackage')
-  try:
-    import pyogrio
-  except ModuleNotFoundError:
-    raise UserError(
-      "a GeoPackage needs pyogrio: pip install 'sm3det-jax[geo]'; GeoJSON does without"
-    ) from None
+  import pyogrio  # `formats.checked` has seen that it is there
+
   quads = place.to_map(result.polygons.reshape(-1, 4, 2))
   found = columns.table(result)
   try:
