@@ -116,10 +116,7 @@ def read(path: str | os.PathLike) -> Georeference | None:
       with rasterio.open(path) as raster:
         size, (gcps, of_gcps) = (raster.width, raster.height), raster.gcps
         found = Georeference(raster.crs, raster.transform)
-  except (
-    rasterio.errors.RasterioError,
-    rasterio.errors.CRSError,
-  ):  # such as a .npy, which has none
+  except (rasterio.errors.RasterioError, rasterio.errors.CRSError):  # of a .npy, say
     return None
   if not found.crs or found.transform.is_identity:
     if not gcps or not of_gcps:

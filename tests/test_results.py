@@ -72,8 +72,8 @@ def points_of(place, crs='EPSG:4326', columns=7, rows=6):
 
 
 def slanted(col, row):
-  """A place of a radar's swath: a little curved, north to the left."""
-  return 10 + 1e-4 * row + 2e-5 * col + 1e-9 * col * row, 50 - 1e-4 * col + 2e-5 * row
+  """A place of a radar's swath: uneven, north to the left."""
+  return 10 + 1e-4 * row + 2e-5 * col + 2e-5 * np.sin(col / 90), 50 - 1e-4 * col + 2e-5 * row
 
 
 def same_boxes(found, boxes):
@@ -179,6 +179,7 @@ def test_metres_are_right_to_a_thousandth(longitude, latitude, azimuth, length):
 def test_no_georeference(tmp_path, caplog):
   assert raster(tmp_path / 'none.tif').georeference is None
   assert raster(tmp_path / 'no_crs.tif', transform=UTM).georeference is None
+  assert raster(tmp_path / 'no_place.tif', crs='EPSG:4326').georeference is None
   np.save(tmp_path / 'a.npy', np.zeros((4, 4)))
   assert georeference.read(tmp_path / 'a.npy') is None and not caplog.text
   local = rasterio.crs.CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')
