@@ -118,9 +118,7 @@ def _parser():
   what = 'what is in a data set, raw or prepared, and what is wrong with it: a report page'
   doctor_command.add_arguments(verb('doctor', _doctor, what, True, workdir=False))
 
-  p = verb(
-    'train', _train, 'train, or go on with a run; --config.a.b=c changes single values', True
-  )
+  verb('train', _train, 'train, or go on with a run; --config.a.b=c changes a value', True)
 
   p = verb('evaluate', _evaluate, 'score a run on all its tasks', True)
   p.add_argument('--split', help='of every task, instead of its test split')
@@ -131,6 +129,7 @@ def _parser():
   p.add_argument('--task', required=True, help='task whose head looks at them, e.g. sar')
   p.add_argument('--out', required=True, help='folder of the pictures and JSON files')
   p.add_argument('--score_threshold', type=float, default=0.3)
+  p.add_argument('--save', default='', help='further formats: geojson,gpkg,coco,dota,yolo_obb,csv')
   p.add_argument('images', nargs='+', metavar='IMAGE', help='image files or folders of them')
 
   p = verb('routing', _routing, 'which experts each modality uses, as JSON and a figure', True)
@@ -231,8 +230,9 @@ def _evaluate(args):
 def _predict(args):
   from sm3det_jax import predict
 
+  save = [name for name in args.save.split(',') if name]
   errors = predict.predict(
-    args.workdir, args.task, args.images, args.out, score_threshold=args.score_threshold
+    args.workdir, args.task, args.images, args.out, args.score_threshold, save
   )
   return 1 if errors else 0
 

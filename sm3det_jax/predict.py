@@ -1,7 +1,7 @@
 """Detection on images: the user's `Detector` over a checkpoint, and `predict` over files."""
 
+import dataclasses
 import functools
-import json
 import logging
 import os
 import pathlib
@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from data_pipelines import boxes as box_lib
+from data_pipelines import georeference, tiling, transforms
 from data_pipelines import images as image_files
-from data_pipelines import tiling, transforms
 from data_pipelines.errors import UserError
 from data_pipelines.readers import files
 from sm3det_jax import checkpoint, compilation_cache
@@ -20,6 +19,7 @@ from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import build
 from sm3det_jax.inference import detect_step, own_labels, to_image
 from sm3det_jax.metrics import merge
+from sm3det_jax.results import Result, formats
 from sm3det_jax.viz import draw
 
 BATCH = 4  # windows of a large image at once
@@ -79,7 +79,7 @@ class Detector:
       logger.warning('%s: %s', name, remark)
     return image
 
-  def predict(self, image, task: str, score_threshold: float = 0.3) -> dict:
+  def predict(self, image, task: str, score_threshold: float = 0.3) -> Result:
     """Detections in one image of any size.
 
     An image that is larger than what the task's model sees at once is cut into overlapping windows
@@ -92,8 +92,8 @@ class Detector:
       score_threshold: weaker detections are left out.
 
     Returns:
-      `boxes` [k, 4 | 5] in the image's pixels, best first; `scores` [k], `labels` [k] (the task's
-      own), `names` [k].
+      `Result`: `boxes` [k, 4 | 5] in the image's pixels, best first; `scores` [k], `labels` [k]
+      (the task's own), `names` [k]; where a file lies on the Earth; `plot` and `save`.
 
     Raises:
       UserError: an unknown task; a file that is no image; bands that the task cannot use; a
@@ -101,7 +101,8 @@ class Detector:
       FileNotFoundError: no such file.
     """
     _check_threshold(score_threshold)
-    image, c = self.prepare(image, task), self.config.tasks[task]
+    source, image = image, self.prepare(image, task)
+    c = self.config.tasks[task]
     windows = self._windows(image, c)
     batch = 1 if len(windows) == 1 else BATCH
     own, found = own_labels(self.config, task), []
@@ -109,11 +110,12 @@ class Detector:
       found += self._detect(image, windows[i : i + batch], batch, task, own)
     found = merge.merge([f | {'id': 0} for f in found], merge.IOU[c.kind])[0]
     keep = np.flatnonzero(found['scores'] >= score_threshold)
-    result = {k: found[k][keep] for k in ('boxes', 'scores', 'labels')}
-    return result | {'names': [c.classes[k] for k in result['labels']]}
+    found = [found[k][keep] for k in ('boxes', 'scores', 'labels')]
+    result = Result(*found, tuple(c.classes), task, image, image.shape[:2])
+    return _of_file(result, source) if isinstance(source, (str, os.PathLike)) else result
 
   def plot(
-    self, image, found: dict, task: str, path: str | os.PathLike | None = None, title: str = ''
+    self, image, found: Result, task: str, path: str | os.PathLike | None = None, title: str = ''
   ) -> np.ndarray:
     """A picture (uint8 RGB) of `predict`'s result, written as PNG to `path` if that is given."""
     names = tuple(self.config.tasks[task].classes)
@@ -156,6 +158,10 @@ def _loaded(image):
   return image_files.from_array(image)
 
 
+def _of_file(result, path):
+  return dataclasses.replace(result, image=path, georeference=georeference.read(path))
+
+
 def _check_threshold(score):
   if not 0 <= score <= 1:
     raise UserError(f'score_threshold={score:g}: scores are between 0 and 1')
@@ -167,6 +173,7 @@ def predict(
   images: Sequence[str | os.PathLike],
   out: str | os.PathLike,
   score_threshold: float = 0.3,
+  save: Sequence[str] = (),
 ) -> list[str]:
   """Writes `<name>_detections.png` and `<name>_detections.json` of every image into `out`.
 
@@ -179,14 +186,17 @@ def predict(
     images: files, or folders whose image files are meant.
     out: folder, made if absent.
     score_threshold: weaker detections are left out.
+    save: further formats, of `results.formats.FORMATS`: `<name>_detections.geojson` and so on.
 
   Returns:
-    One line for each file that could not be used; the others are done all the same.
+    One line for each file that could not be used, or not be saved so; the others are done all the
+    same.
 
   Raises:
-    UserError: unknown task; no image at all; a threshold that is no score.
+    UserError: unknown task or format; no image at all; a threshold that is no score.
     FileNotFoundError: no run or no checkpoint in `workdir`.
   """
+  wanted = formats.checked(dict.fromkeys(('json', *save)))
   detector, out, errors = Detector.from_checkpoint(workdir), pathlib.Path(out), []
   if task not in detector.tasks:
     raise UserError(f'unknown task {task!r}; {workdir} has {", ".join(detector.tasks)}')
@@ -198,35 +208,16 @@ def predict(
       errors.append(f'{path}: {error.strerror}' if isinstance(error, OSError) else str(error))
       logger.error('%s', errors[-1])
       continue
-    found = detector.predict(image, task, score_threshold)
+    found = _of_file(detector.predict(image, task, score_threshold), path)
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     detector.plot(image, found, task, out / f'{name}_detections.png', title=path.name)
-    content = to_json(found, files.printable(str(path)), task, image.shape[:2])
-    (out / f'{name}_detections.json').write_text(json.dumps(content, indent=1) + '\n')
+    for format in wanted:
+      try:
+        found.save(out / f'{name}_detections{formats.FORMATS[format].suffix}', format)
+      except UserError as error:  # such as no georeference
+        errors.append(str(error))
+        logger.error('%s', error)
   return errors
-
-
-def to_json(found: dict, path, task: str, size: tuple[int, int]) -> dict:
-  """`Detector.predict`'s result as JSON: each detection with name, score, box and its corners."""
-  rows = zip(
-    found['names'], found['scores'], found['boxes'], box_lib.to_polygon(found['boxes']), strict=True
-  )
-  return {
-    'image': str(path),
-    'task': task,
-    'height': size[0],
-    'width': size[1],
-    'box': 'hbb: x1, y1, x2, y2' if found['boxes'].shape[-1] == 4 else 'obb: cx, cy, w, h, theta',
-    'detections': [
-      {
-        'name': name,
-        'score': round(float(score), 4),
-        'box': np.round(box, 4).tolist(),
-        'polygon': np.round(quad, 2).tolist(),
-      }
-      for name, score, box, quad in rows
-    ],
-  }
 
 
 def _files(images):

@@ -24,6 +24,7 @@ COLUMNS = [
   ('detector', 'simmim'),
   ('model', 'inference'),
   ('optim', 'checkpoint', 'logs', 'metrics', 'interop', 'viz'),
+  ('results',),
   ('train', 'evaluate', 'predict'),
   ('analysis',),
   (),  # jobs
@@ -179,6 +180,8 @@ def test_no_path_of_another_machine():
 INDIRECT = {
   'array_record': 'the files that tensorflow-datasets and grain read and write',
 }
+# what a user of it has, and nobody else needs
+OTHERS = {'supervision'}
 # modules that are named otherwise than what brings them
 BRINGS = {
   'absl-py': 'absl', 'opencv-python-headless': 'cv2', 'orbax-checkpoint': 'orbax',
@@ -203,7 +206,8 @@ def foreign(files):
 
 def test_what_is_imported_is_required_and_nothing_else():
   needed = required('options', 'install_requires')
-  assert foreign(FILES) == needed - set(INDIRECT) and set(INDIRECT) <= needed
+  asked = foreign(FILES) - required('options.extras_require', 'geo') - OTHERS
+  assert asked == needed - set(INDIRECT) and set(INDIRECT) <= needed
   # PIL comes with matplotlib
   for_tests = foreign((ROOT / 'tests').glob('test_*.py')) - {'PIL'}
   assert for_tests <= needed | required('options.extras_require', 'test')
