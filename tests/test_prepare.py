@@ -197,6 +197,19 @@ def test_a_failure_while_writing_keeps_the_older_set(tmp_path, monkeypatch):
   assert source.fingerprint == before and source[0]['id'] == 'a'
 
 
+def test_what_a_killed_run_has_left_is_not_taken_up(tmp_path, caplog):
+  write_dota(tmp_path / 'raw', a=square(5, 5))
+  prepare('dota_txt', tmp_path / 'raw', tmp_path / 'data')
+  left = tmp_path / 'data/.dota_txt.incomplete'
+  left.mkdir()
+  (tmp_path / 'data/dota_txt').rename(left / 'dota_txt')
+  write_dota(tmp_path / 'raw', a=square(7, 7, 'boat'))
+  prepare('dota_txt', tmp_path / 'raw', tmp_path / 'data')
+  source = Source(tmp_path / 'data', 'dota_txt', 'train')
+  assert source.classes == ('boat',) and source[0]['objects']['boxes'][0, 0] == 12
+  assert any('was killed: then remove it' in r.getMessage() for r in caplog.records)
+
+
 def test_several_sources_make_one_set(tmp_path):
   write_coco(tmp_path / 'one', [(0, 0, [1, 2, 10, 10])], 'train.json')
   box = '<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>11</xmax><ymax>16</ymax></bndbox>'
