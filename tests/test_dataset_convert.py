@@ -441,6 +441,7 @@ def test_images_are_copied_linked_or_left(tmp_path):
   [
     (('--to=coco',), '--to=coco has horizontal boxes, the source oriented ones: --box=hbb takes'),
     (('--to=dota_txt', '--convention=oc'), '--convention=oc: dota_txt has no angles'),
+    (('--to=dota_txt', '--dataset=soi_det'), 'name one of soi_det_sar'),
     (('--to=dota',), "invalid choice: 'dota'"),
     (('--to=voc_rotated', '--convention=le180'), "invalid choice: 'le180'"),
     (('--to=yolo_obb', '--classes=tank'), "class 'ship' is not among the classes tank"),

@@ -11,6 +11,7 @@ import pytest
 
 from data_pipelines import prepare_command, soi_det
 from data_pipelines.builders import detection, presets, scan
+from data_pipelines.errors import UserError
 from data_pipelines.prepare import prepare
 from data_pipelines.readers import Annotation, Skipped
 from data_pipelines.source import Source
@@ -417,3 +418,51 @@ def test_ignored_classes_are_no_warnings(tmp_path, caplog):
     report = prepare('dota_txt', tmp_path, tmp_path / 'data', ignore=('junk',))
   assert report.classes == ('ship',)
   assert not [r for r in caplog.records if r.name.startswith('data_') and r.levelname == 'WARNING']
+
+
+@pytest.mark.parametrize(
+  'option, value',
+  [
+    ('name', 'x'), ('classes', 'ship'), ('box', 'hbb'), ('splits', 'train=a:b'), ('ignore', 'x'),
+    ('aliases', 'a=b'), ('exif', 'stored'), ('coordinates', 'pixels'), ('angle', 'degree'),
+    ('turn', 'counterclockwise'), ('sizes', 'ignore'), ('quarantine', '/none'),
+  ],
+)  # fmt: skip
+@pytest.mark.parametrize('dataset', ['soi_det', 'auto'])
+def test_no_option_is_ignored_in_silence(tmp_path, dataset, option, value):
+  words = f'--dataset={dataset}', f'--source={tmp_path}', f'--data_root={tmp_path}/d'
+  with pytest.raises(UserError, match=f'^--{option}: '):
+    prepare_command.show(arguments(*words, f'--{option}={value}'))
+
+
+def test_auto_honours_the_encoding(tmp_path):
+  write_dota(tmp_path, a='')
+  (tmp_path / 'labelTxt/a.txt').write_bytes(square(1e-05, 2, '船').encode('gbk'))
+  words = '--dataset=auto', f'--source={tmp_path}', f'--data_root={tmp_path}/d'
+  with pytest.raises(UserError, match='no label file of any known format'):
+    prepare_command.show(arguments(*words))
+  text = prepare_command.show(arguments(*words, '--encoding=gbk'))
+  assert 'labels: dota_txt' in text and text.endswith(' --encoding=gbk')
+
+
+def test_soi_det_and_auto_are_of_prepare_alone(tmp_path):
+  for name in ('soi_det', 'auto'):
+    words = f'--dataset=coco,{name}', f'--source={tmp_path},{tmp_path}', f'--data_root={tmp_path}'
+    with pytest.raises(UserError, match=f'--dataset={name}.* only `sm3det prepare`'):
+      prepare_command.run(arguments(*words))
+
+
+def test_names_of_classes_are_checked(tmp_path):
+  write_dota(tmp_path, a=square(1, 1) + square(9, 9, 'boat'))
+  words = '--dataset=dota_txt', f'--source={tmp_path}', f'--data_root={tmp_path}/d'
+  (report,) = prepare_command.run(
+    arguments(*words, '--classes=ship, boat', '--ignore=shipp', '--aliases=tugg = boat')
+  )
+  assert report.classes == ('ship', 'boat') and report.objects == {'train': [1, 1]}
+  assert report.places == {
+    'class of --ignore that never occurs': ['shipp'],
+    'spelling of --aliases that never occurs': ['tugg'],
+  }
+  for wrong in ('--classes=ship,ship', '--ignore=a, a', '--aliases=a=b,a=c', '--aliases= =b'):
+    with pytest.raises(UserError, match=wrong.partition('=')[0]):
+      prepare_command.run(arguments(*words, wrong))
