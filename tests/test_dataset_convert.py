@@ -478,6 +478,21 @@ def test_nothing_is_overwritten(tmp_path, capsys):
   assert (tmp_path / 'out/annotations/train.json').stat() == before
 
 
+@pytest.mark.parametrize('to', READ_BACK)
+@pytest.mark.parametrize('id', ['back\\sl', 'l\\xb8', ' lead', 'tail ', 'n\nl', 'x\u2028y', 'a b'])
+def test_odd_names_read_back_or_are_refused(tmp_path, to, id):
+  boxes = [[1, 2, 20, 30]] if to in HBB else [[20, 15, 18, 6, 0.3]]
+  box = 'hbb' if to in HBB else 'obb'
+  c = collected(tmp_path, {'train': {id: (['ship'], boxes, None, [0])}}, box)
+  if to.startswith('voc') and id not in ('back\\sl', 'l\\xb8', 'a b'):
+    with pytest.raises(UserError, match='rename the image, or take another --to'):
+      convert.convert(c, to, tmp_path / 'out')
+  else:
+    convert.convert(c, to, tmp_path / 'out')
+    [a] = raw.collect(to, tmp_path / 'out').annotations['train']
+    assert (a.id, len(a.names)) == (id, 1)
+
+
 def test_voc_of_a_test_split_alone(tmp_path):
   c = two_splits(tmp_path, 'hbb')
   convert.convert(c._replace(annotations={'test': c.annotations['val']}), 'voc', tmp_path / 'out')

@@ -190,22 +190,23 @@ class Listing:
     Raises:
       BadEntry: it is not there, lies outside of the folder, or could be several.
     """
-    relative = self._inside(name, place)
-    if relative in self.files:
-      return relative, self.files[relative]
-    parts = relative.split('/')
-    for k in range(len(parts)):
-      rest = '/'.join(parts[k:])
-      found = [rest] if rest in self.files else self.keys.get(key(rest).casefold(), [])
-      if len(found) > 1:
-        raise BadEntry('image file that could be several', place, f'{name!r:.80}: {found}')
-      if found:
-        self.skipped.add(f'image file under another {_difference(rest, found[0], k)}', place)
-        return found[0], self.files[found[0]]
+    for spelling in dict.fromkeys((name, name.replace('\\', '/'))):  # of Windows, or in a name
+      relative = self._inside(spelling, place)
+      if relative in self.files:
+        return relative, self.files[relative]
+      parts = relative.split('/')
+      for k in range(len(parts)):
+        rest = '/'.join(parts[k:])
+        found = [rest] if rest in self.files else self.keys.get(key(rest).casefold(), [])
+        if len(found) > 1:
+          raise BadEntry('image file that could be several', place, f'{name!r:.80}: {found}')
+        if found:
+          self.skipped.add(f'image file under another {_difference(rest, found[0], k)}', place)
+          return found[0], self.files[found[0]]
     raise BadEntry('image file missing', place, f'no image {name!r:.80} in {self.folder}')
 
   def _inside(self, name, place):
-    path = pathlib.PurePosixPath(name if '/' in name else name.replace('\\', '/'))
+    path = pathlib.PurePosixPath(name)
     if path.is_absolute() or '..' in path.parts:
       whole = os.path.normpath(self.folder.absolute() / path)
       if not pathlib.Path(whole).is_relative_to(self.folder.absolute()):

@@ -16,20 +16,42 @@ from data_pipelines.readers.skipped import BadEntry, Skipped
 CORNERS = ('x1', 'y1', 'x2', 'y2', 'x3', 'y3', 'x4', 'y4')  # what the formats call a polygon
 DECLARATION = re.compile(r'\s*<\?xml[^>]*?(?:encoding\s*=\s*["\']([\w.-]+)["\'])?\s*\?>')
 
+WIDE = ('utf-16', 'utf-32', 'utf16', 'ucs')  # whose declaration is no text of single bytes
+
 
 def parse(path: pathlib.Path, skipped: Skipped) -> Element:
   """The root of an XML file, in the encoding that it declares, else in `skipped.encoding`.
+
+  A declaration that is wrong is no obstacle, but counted: some programs write UTF-8 and call it
+  UTF-16, others write what `--encoding` says and call it UTF-8.
 
   Raises:
     BadEntry: not XML, or in another encoding.
   """
   data = path.read_bytes()
   declared = DECLARATION.match(data[:200].decode('latin-1'))
-  content = texts.decoded(data, path, (declared and declared[1]) or skipped.encoding)
+  content = _decoded(data, path, declared and declared[1], skipped)
   try:  # without the declaration: the parser knows few encodings
     return ElementTree.fromstring(DECLARATION.sub('', content.lstrip('\ufeff'), count=1))
   except (ParseError, defusedxml.DefusedXmlException) as error:
     raise BadEntry('label file is not XML', path, f'label file is not XML ({error})') from None
+
+
+def _decoded(data, path, declared, skipped):
+  if not declared:
+    return texts.decoded(data, path, skipped.encoding)
+  wrong = None
+  if not declared.lower().startswith(WIDE):
+    try:
+      return texts.decoded(data, path, declared)
+    except BadEntry as error:
+      wrong = error
+  try:
+    content = texts.decoded(data, path, skipped.encoding)
+  except BadEntry as error:
+    raise wrong or error from None
+  skipped.add(f'text that is not in {declared.upper()} as its declaration says (mended)', path)
+  return content
 
 
 def label_files(
