@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> convert.Report:
 
 def _convert(args):
   source = prepare_command.source_arguments(args, prepare_command.new_skipped(args))
-  return convert.convert(_collected(source), args.to, args.out, **_writing(args, source))
+  return convert.convert(_collected(args, source), args.to, args.out, **_writing(args, source))
 
 
 def _split(args):
@@ -77,13 +77,14 @@ def _split(args):
   scene = str if args.by == 'image' else split.scene_of(args.scene)
   of = tuple(filter(None, args.of.split(',')))
   source = prepare_command.source_arguments(args, prepare_command.new_skipped(args))
-  c, record = split.divide(_collected(source), fractions, scene=scene, of=of, seed=args.seed)
+  c, record = split.divide(_collected(args, source), fractions, scene=scene, of=of, seed=args.seed)
   rule = dict(by=args.by, scene=args.scene, seed=args.seed, fractions=fractions)
   notes = split.note(record, **rule)
   return convert.convert(c, to, args.out, notes=notes, **_writing(args, source))
 
 
-def _collected(source):
+def _collected(args, source):
+  files.check_out(args.out, source['source'])
   c = raw.collect(**source)
   prepare.count_unmatched(c, source['ignore'], source['aliases'])
   return c
@@ -113,7 +114,7 @@ def _tile(args):
     raise UserError(f'--rates={args.rates}: expected numbers by commas') from None
   source = prepare_command.source_arguments(args, prepare_command.new_skipped(args))
   return tile.tile(
-    _collected(source),
+    _collected(args, source),
     args.out,
     to=args.to,
     size=args.size,

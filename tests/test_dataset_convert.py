@@ -1,6 +1,7 @@
 """Writing the formats: what is written reads back the same, and what cannot be said is counted."""
 
 import dataclasses
+import io
 import json
 import math
 
@@ -16,7 +17,7 @@ from data_pipelines import angles, raw
 from data_pipelines import boxes as box_lib
 from data_pipelines import images as image_lib
 from data_pipelines.builders.formats import FORMATS
-from data_pipelines.dataset import convert
+from data_pipelines.dataset import convert, tile
 from data_pipelines.errors import UserError
 from data_pipelines.raw import Collected
 from data_pipelines.readers import Annotation, Skipped
@@ -517,3 +518,54 @@ def test_an_image_that_does_not_read_is_left_out(tmp_path):
   with pytest.raises(UserError, match="split 'val' has no images"):
     convert.convert(c, 'dota_txt', tmp_path / 'again')
   assert not (tmp_path / 'again').exists()
+
+
+def test_a_truncated_image_is_not_copied(tmp_path):
+  c = two_splits(tmp_path, 'obb')
+  path = tmp_path / 'train/a.png'
+  path.write_bytes(path.read_bytes()[:-20])
+  for mode in ('copy', 'link'):
+    report = convert.convert(c, 'dota_txt', tmp_path / mode, images=mode)
+    assert report.images == {'train': 1, 'val': 1}
+    assert list((tmp_path / mode / 'train/images').iterdir()) == [
+      tmp_path / mode / 'train/images/b.png'
+    ]
+
+
+def test_regions_to_ignore_are_no_objects_of_the_table(tmp_path):
+  c = two_splits(tmp_path, 'hbb')
+  listed = [
+    dataclasses.replace(a, extra={'ignored': np.arange(len(a.names)) > 0})
+    for a in c.annotations['train']
+  ]
+  report = convert.convert(c._replace(annotations={'train': listed}), 'coco', tmp_path / 'out')
+  assert report.objects == {'train': {'ship': 1}}
+
+
+def test_a_folder_inside_of_the_source_is_refused(tmp_path, capsys):
+  convert.convert(two_splits(tmp_path, 'obb'), 'dota_txt', tmp_path / 'in')
+  out = tmp_path / 'in/train/images/new'
+  argv = ['--dataset=dota_txt', f'--source={tmp_path}/in', f'--out={out}']
+  for verb in (['convert', '--to=coco_rotated'], ['split', '--fractions=train=1'], ['tile']):
+    assert cli.main(['dataset', *verb, *argv]) == 2
+    assert 'where nothing is written; name another folder' in capsys.readouterr().err
+  assert not out.exists()
+
+
+def test_a_rate_twice_is_refused(tmp_path):
+  with pytest.raises(UserError, match='--rates=0.5,0.5: a rate twice'):
+    tile.tile(two_splits(tmp_path, 'obb'), tmp_path / 'out', rates=(0.5, 0.5))
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'cp1252', 'utf-8'])
+def test_a_table_that_the_screen_cannot_show(tmp_path, monkeypatch, encoding):
+  c = two_splits(tmp_path, 'obb')
+  c = c._replace(classes=('storage-tank', '船'), label=lambda name, _: int(name == 'ship'))
+  convert.convert(c, 'dota_txt', tmp_path / 'in')
+  screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+  monkeypatch.setattr('sys.stdout', screen)
+  argv = ['--dataset=dota_txt', f'--source={tmp_path}/in', f'--out={tmp_path}/\udcb8']
+  assert cli.main(['dataset', 'convert', '--to=coco_rotated', *argv]) == 0
+  screen.flush()
+  shown = screen.buffer.getvalue().decode(encoding)
+  assert ('船' if encoding == 'utf-8' else r'\u8239') in shown and r'/\udcb8' in shown

@@ -411,3 +411,21 @@ def test_xml_in_another_encoding_than_it_declares_asks_for_it(tmp_path, skipped)
   (tmp_path / 'a.xml').write_bytes('<?xml version="1.0" encoding="utf-8"?><a>船</a>'.encode('gbk'))
   with pytest.raises(BadEntry, match='not in UTF-8 .* --encoding=gbk'):
     xml.parse(tmp_path / 'a.xml', skipped)
+
+
+@pytest.mark.parametrize(
+  ('text', 'taken'),
+  [
+    ('<annotation/>', True),
+    ('<Annotations><folder>x</folder></Annotations>', True),
+    ('<doc><size><width>60</width><height>40</height></size></doc>', True),
+    ('<html><head><title>404</title></head><body/></html>', False),
+    ('<svg><rect/></svg>', False),
+  ],
+)
+def test_xml_of_something_else_is_no_image_without_objects(tmp_path, skipped, text, taken):
+  write(tmp_path / 'xml/a.xml', text)
+  write_image(tmp_path / 'images/a.png')
+  found = list(voc.read(tmp_path, 'train', labels='xml', images='images', skipped=skipped))
+  assert len(found) == taken
+  assert skipped.counts == ({} if taken else {'label file without any known element': 1})

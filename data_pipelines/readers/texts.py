@@ -26,9 +26,25 @@ def read(path: pathlib.Path, skipped: Skipped) -> str:
   """A text file by its byte order mark, else in `skipped.encoding`.
 
   Raises:
-    BadEntry: in another encoding; names it where a BOM does not.
+    as `content`, and BadEntry: in another encoding; names it where a BOM does not.
   """
-  return decoded(path.read_bytes(), path, skipped.encoding)
+  return decoded(content(path), path, skipped.encoding)
+
+
+def content(path: pathlib.Path) -> bytes:
+  """The bytes of a file.
+
+  Raises:
+    FileNotFoundError, IsADirectoryError: it is none.
+    BadEntry: it cannot be read, for lack of rights and the like.
+  """
+  try:
+    return path.read_bytes()
+  except (FileNotFoundError, IsADirectoryError):
+    raise
+  except OSError as error:
+    why = f'file cannot be read ({error.strerror})'
+    raise BadEntry('file that cannot be read', path, why) from None
 
 
 def decoded(data: bytes, path: pathlib.Path, encoding: str) -> str:
