@@ -183,6 +183,13 @@ def test_texts_in_any_encoding(tmp_path, data, encoding, text):
       read()
 
 
+@pytest.mark.parametrize('text', ['{', '[' * 100_000, '9' * 5000])
+def test_what_is_no_json_is_told_by_its_name(tmp_path, text):
+  (tmp_path / 'a.json').write_text(text)
+  with pytest.raises(BadEntry, match=r'a\.json: not json'):
+    texts.json_of(tmp_path / 'a.json', Skipped())
+
+
 def test_results_of_predict_mirror_the_tree(tmp_path):
   touch(tmp_path, 'x/scene.png', 'y/scene.png', 'y/scene_1.png', 'y/a.png', 'y/a.jpg')
   touch(tmp_path, 'y/out_detections.png', 'y/out_detections.json')

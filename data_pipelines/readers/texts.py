@@ -71,9 +71,10 @@ def json_of(path: pathlib.Path, skipped: Skipped) -> Any:
   Raises:
     BadEntry: it is none.
   """
+  text = read(path, skipped)
   try:
-    return json.loads(read(path, skipped))
-  except (json.JSONDecodeError, RecursionError) as error:
+    return json.loads(text)
+  except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
     why = f'not json ({type(error).__name__}: {error})'
     raise BadEntry('file that is not json', path, why) from None
 
