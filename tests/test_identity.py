@@ -171,6 +171,7 @@ def test_a_line_of_a_list_takes_the_images_that_it_names(tmp_path, line, taken):
     ('船'.encode('gbk'), 'gbk', '船'),
     ('船'.encode('gbk'), 'utf-8', None),
     (b'a', 'no such', None),
+    (b'a', 'undefined', None),
   ],
 )
 def test_texts_in_any_encoding(tmp_path, data, encoding, text):

@@ -56,7 +56,7 @@ def decoded(data: bytes, path: pathlib.Path, encoding: str) -> str:
     at = f'byte {data[error.start]:#04x} at {error.start}'
     why = f'text is not in {encoding.upper()} ({at}); --encoding=gbk, latin-1, .. says what it is'
     raise BadEntry('text in another encoding', path, why) from None
-  except LookupError:
+  except (LookupError, UnicodeError):
     raise BadEntry('text in another encoding', path, f'{encoding!r} is no encoding') from None
 
 
