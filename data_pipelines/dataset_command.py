@@ -8,7 +8,7 @@ sm3det dataset tile --dataset=dota --source=DOTA --out=PATCHES --size=800 --over
 import argparse
 import re
 
-from data_pipelines import prepare_command, raw
+from data_pipelines import prepare, prepare_command, raw
 from data_pipelines.angles import CONVENTIONS
 from data_pipelines.dataset import convert, files, split, tile
 from data_pipelines.errors import UserError
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> convert.Report:
 
 def _convert(args):
   source = prepare_command.source_arguments(args, prepare_command.new_skipped(args))
-  return convert.convert(raw.collect(**source), args.to, args.out, **_writing(args, source))
+  return convert.convert(_collected(args, source), args.to, args.out, **_writing(args, source))
 
 
 def _split(args):
@@ -77,10 +77,17 @@ def _split(args):
   scene = str if args.by == 'image' else split.scene_of(args.scene)
   of = tuple(filter(None, args.of.split(',')))
   source = prepare_command.source_arguments(args, prepare_command.new_skipped(args))
-  c, record = split.divide(raw.collect(**source), fractions, scene=scene, of=of, seed=args.seed)
+  c, record = split.divide(_collected(args, source), fractions, scene=scene, of=of, seed=args.seed)
   rule = dict(by=args.by, scene=args.scene, seed=args.seed, fractions=fractions)
   notes = split.note(record, **rule)
   return convert.convert(c, to, args.out, notes=notes, **_writing(args, source))
+
+
+def _collected(args, source):
+  files.check_out(args.out, source['source'])
+  c = raw.collect(**source)
+  prepare.count_unmatched(c, source['ignore'], source['aliases'])
+  return c
 
 
 def _writing(args, source):
@@ -107,7 +114,7 @@ def _tile(args):
     raise UserError(f'--rates={args.rates}: expected numbers by commas') from None
   source = prepare_command.source_arguments(args, prepare_command.new_skipped(args))
   return tile.tile(
-    raw.collect(**source),
+    _collected(args, source),
     args.out,
     to=args.to,
     size=args.size,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from data_pipelines.builders import decisions
 from data_pipelines.builders import scan as scan_lib
 from data_pipelines.builders.decisions import Decisions
 from data_pipelines.errors import UserError
-from data_pipelines.raw import collect
+from data_pipelines.raw import Collected, collect
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +97,26 @@ def prepare(
     as `collect`, and UserError: a class nobody knows; no images or no objects in a split.
   """
   c = collect(dataset, source, how=how, **arguments)
+  count_unmatched(c, arguments.get('ignore', ()), arguments.get('aliases') or {})
   entries = {
     split: list(scan_lib.scan(listed, c.box, c.label, c.skipped, how))
     for split, listed in c.annotations.items()
   }
   return _write(c, entries, data_dir)
+
+
+def count_unmatched(c: Collected, ignore: Sequence[str], aliases: Mapping[str, str]) -> None:
+  """Counts what the user says of class names that no object has.
+
+  Args:
+    c: what `collect` found, with its `skipped`.
+    ignore, aliases: as given to `collect`.
+  """
+  names = {name for listed in c.annotations.values() for a in listed for name in a.names}
+  for spelling in sorted(aliases.keys() - names):
+    c.skipped.add('spelling of --aliases that never occurs', spelling)
+  for name in sorted(set(ignore) - names - {aliases.get(n) for n in names}):
+    c.skipped.add('class of --ignore that never occurs', name)
 
 
 def _write(c, entries, data_dir):

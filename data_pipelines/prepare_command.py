@@ -58,10 +58,26 @@ def parse_aliases(text: str) -> dict[str, str]:
   Raises:
     UserError: not of that form.
   """
-  pairs = [pair.partition('=') for pair in filter(None, text.split(','))]
-  if wrong := [spelling for spelling, *rest in pairs if not (spelling and all(rest))]:
-    raise UserError(f'--aliases={text}: expected spelling=class,..., not {wrong[0]!r}')
-  return {spelling: name for spelling, _, name in pairs}
+  found = {}
+  for pair in filter(None, text.split(',')):
+    spelling, _, name = (part.strip() for part in pair.partition('='))
+    if not (spelling and name):
+      raise UserError(f'--aliases={text}: expected spelling=class,..., not {pair!r}')
+    if found.setdefault(spelling, name) != name:
+      raise UserError(f'--aliases={text}: {spelling!r} is given two classes')
+  return found
+
+
+def parse_names(text: str, option: str) -> tuple[str, ...]:
+  """'ship, boat' -> ('ship', 'boat').
+
+  Raises:
+    UserError: a name twice.
+  """
+  names = tuple(filter(None, (name.strip() for name in text.split(','))))
+  if len(set(names)) < len(names):
+    raise UserError(f'--{option}={text}: a name twice')
+  return names
 
 
 def read_subset(path, skipped: Skipped | None = None) -> texts.Names:
@@ -138,16 +154,25 @@ def source_arguments(args: argparse.Namespace, skipped: Skipped) -> dict:
     skipped: counts what is left out.
 
   Raises:
-    as `read_subset`, `parse_splits`, `parse_aliases` and `quarantine.read`.
+    as `read_subset`, `parse_splits`, `parse_aliases` and `quarantine.read`; UserError: a word for
+      `--dataset` that `sm3det prepare` alone knows.
   """
+  dataset = args.dataset.split(',')
+  if 'soi_det' in dataset:
+    raise UserError(
+      '--dataset=soi_det is three data sets, which only `sm3det prepare` takes, alone; name one of '
+      'soi_det_sar, soi_det_rgb, soi_det_ifr'
+    )
+  if 'auto' in dataset:
+    raise UserError('--dataset=auto: only `sm3det prepare` looks, at one source; name a format')
   return dict(
-    dataset=args.dataset.split(','),
+    dataset=dataset,
     source=args.source.split(','),
     name=args.name,
-    classes=tuple(filter(None, args.classes.split(','))),
+    classes=parse_names(args.classes, 'classes'),
     splits=[parse_splits(s) for s in args.splits],
     box=args.box,
-    ignore=tuple(filter(None, args.ignore.split(','))),
+    ignore=parse_names(args.ignore, 'ignore'),
     aliases=parse_aliases(args.aliases),
     subset=read_subset(args.subset, skipped) if args.subset else None,
     quarantine=quarantine.read(args.quarantine) if args.quarantine else None,
@@ -156,10 +181,31 @@ def source_arguments(args: argparse.Namespace, skipped: Skipped) -> dict:
   )
 
 
+def check_unused(args: argparse.Namespace, what: str, *used: str) -> None:
+  """Refuses the options of `add_source_arguments` that would be ignored in silence.
+
+  Args:
+    args: parsed.
+    what: that is asked for, for the message.
+    used: options that it honours.
+
+  Raises:
+    UserError: another one is given.
+  """
+  parser = argparse.ArgumentParser()
+  add_source_arguments(parser, required=False)
+  for name, usual in vars(parser.parse_args([])).items():
+    if name not in used and getattr(args, name) != usual:
+      raise UserError(f'--{name}: {what} does not take it; leave it away')
+
+
 def show(args: argparse.Namespace) -> str:
   """Does what `sm3det prepare` was asked for, and says what came of it; raises as `run`."""
   if args.dataset == 'auto':
-    return auto.look(pathlib.Path(args.source), args.data_root)
+    check_unused(args, '--dataset=auto', 'dataset', 'source', 'encoding', 'follow_links')
+    if args.strict:
+      raise UserError('--strict: --dataset=auto does not take it; leave it away')
+    return auto.look(pathlib.Path(args.source), args.data_root, new_skipped(args))
   return '\n'.join(report.table() for report in run(args))
 
 
@@ -169,16 +215,18 @@ def run(args: argparse.Namespace) -> list[Report]:
   Raises:
     as `prepare`.
   """
-  arguments = source_arguments(args, new_skipped(args))
-  if arguments['dataset'] != ['soi_det']:
-    return [prepare.prepare(data_dir=args.data_root, **arguments)]
+  new = functools.partial(new_skipped, args)
+  if args.dataset != 'soi_det':
+    return [prepare.prepare(data_dir=args.data_root, **source_arguments(args, new()))]
   if args.quarantine:
     raise UserError(
       '--quarantine: soi_det is three data sets; put the list of each to '
       f'{args.data_root}/soi_det_sar/{quarantine.NAME} (or _rgb, _ifr), where it is honoured'
     )
-  new = functools.partial(new_skipped, args)
-  return soi_det.prepare(arguments['source'], args.data_root, arguments['subset'], new)
+  honoured = ('dataset', 'source', 'subset', 'encoding', 'follow_links')
+  check_unused(args, "soi_det, the paper's data as it is,", *honoured)
+  subset = read_subset(args.subset, new()) if args.subset else None
+  return soi_det.prepare(args.source.split(','), args.data_root, subset, new)
 
 
 def new_skipped(args: argparse.Namespace) -> Skipped:

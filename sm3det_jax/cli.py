@@ -4,6 +4,7 @@ It imports that room after it has read the config: a slip of the keys is told at
 """
 
 import argparse
+import io
 import json
 import logging
 import pathlib
@@ -21,6 +22,8 @@ WORKDIR = 'folder of the run: config, checkpoints, logs and results'
 
 def main(argv: list[str] | None = None) -> int:
   """Runs a verb; errors a user can mend are one line on standard error and exit status 2."""
+  if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the screen lacks stops no report
+    sys.stdout.reconfigure(errors='backslashreplace')
   parser, argv = _parser(), _joined(sys.argv[1:] if argv is None else argv)
   args, rest = parser.parse_known_args(argv)
   strangers = [a for a in rest if not (args.takes_config and re.match(r'--(no)?config([.=]|$)', a))]

@@ -1,6 +1,7 @@
 """Writing the formats: what is written reads back the same, and what cannot be said is counted."""
 
 import dataclasses
+import io
 import json
 import math
 
@@ -16,7 +17,7 @@ from data_pipelines import angles, raw
 from data_pipelines import boxes as box_lib
 from data_pipelines import images as image_lib
 from data_pipelines.builders.formats import FORMATS
-from data_pipelines.dataset import convert
+from data_pipelines.dataset import convert, tile
 from data_pipelines.errors import UserError
 from data_pipelines.raw import Collected
 from data_pipelines.readers import Annotation, Skipped
@@ -441,6 +442,7 @@ def test_images_are_copied_linked_or_left(tmp_path):
   [
     (('--to=coco',), '--to=coco has horizontal boxes, the source oriented ones: --box=hbb takes'),
     (('--to=dota_txt', '--convention=oc'), '--convention=oc: dota_txt has no angles'),
+    (('--to=dota_txt', '--dataset=soi_det'), 'name one of soi_det_sar'),
     (('--to=dota',), "invalid choice: 'dota'"),
     (('--to=voc_rotated', '--convention=le180'), "invalid choice: 'le180'"),
     (('--to=yolo_obb', '--classes=tank'), "class 'ship' is not among the classes tank"),
@@ -477,6 +479,21 @@ def test_nothing_is_overwritten(tmp_path, capsys):
   assert (tmp_path / 'out/annotations/train.json').stat() == before
 
 
+@pytest.mark.parametrize('to', READ_BACK)
+@pytest.mark.parametrize('id', ['back\\sl', 'l\\xb8', ' lead', 'tail ', 'n\nl', 'x\u2028y', 'a b'])
+def test_odd_names_read_back_or_are_refused(tmp_path, to, id):
+  boxes = [[1, 2, 20, 30]] if to in HBB else [[20, 15, 18, 6, 0.3]]
+  box = 'hbb' if to in HBB else 'obb'
+  c = collected(tmp_path, {'train': {id: (['ship'], boxes, None, [0])}}, box)
+  if to.startswith('voc') and id not in ('back\\sl', 'l\\xb8', 'a b'):
+    with pytest.raises(UserError, match='rename the image, or take another --to'):
+      convert.convert(c, to, tmp_path / 'out')
+  else:
+    convert.convert(c, to, tmp_path / 'out')
+    [a] = raw.collect(to, tmp_path / 'out').annotations['train']
+    assert (a.id, len(a.names)) == (id, 1)
+
+
 def test_voc_of_a_test_split_alone(tmp_path):
   c = two_splits(tmp_path, 'hbb')
   convert.convert(c._replace(annotations={'test': c.annotations['val']}), 'voc', tmp_path / 'out')
@@ -501,3 +518,54 @@ def test_an_image_that_does_not_read_is_left_out(tmp_path):
   with pytest.raises(UserError, match="split 'val' has no images"):
     convert.convert(c, 'dota_txt', tmp_path / 'again')
   assert not (tmp_path / 'again').exists()
+
+
+def test_a_truncated_image_is_not_copied(tmp_path):
+  c = two_splits(tmp_path, 'obb')
+  path = tmp_path / 'train/a.png'
+  path.write_bytes(path.read_bytes()[:-20])
+  for mode in ('copy', 'link'):
+    report = convert.convert(c, 'dota_txt', tmp_path / mode, images=mode)
+    assert report.images == {'train': 1, 'val': 1}
+    assert list((tmp_path / mode / 'train/images').iterdir()) == [
+      tmp_path / mode / 'train/images/b.png'
+    ]
+
+
+def test_regions_to_ignore_are_no_objects_of_the_table(tmp_path):
+  c = two_splits(tmp_path, 'hbb')
+  listed = [
+    dataclasses.replace(a, extra={'ignored': np.arange(len(a.names)) > 0})
+    for a in c.annotations['train']
+  ]
+  report = convert.convert(c._replace(annotations={'train': listed}), 'coco', tmp_path / 'out')
+  assert report.objects == {'train': {'ship': 1}}
+
+
+def test_a_folder_inside_of_the_source_is_refused(tmp_path, capsys):
+  convert.convert(two_splits(tmp_path, 'obb'), 'dota_txt', tmp_path / 'in')
+  out = tmp_path / 'in/train/images/new'
+  argv = ['--dataset=dota_txt', f'--source={tmp_path}/in', f'--out={out}']
+  for verb in (['convert', '--to=coco_rotated'], ['split', '--fractions=train=1'], ['tile']):
+    assert cli.main(['dataset', *verb, *argv]) == 2
+    assert 'where nothing is written; name another folder' in capsys.readouterr().err
+  assert not out.exists()
+
+
+def test_a_rate_twice_is_refused(tmp_path):
+  with pytest.raises(UserError, match='--rates=0.5,0.5: a rate twice'):
+    tile.tile(two_splits(tmp_path, 'obb'), tmp_path / 'out', rates=(0.5, 0.5))
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'cp1252', 'utf-8'])
+def test_a_table_that_the_screen_cannot_show(tmp_path, monkeypatch, encoding):
+  c = two_splits(tmp_path, 'obb')
+  c = c._replace(classes=('storage-tank', '船'), label=lambda name, _: int(name == 'ship'))
+  convert.convert(c, 'dota_txt', tmp_path / 'in')
+  screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+  monkeypatch.setattr('sys.stdout', screen)
+  argv = ['--dataset=dota_txt', f'--source={tmp_path}/in', f'--out={tmp_path}/\udcb8']
+  assert cli.main(['dataset', 'convert', '--to=coco_rotated', *argv]) == 0
+  screen.flush()
+  shown = screen.buffer.getvalue().decode(encoding)
+  assert ('船' if encoding == 'utf-8' else r'\u8239') in shown and r'/\udcb8' in shown

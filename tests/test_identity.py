@@ -103,6 +103,11 @@ def test_a_label_that_could_be_of_two_images_is_of_none(tmp_path):
     ('tile_0.5', 'tile_0.5.png'),
     ('train\\b.png', 'train/b.png'),
     ('images/train/b.png', 'train/b.png'),
+    ('images/train\\b.png', 'train/b.png'),
+    ('D:\\set\\train\\b.png', 'train/b.png'),
+    ('back\\sl.png', 'back\\sl.png'),
+    ('images/back\\sl.jpg', 'back\\sl.png'),
+    ('..\\set\\a.png', None),
     ('A.PNG', 'a.png'),
     ('./train/../a.png', 'a.png'),
     ('../set/a.png', None),
@@ -113,6 +118,7 @@ def test_a_label_that_could_be_of_two_images_is_of_none(tmp_path):
 )
 def test_files_by_the_names_that_labels_give(tmp_path, name, found):
   touch(tmp_path, 'images/a.png', 'images/tile_0.5.png', 'images/train/b.png', 'set/a.png')
+  touch(tmp_path, 'images/back\\sl.png')
   listing = files.Listing(tmp_path / 'images', tmp_path, Skipped())
   if found:
     assert listing.find(name, 'here')[0] == found
@@ -134,6 +140,30 @@ def test_a_list_of_names(tmp_path):
 
 
 @pytest.mark.parametrize(
+  'line, taken',
+  [
+    ('a.jpg', ['a.jpg']),
+    ('a.JPG', ['a.jpg']),
+    ('a', ['a.jpg', 'a.png']),
+    ('b.png', ['b.png~2']),
+    ('B.png', ['B.png']),
+    ('images/site/c.png', ['site/c']),
+    ('JPEGImages\\d.tif', ['d']),
+    ('/abs/olute/site/c', ['site/c']),
+    ('other/c.png', []),
+    ('xsite/c.png', []),
+    ('sl', ['back\\sl']),
+    ('back\\sl.png', ['back\\sl']),
+  ],
+)
+def test_a_line_of_a_list_takes_the_images_that_it_names(tmp_path, line, taken):
+  touch(tmp_path, 'images/a.jpg', 'images/a.png', 'images/b.png', 'images/B.png')
+  touch(tmp_path, 'images/site/c.png', 'images/d.png', 'images/back\\sl.png')
+  listed = texts.Names(tmp_path / 'list.txt', [line])
+  assert [id for id in ids(tmp_path / 'images') if listed(id)] == taken
+
+
+@pytest.mark.parametrize(
   'data, encoding, text',
   [
     ('船'.encode('utf-16'), 'utf-8', '船'),
@@ -141,6 +171,7 @@ def test_a_list_of_names(tmp_path):
     ('船'.encode('gbk'), 'gbk', '船'),
     ('船'.encode('gbk'), 'utf-8', None),
     (b'a', 'no such', None),
+    (b'a', 'undefined', None),
   ],
 )
 def test_texts_in_any_encoding(tmp_path, data, encoding, text):
@@ -151,6 +182,13 @@ def test_texts_in_any_encoding(tmp_path, data, encoding, text):
   else:
     with pytest.raises(BadEntry, match=r'a\.txt: .*encoding'):
       read()
+
+
+@pytest.mark.parametrize('text', ['{', '[' * 100_000, '9' * 5000])
+def test_what_is_no_json_is_told_by_its_name(tmp_path, text):
+  (tmp_path / 'a.json').write_text(text)
+  with pytest.raises(BadEntry, match=r'a\.json: not json'):
+    texts.json_of(tmp_path / 'a.json', Skipped())
 
 
 def test_results_of_predict_mirror_the_tree(tmp_path, monkeypatch):

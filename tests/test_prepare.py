@@ -1,6 +1,7 @@
 """From raw data sets to prepared ones: what is kept, counted, refused and reported."""
 
 import argparse
+import errno
 import json
 import logging
 import pathlib
@@ -9,8 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipelines import prepare_command, soi_det
+from data_pipelines import images, prepare_command, raw, soi_det
 from data_pipelines.builders import detection, presets, scan
+from data_pipelines.dataset import convert
+from data_pipelines.errors import UserError
 from data_pipelines.prepare import prepare
 from data_pipelines.readers import Annotation, Skipped
 from data_pipelines.source import Source
@@ -195,6 +198,19 @@ def test_a_failure_while_writing_keeps_the_older_set(tmp_path, monkeypatch):
     prepare('dota_txt', tmp_path / 'raw', tmp_path / 'data')
   source = Source(tmp_path / 'data', 'dota_txt', 'train')
   assert source.fingerprint == before and source[0]['id'] == 'a'
+
+
+def test_what_a_killed_run_has_left_is_not_taken_up(tmp_path, caplog):
+  write_dota(tmp_path / 'raw', a=square(5, 5))
+  prepare('dota_txt', tmp_path / 'raw', tmp_path / 'data')
+  left = tmp_path / 'data/.dota_txt.incomplete'
+  left.mkdir()
+  (tmp_path / 'data/dota_txt').rename(left / 'dota_txt')
+  write_dota(tmp_path / 'raw', a=square(7, 7, 'boat'))
+  prepare('dota_txt', tmp_path / 'raw', tmp_path / 'data')
+  source = Source(tmp_path / 'data', 'dota_txt', 'train')
+  assert source.classes == ('boat',) and source[0]['objects']['boxes'][0, 0] == 12
+  assert any('was killed: then remove it' in r.getMessage() for r in caplog.records)
 
 
 def test_several_sources_make_one_set(tmp_path):
@@ -404,3 +420,117 @@ def test_ignored_classes_are_no_warnings(tmp_path, caplog):
     report = prepare('dota_txt', tmp_path, tmp_path / 'data', ignore=('junk',))
   assert report.classes == ('ship',)
   assert not [r for r in caplog.records if r.name.startswith('data_') and r.levelname == 'WARNING']
+
+
+@pytest.mark.parametrize(
+  'option, value',
+  [
+    ('name', 'x'), ('classes', 'ship'), ('box', 'hbb'), ('splits', 'train=a:b'), ('ignore', 'x'),
+    ('aliases', 'a=b'), ('exif', 'stored'), ('coordinates', 'pixels'), ('angle', 'degree'),
+    ('turn', 'counterclockwise'), ('sizes', 'ignore'), ('quarantine', '/none'),
+  ],
+)  # fmt: skip
+@pytest.mark.parametrize('dataset', ['soi_det', 'auto'])
+def test_no_option_is_ignored_in_silence(tmp_path, dataset, option, value):
+  words = f'--dataset={dataset}', f'--source={tmp_path}', f'--data_root={tmp_path}/d'
+  with pytest.raises(UserError, match=f'^--{option}: '):
+    prepare_command.show(arguments(*words, f'--{option}={value}'))
+
+
+def test_auto_honours_the_encoding(tmp_path):
+  write_dota(tmp_path, a='')
+  (tmp_path / 'labelTxt/a.txt').write_bytes(square(1e-05, 2, '船').encode('gbk'))
+  words = '--dataset=auto', f'--source={tmp_path}', f'--data_root={tmp_path}/d'
+  with pytest.raises(UserError, match='no label file of any known format'):
+    prepare_command.show(arguments(*words))
+  text = prepare_command.show(arguments(*words, '--encoding=gbk'))
+  assert 'labels: dota_txt' in text and text.endswith(' --encoding=gbk')
+
+
+def test_soi_det_and_auto_are_of_prepare_alone(tmp_path):
+  for name in ('soi_det', 'auto'):
+    words = f'--dataset=coco,{name}', f'--source={tmp_path},{tmp_path}', f'--data_root={tmp_path}'
+    with pytest.raises(UserError, match=f'--dataset={name}.* only `sm3det prepare`'):
+      prepare_command.run(arguments(*words))
+
+
+def test_names_of_classes_are_checked(tmp_path):
+  write_dota(tmp_path, a=square(1, 1) + square(9, 9, 'boat'))
+  words = '--dataset=dota_txt', f'--source={tmp_path}', f'--data_root={tmp_path}/d'
+  (report,) = prepare_command.run(
+    arguments(*words, '--classes=ship, boat', '--ignore=shipp', '--aliases=tugg = boat')
+  )
+  assert report.classes == ('ship', 'boat') and report.objects == {'train': [1, 1]}
+  assert report.places == {
+    'class of --ignore that never occurs': ['shipp'],
+    'spelling of --aliases that never occurs': ['tugg'],
+  }
+  for wrong in ('--classes=ship,ship', '--ignore=a, a', '--aliases=a=b,a=c', '--aliases= =b'):
+    with pytest.raises(UserError, match=wrong.partition('=')[0]):
+      prepare_command.run(arguments(*words, wrong))
+
+
+@pytest.mark.parametrize(
+  ('broken', 'message'),
+  [
+    ({'images/b.png': b'\x89PNG\r\n\x1a\nbroken'}, 'image truncated'),
+    ({'images/b.jpg': b''}, 'one name means two files'),
+    ({'labelTxt/b.txt': square(900, 9).encode()}, 'box outside the image'),
+    ({'labelTxt/b.txt': square(9, 9, side=1).encode()}, 'box with a side under 2 px'),
+    ({'labelTxt/b.txt': square(9, 9, 'junk').encode()}, None),
+    ({'labelTxt/c.txt': b''}, None),
+  ],
+)
+def test_strict_stops_at_what_would_be_left_out(tmp_path, broken, message):
+  write_dota(tmp_path, a=square(1, 1), b='')
+  for name, data in broken.items():
+    (tmp_path / name).write_bytes(data)
+  call = lambda: prepare(
+    'dota_txt', tmp_path, tmp_path / 'data', ignore=('junk',), skipped=Skipped(strict=True)
+  )
+  if message:
+    with pytest.raises(UserError, match=message):
+      call()
+    assert not (tmp_path / 'data').exists()
+  else:
+    call()
+
+
+def no_rights(monkeypatch, *names):
+  """Files that cannot be read, whoever asks."""
+
+  def refused(real):
+    def call(path, *rest, **more):
+      if pathlib.Path(path).name in names:
+        raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+      return real(path, *rest, **more)
+
+    return call
+
+  monkeypatch.setattr(pathlib.Path, 'read_bytes', refused(pathlib.Path.read_bytes))
+  monkeypatch.setattr(images, 'header', refused(images.header))
+
+
+def test_files_without_rights_are_left_out(tmp_path, monkeypatch):
+  write_dota(tmp_path / 'in', a=square(1, 1), b=square(1, 1), c=square(1, 1))
+  no_rights(monkeypatch, 'b.txt', 'c.png')
+  report = prepare('dota_txt', tmp_path / 'in', tmp_path / 'data')
+  assert report.images == {'train': 1}
+  assert report.skipped == {
+    'file that cannot be read': 1,
+    'image unreadable': 1,
+  }
+  report = convert.convert(raw.collect('dota_txt', tmp_path / 'in'), 'coco_rotated', tmp_path / 'o')
+  assert report.images == {'train': 1}
+  assert report.skipped == {'file that cannot be read': 1, 'image does not decode': 1}
+
+
+def test_a_folder_of_images_that_is_a_link_is_followed_and_said(tmp_path):
+  write_dota(tmp_path / 'elsewhere', a=square(1, 1))
+  write_dota(tmp_path / 'in', a=square(1, 1))
+  (tmp_path / 'in/images').rename(tmp_path / 'old')
+  (tmp_path / 'in/images').symlink_to(tmp_path / 'elsewhere/images')
+  report = prepare('dota_txt', tmp_path / 'in', tmp_path / 'data')
+  assert report.images == {'train': 1}
+  (note,) = (n for n in report.notes if 'leads out of the source' in n)
+  assert str(tmp_path / 'elsewhere/images') in note

@@ -10,12 +10,14 @@ import pytest
 
 from data_pipelines import boxes as box_lib
 from data_pipelines.readers import (
+  BadEntry,
   Skipped,
   coco,
   dota_txt,
   dronevehicle_xml,
   rolabelimg,
   voc,
+  xml,
   yolo,
 )
 
@@ -382,3 +384,48 @@ def test_skips_are_logged_once_a_file_and_capped(caplog):
   assert skipped.counts == {'bad box': 203}
   assert len(caplog.records) == Skipped.LOGGED + 1
   assert caplog.records[-1].levelno == logging.WARNING
+
+
+@pytest.mark.parametrize(
+  ('declared', 'real', 'option'),
+  [
+    ('utf-16', 'utf-8', 'utf-8-sig'),  # as C# writes
+    ('UTF-16', 'gbk', 'gbk'),
+    ('utf-8', 'gbk', 'gbk'),
+    ('gb2312', 'utf-8', 'utf-8-sig'),
+    ('no-such', 'utf-8', 'utf-8-sig'),
+    ('gbk', 'gbk', 'utf-8-sig'),
+    ('utf-16', 'utf-16', 'utf-8-sig'),
+  ],
+)
+def test_xml_whose_declaration_is_wrong(tmp_path, declared, real, option):
+  for name in ('军舰', '船'):  # of odd and even bytes
+    text = f'<?xml version="1.0" encoding="{declared}"?><annotation>{name}</annotation>'
+    (tmp_path / 'a.xml').write_bytes(text.encode(real))
+    found = Skipped(encoding=option)
+    assert xml.parse(tmp_path / 'a.xml', found).text == name
+    assert sum(found.counts.values()) == (declared.lower() != real)
+
+
+def test_xml_in_another_encoding_than_it_declares_asks_for_it(tmp_path, skipped):
+  (tmp_path / 'a.xml').write_bytes('<?xml version="1.0" encoding="utf-8"?><a>船</a>'.encode('gbk'))
+  with pytest.raises(BadEntry, match='not in UTF-8 .* --encoding=gbk'):
+    xml.parse(tmp_path / 'a.xml', skipped)
+
+
+@pytest.mark.parametrize(
+  ('text', 'taken'),
+  [
+    ('<annotation/>', True),
+    ('<Annotations><folder>x</folder></Annotations>', True),
+    ('<doc><size><width>60</width><height>40</height></size></doc>', True),
+    ('<html><head><title>404</title></head><body/></html>', False),
+    ('<svg><rect/></svg>', False),
+  ],
+)
+def test_xml_of_something_else_is_no_image_without_objects(tmp_path, skipped, text, taken):
+  write(tmp_path / 'xml/a.xml', text)
+  write_image(tmp_path / 'images/a.png')
+  found = list(voc.read(tmp_path, 'train', labels='xml', images='images', skipped=skipped))
+  assert len(found) == taken
+  assert skipped.counts == ({} if taken else {'label file without any known element': 1})

@@ -24,12 +24,13 @@ TAGS = {
 }
 
 
-def look(source: pathlib.Path, data_root) -> str:
+def look(source: pathlib.Path, data_root, skipped: Skipped | None = None) -> str:
   """A text that says what lies below a folder and what `prepare` would make of it.
 
   Args:
     source: folder of the data set.
     data_root: for the command that the text ends with.
+    skipped: its encoding and its word on links are honoured.
 
   Raises:
     FileNotFoundError: no such folder.
@@ -37,7 +38,7 @@ def look(source: pathlib.Path, data_root) -> str:
   """
   if not source.is_dir():
     raise FileNotFoundError(f'the source {source} is not a folder')
-  skipped = Skipped()
+  skipped = skipped or Skipped()
   names = [(name, path) for name, path in files.walk(source, skipped)]
   images = collections.Counter(_above(name) for name, _ in names if files.is_image(name))
   evidence = _formats(names, skipped)
@@ -61,7 +62,10 @@ def look(source: pathlib.Path, data_root) -> str:
     ]
     lines += ['nothing is written yet; this would do it:']
     command = ['sm3det', 'prepare', f'--dataset={name}', f'--source={source}']
-    return '\n'.join([*lines, '  ' + shlex.join([*command, f'--data_root={data_root}'])])
+    command += [f'--data_root={data_root}']
+    command += [f'--encoding={skipped.encoding}'] * (skipped.encoding != Skipped().encoding)
+    command += ['--follow_links'] * skipped.follow_links
+    return '\n'.join([*lines, '  ' + shlex.join(command)])
   lines += ['no layout that is known: say where they are with --splits=train=LABELS:IMAGES']
   return '\n'.join(lines)
 
@@ -112,12 +116,20 @@ def _of_json(path, skipped):
 def _of_text(path, skipped):
   for line in texts.lines(path, skipped):
     tokens = line.split()
-    numbers = [t for t in tokens if t.replace('.', '', 1).lstrip('-').isdigit()]
+    numbers = [t for t in tokens if _is_number(t)]
     if line.lower().startswith(('imagesource', 'gsd')) or 8 <= len(numbers) < len(tokens):
       return 'dota_txt'
     if len(numbers) == len(tokens) and tokens[0].isdigit() and len(tokens) in (5, 9):
       return 'yolo' if len(tokens) == 5 else 'yolo_obb'
     return None
+
+
+def _is_number(token):
+  try:
+    float(token)
+  except ValueError:
+    return False
+  return True
 
 
 # public data sets that are alone in their format

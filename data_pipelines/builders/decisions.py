@@ -94,7 +94,7 @@ def _scaled(a, how, skipped):
   try:
     header = image_lib.header(a.image)
   except (image_lib.ImageError, OSError):
-    skipped.add('image does not decode', a.image)
+    skipped.bad('image does not decode', a.image)
     return None
   size = header.height, header.width
   height, width = _view(a, size, header.orientation, how) or size

@@ -20,7 +20,9 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import tempfile
+import uuid
 from collections.abc import Iterator
 
 import numpy as np
@@ -33,6 +35,8 @@ from data_pipelines.batch import TAKEN
 from data_pipelines.builders.scan import Entry
 from data_pipelines.errors import UserError
 from data_pipelines.source import PER_IMAGE
+
+logger = logging.getLogger(__name__)
 
 VERSION = '1.0.0'
 # what nothing of an object's own may be called
@@ -122,10 +126,13 @@ class DetectionBuilder(tfds.core.GeneratorBasedBuilder):
 def build(name: str, classes, box: str, entries: dict[str, list[Entry]], data_dir) -> epath.Path:
   """Writes the data set and returns its folder.
 
-  An older one of the same name is replaced at the very end, and stays where writing fails.
+  An older one of the same name is replaced at the very end, and stays where writing fails. What a
+  killed run has left is never taken up: TFDS would give it back in place of the new one.
   """
   root = epath.Path(data_dir)
-  staging, final = root / f'.{name}.incomplete', root / name / VERSION
+  for left in root.glob(f'.{name}.*incomplete'):
+    logger.warning('%s: of a run that goes on, or was killed: then remove it', left)
+  staging, final = root / f'.{name}.{uuid.uuid4().hex[:8]}.incomplete', root / name / VERSION
   tfds.disable_progress_bar()
   try:
     builder = DetectionBuilder(name, classes, box, entries, staging)

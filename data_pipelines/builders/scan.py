@@ -90,7 +90,7 @@ def scan(
         logger.info('%d images read', number)
       if isinstance(file, str):
         reason, *detail = file.split(' (', 1)
-        skipped.add(f'image {reason}', ' ('.join([str(a.image), *detail]))
+        skipped.bad(f'image {reason}', ' ('.join([str(a.image), *detail]))
         continue
       size = file['height'], file['width']
       a = decisions.in_stored_view(a, size, file.pop('orientation'), how, skipped)
@@ -165,13 +165,16 @@ def clean(a: Annotation, height: int, width: int, box: str, label, skipped) -> d
   labels = [label(name, where) for name in a.names]
   keep = np.ones(len(boxes), bool)
 
-  def drop(bad, reason, level=logging.WARNING):
-    bad = np.asarray(bad, bool) & keep
-    skipped.add(reason, f'{where} [{a.id}]', bad.sum(), level)
+  def drop(bad, reason, asked=False):
+    bad, place = np.asarray(bad, bool) & keep, f'{where} [{a.id}]'
+    if asked:
+      skipped.add(reason, place, bad.sum(), logging.INFO)
+    else:
+      skipped.bad(reason, place, count=bad.sum())
     keep[bad] = False
 
   for name in sorted({n for n, k in zip(a.names, labels, strict=True) if k is None}):
-    drop([n == name for n in a.names], f'object of the ignored class {name!r}', logging.INFO)
+    drop([n == name for n in a.names], f'object of the ignored class {name!r}', asked=True)
   drop(~(np.isfinite(boxes).all(1) & np.isfinite(polygons).all(1)), 'box not finite')
   sides = boxes[:, 2:4] - boxes[:, :2] if columns == 4 else boxes[:, 2:4]
   drop(sides.min(1, initial=np.inf) < MIN_SIDE[box], f'box with a side under {MIN_SIDE[box]:g} px')

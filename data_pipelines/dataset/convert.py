@@ -131,7 +131,7 @@ def save(
         for a in annotations:
           for image in _readable(a, lambda a: stream(a, place, c), how, c.skipped):
             image = _fit(image, a.labels or a.image, row, c.skipped)
-            counts[split].update(image.names)
+            counts[split].update(np.asarray(image.names, object)[~image.ignored])
             numbers[split] += 1
             yield image
 
@@ -169,8 +169,8 @@ def objects(a: Annotation, c: Collected) -> dict[str, np.ndarray]:
   found = objects_lib.take(found, [k is not None for k in labels])
   finite = np.isfinite(found['boxes']).all(1) & np.isfinite(found['polygons']).all(1)
   named = np.array([bool(n.strip()) for n in found['names']], bool)
-  c.skipped.add('box not finite', where, (~finite).sum())
-  c.skipped.add('object without a class name', where, (finite & ~named).sum())
+  c.skipped.bad('box not finite', where, count=(~finite).sum())
+  c.skipped.bad('object without a class name', where, count=(finite & ~named).sum())
   found = objects_lib.take(found, finite & named)
   if c.box == 'hbb' and found['boxes'].shape[1] == 5:
     reason = 'oriented box, written as its enclosing box'
@@ -225,7 +225,7 @@ def _readable(a, stream, how, skipped):
     if a := decisions.in_stored_view(a, size, orientation, how, skipped):
       yield from stream(a)
   except ImageError as error:
-    skipped.add('image does not decode', error)
+    skipped.bad('image does not decode', error)
 
 
 def _fit(image: Labelled, where, row, skipped: Skipped) -> Labelled:

@@ -6,7 +6,7 @@ import os
 import pathlib
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -15,6 +15,21 @@ from data_pipelines.errors import UserError
 from data_pipelines.readers import Annotation
 
 MODES = ('copy', 'link', 'none')
+
+
+def check_out(out, inputs: Iterable) -> pathlib.Path:
+  """The folder to write to, which must not lie in what is read.
+
+  Raises:
+    UserError: it does.
+  """
+  out = pathlib.Path(out)
+  for folder in map(pathlib.Path, inputs):
+    if out.resolve().is_relative_to(folder.resolve()):
+      raise UserError(
+        f'--out={out} lies in {folder}, where nothing is written; name another folder'
+      )
+  return out
 
 
 @contextlib.contextmanager
@@ -44,13 +59,23 @@ def new_folder(out) -> Iterator[pathlib.Path]:
     raise
 
 
+@contextlib.contextmanager
+def _reading(path):
+  """An image that the system does not read is as one that does not decode: left out, not fatal."""
+  try:
+    yield
+  except OSError as error:
+    raise image_lib.ImageError(f'{path}: unreadable ({error.strerror})') from None
+
+
 def header(path: pathlib.Path) -> tuple[tuple[int, int], int]:
   """((height, width), EXIF orientation) of an image file.
 
   Raises:
     ImageError: it does not read.
   """
-  found = image_lib.header(path)
+  with _reading(path):
+    found = image_lib.header(path)
   return (found.height, found.width), found.orientation
 
 
@@ -68,7 +93,8 @@ def read(a: Annotation) -> np.ndarray:
   Raises:
     ImageError: it does not read.
   """
-  pixels = image_lib.read(a.image)
+  with _reading(a.image):
+    pixels = image_lib.read(a.image)
   x1, y1, x2, y2 = a.crop or (0, 0, pixels.shape[1], pixels.shape[0])
   return pixels[y1:y2, x1:x2]
 
@@ -83,14 +109,15 @@ def place(a: Annotation, folder: pathlib.Path, mode: str) -> str:
     mode: 'copy', 'link' (a hard link: one file under two names) or 'none'.
 
   Raises:
-    ImageError: an image with a border does not read.
+    ImageError: it does not decode; with 'none' that is not asked.
     UserError: a link to another disk, or an id that leaves the folder.
   """
   path = inside(folder, f'{a.id}{a.image.suffix}')
   if mode != 'none':
     path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = read(a)  # also of what is copied: `prepare` takes no image that does not decode
     if a.crop or header(a.image)[1] != 1:
-      path = write(inside(folder, a.id), read(a))
+      path = write(inside(folder, a.id), pixels)
     elif mode == 'copy':
       shutil.copyfile(a.image, path)
     else:

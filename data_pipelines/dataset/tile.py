@@ -54,6 +54,9 @@ def tile(
     if not (patch and math.isclose(patch[1], rate) and rate > 0):
       raise UserError(f'--rates={rate:g}: expected numbers above 0 and below 16')
 
+  if len({f'{rate:g}' for rate in rates}) < len(rates):
+    raise UserError(f'--rates={",".join(f"{r:g}" for r in rates)}: a rate twice')
+
   def stream(a, folder, c):
     pixels, found = files.read(a), convert.objects(a, c)
     for rate in rates:

@@ -56,6 +56,7 @@ def read(
   """
   path = files.find(source, labels, f'{split} labels')
   folder = files.find(source, images, f'{split} images')
+  files.note_link(path, source, skipped)
   given = dict(rotated=rotated, angle=angle, corners=corners, turned=turned)
   if 'auto' in (angle, corners, turned):
     given |= decide([(source, labels)], given, skipped)

@@ -29,6 +29,7 @@ def read(
     BadEntry: it is not XML.
   """
   path = files.find(source, labels, f'{split} labels')
+  files.note_link(path, source, skipped)
   index = files.Listing(files.find(source, images, f'{split} images'), source, skipped)
   found = []
   for number, element in enumerate(xml.parse(path, skipped).iter('image')):

@@ -45,7 +45,7 @@ def read(
   pictures = files.find(source, images, f'{split} images')
   for id, image, file in files.pairs(folder, pictures, '.txt', skipped, _full_image, source):
     if not file:
-      skipped.add('image without a label file', image)
+      skipped.bad('image without a label file', image)
       continue
     try:
       rows = _rows(file, skipped)
@@ -53,8 +53,8 @@ def read(
         rows = _cut(rows, image, keep)
     except BadEntry as error:
       skipped.take(error)
-    except image_lib.ImageError:
-      skipped.add('image does not decode', image)
+    except (image_lib.ImageError, OSError):
+      skipped.bad('image does not decode', image)
     else:
       yield oriented(id, image, rows, labels=file)
 

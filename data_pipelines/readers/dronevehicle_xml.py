@@ -47,7 +47,10 @@ def read(
     try:
       bordered = image_lib.size(fields['image']) == BORDERED
     except image_lib.ImageError:
-      skipped.add('image does not decode', fields['image'])
+      skipped.bad('image does not decode', fields['image'])
+      continue
+    except OSError as error:
+      skipped.bad('image unreadable', f'{fields["image"]} ({error.strerror})')
       continue
     rows = xml.rows(objects, fields['labels'], skipped, corners)
     if not bordered:

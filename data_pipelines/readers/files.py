@@ -47,6 +47,8 @@ def walk(
     root: links may lead anywhere below it, or below `folder`.
   """
   inside = [pathlib.Path(f).resolve() for f in (folder, root) if f is not None]
+  if root is not None:
+    note_link(pathlib.Path(folder), pathlib.Path(root), skipped)
 
   def visit(folder, prefix, above):
     for name in sorted(os.listdir(folder)):
@@ -64,15 +66,28 @@ def walk(
   yield from visit(pathlib.Path(folder), '', {inside[0]})
 
 
+def note_link(path: pathlib.Path, root: pathlib.Path, skipped: Skipped) -> None:
+  """Notes where a folder or file that is named leads out of the source by a link: it is followed.
+
+  Args:
+    path: of labels or images, as they were asked for.
+    root: the source.
+    skipped: gets the note.
+  """
+  real = path.resolve()
+  if path.absolute().is_relative_to(root.absolute()) and not real.is_relative_to(root.resolve()):
+    skipped.note(f'{path} leads out of the source to {real}: followed, since it is named')
+
+
 def _follows(path, inside, skipped):
   """Whether to follow a link; counts what becomes of it."""
   try:
     real = path.resolve(strict=True)
   except (OSError, RuntimeError):
-    skipped.add('broken link', path)
+    skipped.bad('broken link', path)
     return False
   if not skipped.follow_links and not any(real.is_relative_to(folder) for folder in inside):
-    skipped.add('link that leads out of the source (--follow_links takes it)', path)
+    skipped.bad('link that leads out of the source (--follow_links takes it)', path)
     return False
   skipped.add('link (followed)', path, level=logging.INFO)
   return True
@@ -160,7 +175,7 @@ def pairs(
     used.add(own)
     found = files.get(own, [])
     if len(found) > 1 or (found and count[name] > 1):
-      skipped.add('label file and image do not pair: one name means two files', image)
+      skipped.bad('label file and image do not pair: one name means two files', image)
     else:
       yield id, image, found[0] if found else None
   if lost := sorted(str(p) for name in files.keys() - used for p in files[name]):
@@ -190,22 +205,23 @@ class Listing:
     Raises:
       BadEntry: it is not there, lies outside of the folder, or could be several.
     """
-    relative = self._inside(name, place)
-    if relative in self.files:
-      return relative, self.files[relative]
-    parts = relative.split('/')
-    for k in range(len(parts)):
-      rest = '/'.join(parts[k:])
-      found = [rest] if rest in self.files else self.keys.get(key(rest).casefold(), [])
-      if len(found) > 1:
-        raise BadEntry('image file that could be several', place, f'{name!r:.80}: {found}')
-      if found:
-        self.skipped.add(f'image file under another {_difference(rest, found[0], k)}', place)
-        return found[0], self.files[found[0]]
+    for spelling in dict.fromkeys((name, name.replace('\\', '/'))):  # of Windows, or in a name
+      relative = self._inside(spelling, place)
+      if relative in self.files:
+        return relative, self.files[relative]
+      parts = relative.split('/')
+      for k in range(len(parts)):
+        rest = '/'.join(parts[k:])
+        found = [rest] if rest in self.files else self.keys.get(key(rest).casefold(), [])
+        if len(found) > 1:
+          raise BadEntry('image file that could be several', place, f'{name!r:.80}: {found}')
+        if found:
+          self.skipped.add(f'image file under another {_difference(rest, found[0], k)}', place)
+          return found[0], self.files[found[0]]
     raise BadEntry('image file missing', place, f'no image {name!r:.80} in {self.folder}')
 
   def _inside(self, name, place):
-    path = pathlib.PurePosixPath(name if '/' in name else name.replace('\\', '/'))
+    path = pathlib.PurePosixPath(name)
     if path.is_absolute() or '..' in path.parts:
       whole = os.path.normpath(self.folder.absolute() / path)
       if not pathlib.Path(whole).is_relative_to(self.folder.absolute()):

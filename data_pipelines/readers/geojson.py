@@ -34,7 +34,7 @@ def read(
   pictures = files.find(source, images, f'{split} images')
   for id, image, file in files.pairs(folder, pictures, '.geojson', skipped, root=source):
     if not file:
-      skipped.add('image without a label file', image)
+      skipped.bad('image without a label file', image)
       continue
     try:
       rows = _rows(file, image, skipped)

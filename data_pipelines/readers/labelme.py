@@ -36,7 +36,7 @@ def read(
   pictures = files.find(source, images, f'{split} images')
   for id, image, file in files.pairs(folder, pictures, '.json', skipped, root=source):
     if not file:
-      skipped.add('image without a label file', image)
+      skipped.bad('image without a label file', image)
       continue
     try:
       content = load(file, skipped)

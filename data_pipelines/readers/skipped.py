@@ -61,19 +61,19 @@ class Skipped:
     else:
       logger.log(level, '%s: %s%s', place, reason, f' ({count})' if count > 1 else '')
 
-  def take(self, error: BadEntry) -> None:
-    """Leaves out a bad entry.
+  def take(self, error: BadEntry, count: int = 1) -> None:
+    """Leaves out a bad entry, or several of one kind and place; nothing happens for a count of 0.
 
     Raises:
       BadEntry: if strict.
     """
-    if self.strict:
+    if self.strict and count:
       raise error
-    self.add(error.reason, f'{error.place}: {error.detail}' if error.detail else error.place)
+    self.add(error.reason, f'{error.place}: {error.detail}' if error.detail else error.place, count)
 
-  def bad(self, reason: str, place, detail: str = '') -> None:
+  def bad(self, reason: str, place, detail: str = '', count: int = 1) -> None:
     """`take` of a new `BadEntry`."""
-    self.take(BadEntry(reason, place, detail))
+    self.take(BadEntry(reason, place, detail), count)
 
   def note(self, sentence: str) -> None:
     """Says a decision once."""

@@ -1,12 +1,15 @@
 """Texts in whatever encoding, json, and lists of images by their names."""
 
 import codecs
+import collections
 import json
+import operator
 import pathlib
+import re
 from collections.abc import Iterable
 from typing import Any
 
-from data_pipelines.readers.files import key
+from data_pipelines.readers.files import is_image, key
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
 MARKS = (  # the longer first: UTF-32's begins with UTF-16's
@@ -23,9 +26,25 @@ def read(path: pathlib.Path, skipped: Skipped) -> str:
   """A text file by its byte order mark, else in `skipped.encoding`.
 
   Raises:
-    BadEntry: in another encoding; names it where a BOM does not.
+    as `content`, and BadEntry: in another encoding; names it where a BOM does not.
   """
-  return decoded(path.read_bytes(), path, skipped.encoding)
+  return decoded(content(path), path, skipped.encoding)
+
+
+def content(path: pathlib.Path) -> bytes:
+  """The bytes of a file.
+
+  Raises:
+    FileNotFoundError, IsADirectoryError: it is none.
+    BadEntry: it cannot be read, for lack of rights and the like.
+  """
+  try:
+    return path.read_bytes()
+  except (FileNotFoundError, IsADirectoryError):
+    raise
+  except OSError as error:
+    why = f'file cannot be read ({error.strerror})'
+    raise BadEntry('file that cannot be read', path, why) from None
 
 
 def decoded(data: bytes, path: pathlib.Path, encoding: str) -> str:
@@ -37,7 +56,7 @@ def decoded(data: bytes, path: pathlib.Path, encoding: str) -> str:
     at = f'byte {data[error.start]:#04x} at {error.start}'
     why = f'text is not in {encoding.upper()} ({at}); --encoding=gbk, latin-1, .. says what it is'
     raise BadEntry('text in another encoding', path, why) from None
-  except LookupError:
+  except (LookupError, UnicodeError):
     raise BadEntry('text in another encoding', path, f'{encoding!r} is no encoding') from None
 
 
@@ -52,9 +71,10 @@ def json_of(path: pathlib.Path, skipped: Skipped) -> Any:
   Raises:
     BadEntry: it is none.
   """
+  text = read(path, skipped)
   try:
-    return json.loads(read(path, skipped))
-  except (json.JSONDecodeError, RecursionError) as error:
+    return json.loads(text)
+  except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
     why = f'not json ({type(error).__name__}: {error})'
     raise BadEntry('file that is not json', path, why) from None
 
@@ -62,24 +82,30 @@ def json_of(path: pathlib.Path, skipped: Skipped) -> Any:
 class Names:
   """A list of images by their names, with or without folders and suffix.
 
-  Called with an id, it says whether the image is listed; folders count where both have them.
+  Called with an id, it says whether the image is listed. Folders count as far as both have them,
+  and so do suffixes: an id has one where the name alone would be of two images.
   """
 
   def __init__(self, path: pathlib.Path, names: Iterable[str]):
-    self._path, self._names, self._seen = path, {key(n): n for n in names}, set()
-    self._last = {_last(name): name for name in self._names}
+    self._path, self._seen, self._names = path, set(), collections.defaultdict(dict)
+    for name in names:
+      above, last, suffix = _parts(name)
+      self._names[last][name] = above, suffix
 
   def __call__(self, id: str) -> bool:
-    name = key(id)
-    if name not in self._names:
-      name = _last(name) if '/' in name else self._last.get(name)
-    self._seen.add(name)
-    return name in self._names
+    above, last, suffix = _parts(id)
+    found = [
+      name
+      for name, (folders, other) in self._names.get(last, {}).items()
+      if all(map(operator.eq, above, folders)) and (not suffix or not other or suffix == other)
+    ]
+    self._seen.update(found)
+    return bool(found)
 
   def finish(self, skipped: Skipped) -> None:
     """Counts the names that no image had."""
-    for name in sorted(self._names.keys() - self._seen):
-      skipped.add('name in a list without an image', f'{self._path}: {self._names[name]}')
+    for name in sorted({n for listed in self._names.values() for n in listed} - self._seen):
+      skipped.add('name in a list without an image', f'{self._path}: {name}')
 
 
 def listed(source: pathlib.Path, split: str, skipped: Skipped) -> Names | None:
@@ -97,5 +123,11 @@ def list_of(source: pathlib.Path, split: str) -> pathlib.Path | None:
   return next((p for p in places if p.is_file()), None)
 
 
-def _last(name):
-  return name.rpartition('/')[2]
+def _parts(name):
+  """(folders from the last to the first, name without suffix, suffix of an image or '')."""
+  *above, last = key(name).replace('\\', '/').split('/')
+  whole = re.sub(r'~\d+$', '', name)  # as `files.named` tells A.png and a.png apart
+  if whole != name and is_image(whole):
+    return _parts(whole)
+  suffix = pathlib.PurePath(name).suffix.casefold() if is_image(name) else ''
+  return [part for part in reversed(above) if part not in ('', '.')], last, suffix

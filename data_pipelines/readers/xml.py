@@ -16,20 +16,43 @@ from data_pipelines.readers.skipped import BadEntry, Skipped
 CORNERS = ('x1', 'y1', 'x2', 'y2', 'x3', 'y3', 'x4', 'y4')  # what the formats call a polygon
 DECLARATION = re.compile(r'\s*<\?xml[^>]*?(?:encoding\s*=\s*["\']([\w.-]+)["\'])?\s*\?>')
 
+ROOTS = ('annotation', 'annotations', 'hrsc_image')
+WIDE = ('utf-16', 'utf-32', 'utf16', 'ucs')  # whose declaration is no text of single bytes
+
 
 def parse(path: pathlib.Path, skipped: Skipped) -> Element:
   """The root of an XML file, in the encoding that it declares, else in `skipped.encoding`.
 
+  A declaration that is wrong is no obstacle, but counted: some programs write UTF-8 and call it
+  UTF-16, others write what `--encoding` says and call it UTF-8.
+
   Raises:
-    BadEntry: not XML, or in another encoding.
+    BadEntry: not to be read, not XML, or in another encoding.
   """
-  data = path.read_bytes()
+  data = texts.content(path)
   declared = DECLARATION.match(data[:200].decode('latin-1'))
-  content = texts.decoded(data, path, (declared and declared[1]) or skipped.encoding)
+  content = _decoded(data, path, declared and declared[1], skipped)
   try:  # without the declaration: the parser knows few encodings
     return ElementTree.fromstring(DECLARATION.sub('', content.lstrip('\ufeff'), count=1))
   except (ParseError, defusedxml.DefusedXmlException) as error:
     raise BadEntry('label file is not XML', path, f'label file is not XML ({error})') from None
+
+
+def _decoded(data, path, declared, skipped):
+  if not declared:
+    return texts.decoded(data, path, skipped.encoding)
+  wrong = None
+  if not declared.lower().startswith(WIDE):
+    try:
+      return texts.decoded(data, path, declared)
+    except BadEntry as error:
+      wrong = error
+  try:
+    content = texts.decoded(data, path, skipped.encoding)
+  except BadEntry as error:
+    raise wrong or error from None
+  skipped.add(f'text that is not in {declared.upper()} as its declaration says (mended)', path)
+  return content
 
 
 def label_files(
@@ -43,7 +66,7 @@ def label_files(
 ) -> Iterator[tuple[dict[str, Any], list[Element]]]:
   """Yields (id, image, labels and declared size as `Annotation` calls them; its objects).
 
-  Counted and left out: an image without a label file, what is not XML.
+  Counted and left out: an image without a label file, what is not XML, XML of something else.
 
   Args:
     source: folder of the data set.
@@ -62,10 +85,13 @@ def label_files(
     if wanted and not wanted(id):
       continue
     if not file:
-      skipped.add('image without a label file', image)
+      skipped.bad('image without a label file', image)
       continue
     try:
       root = parse(file, skipped)
+      if not _has_sign(root, tag):
+        why = f'<{root.tag}> is no label file of this format'
+        raise BadEntry('label file without any known element', file, why)
     except BadEntry as error:
       skipped.take(error)
       continue
@@ -73,6 +99,12 @@ def label_files(
     yield fields, list(root.iter(tag))
   if wanted:
     wanted.finish(skipped)
+
+
+def _has_sign(root, tag):
+  """Whether this is a label file at all, so that one without objects says that there are none."""
+  known = root.tag.casefold() in ROOTS or root.find('size') is not None
+  return known or next(root.iter(tag), None) is not None
 
 
 def declared_size(root: Element) -> tuple[int, int] | None:

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from data_pipelines import prepare_command
+from data_pipelines import prepare, prepare_command
 from data_pipelines import raw as raw_lib
+from data_pipelines.dataset import files
 from data_pipelines.errors import UserError
 from data_pipelines.readers import Skipped
 from sm3det_jax import compilation_cache
@@ -45,14 +46,17 @@ def run(args: argparse.Namespace, config: ConfigDict | None = None) -> examine.R
   if sorted(map(len, (raw, prepared))) != [0, 2]:
     raise UserError('which data set? say NAME --data_root=FOLDER, or --dataset=FORMAT --source=DIR')
   if prepared:
-    out = examine.check_out(args.out, [f'{args.data_root}/{args.prepared}'])
+    prepare_command.check_unused(args, 'a prepared data set')
+    out = files.check_out(args.out, [f'{args.data_root}/{args.prepared}'])
     data = reading.of_prepared(args.data_root, args.prepared)
   else:
     skipped = Skipped(encoding=args.encoding, follow_links=args.follow_links)
     arguments = prepare_command.source_arguments(args, skipped)
-    out = examine.check_out(args.out, arguments['source'])
+    out = files.check_out(args.out, arguments['source'])
     with _silent('data_pipelines.readers'):  # the report has it all
-      data = reading.of_sources(raw_lib.collect(**arguments), arguments['how'])
+      collected = raw_lib.collect(**arguments)
+      prepare.count_unmatched(collected, arguments['ignore'], arguments['aliases'])
+      data = reading.of_sources(collected, arguments['how'])
   if not data.images:  # a prepared set has some
     raise UserError(f'{data.name} has no image; {data.skipped.summary()}')
   reach = None

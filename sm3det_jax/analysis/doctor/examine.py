@@ -3,10 +3,8 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable
 
 from data_pipelines import prepare, quarantine
-from data_pipelines.errors import UserError
 from sm3det_jax.analysis.doctor import findings, page
 from sm3det_jax.analysis.doctor import summary as summary_lib
 from sm3det_jax.analysis.doctor.dataset import Dataset
@@ -54,21 +52,6 @@ class Report:
     lines.append(f'{self.out / "report.html"}: all of it, with pictures')
     lines.append(f'{self.out / quarantine.NAME}: {self.left_out} images to leave out')
     return '\n'.join(lines)
-
-
-def check_out(out, inputs: Iterable) -> pathlib.Path:
-  """The folder of the report, which must not lie among what is looked at.
-
-  Raises:
-    UserError: it does.
-  """
-  out = pathlib.Path(out)
-  for folder in map(pathlib.Path, inputs):
-    if out.resolve().is_relative_to(folder.resolve()):
-      raise UserError(
-        f'--out={out} lies in {folder}, where nothing is written; name another folder'
-      )
-  return out
 
 
 def examine(d: Dataset, out, reach: dict | None = None) -> Report:
