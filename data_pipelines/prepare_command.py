@@ -43,6 +43,8 @@ def parse_splits(text: str) -> dict[str, str]:
     split, equals, place = part.partition('=')
     if not (re.fullmatch('[a-z][a-z0-9]*', split) and equals and place):
       raise UserError(f'--splits={text}: expected split=LABELS:IMAGES,..., not {part!r}')
+    if split == 'all':
+      raise UserError(f'--splits={text}: "all" means all splits to what reads the data; rename it')
     if split in splits:
       raise UserError(f'--splits={text}: split {split!r} twice; name each source of its own')
     splits[split] = place

@@ -400,7 +400,9 @@ def test_command_line(tmp_path):
   np.testing.assert_allclose(source[0]['objects']['boxes'], [[3, 3, 13, 13]], atol=1e-4)
 
 
-@pytest.mark.parametrize('text', ['train', 'train=', '=a:b', 'Train=a:b', 'train=a:b,train=c:d'])
+@pytest.mark.parametrize(
+  'text', ['train', 'train=', '=a:b', 'Train=a:b', 'train=a:b,train=c:d', 'all=a:b']
+)
 def test_bad_splits_are_errors(text):
   with pytest.raises(ValueError, match='--splits='):
     prepare_command.parse_splits(text)

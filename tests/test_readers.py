@@ -190,6 +190,12 @@ def test_dota_bad_line_is_left_out(tmp_path, skipped, strict, line):
     read_dota(tmp_path, strict)
 
 
+def test_dota_labels_in_another_form_of_unicode(tmp_path, skipped):
+  write(tmp_path / 'labelTxt/é.txt', '10 10 30 10 30 20 10 20 ship 0')
+  write_image(tmp_path / 'images/e\u0301.png')
+  assert read_dota(tmp_path, skipped)['e\u0301'].names == ('ship',)
+
+
 def test_dota_files_without_partner_are_counted(tmp_path, skipped):
   write(tmp_path / 'labelTxt/lost.txt', '')
   write(tmp_path / 'labelTxt/a.txt', '')
