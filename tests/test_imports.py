@@ -24,7 +24,7 @@ COLUMNS = [
   ('detector', 'simmim'),
   ('model', 'inference'),
   ('optim', 'checkpoint', 'logs', 'metrics', 'interop', 'viz'),
-  ('train', 'evaluate', 'predict'),
+  ('train', 'evaluate', 'predict', 'scene'),
   ('analysis',),
   (),  # jobs
   ('cli', 'bench'),
