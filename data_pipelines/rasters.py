@@ -152,7 +152,7 @@ class _Files:
         samples = dataset.read(
           window=Window(x1, y1, x2 - x1, y2 - y1), out_shape=(dataset.count, *shape)
         )
-        return np.moveaxis(samples, 0, -1), decoders.colours(dataset)
+        return _bands_last(samples), decoders.colours(dataset)
     except rasterio.errors.RasterioError as error:
       raise decoders.broken(error, self._path) from None
 
@@ -169,6 +169,14 @@ class _Files:
     with self._lock:
       while self._open:
         self._open.pop().close()
+
+
+def _bands_last(samples):
+  """[n, h, w] -> [h, w, n]; band by band, as numpy's own copy takes ten times as long."""
+  result = np.empty((*samples.shape[1:], len(samples)), samples.dtype)
+  for k, band in enumerate(samples):
+    result[..., k] = band
+  return result
 
 
 def _environment():

@@ -16,6 +16,7 @@ from data_pipelines import rasters, transforms
 from data_pipelines.errors import UserError
 from data_pipelines.readers import files
 from sm3det_jax import checkpoint, compilation_cache, scene
+from sm3det_jax import journal as journal_lib
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import build
 from sm3det_jax.inference import detect_step, own_labels
@@ -81,7 +82,7 @@ class Detector:
     image,
     task: str,
     score_threshold: float = 0.3,
-    journal: scene.Journal | None = None,
+    journal: journal_lib.Journal | None = None,
     progress: bool = False,
   ) -> dict:
     """Detections in one image of any size.
@@ -94,7 +95,7 @@ class Detector:
         all of the task's. Values are taken as they are, as in training; only `plot` stretches them.
       task: one of `tasks`.
       score_threshold: weaker detections are left out.
-      journal: of `scene`; keeps what is found and has what was found before.
+      journal: keeps what is found and has what was found before.
       progress: show how far an image of many windows is.
 
     Returns:
@@ -135,12 +136,12 @@ class Detector:
     if len(windows) == 1:
       return contextlib.nullcontext()
     setting = json.dumps(self.config.to_dict(), sort_keys=True), task, score_threshold
-    key = scene.key(raster.name, *setting, windows.tobytes(), self._fingerprint)
-    return scene.Journal(place.with_suffix('.journal'), key, resume)
+    key = journal_lib.key(raster.name, *setting, windows.tobytes(), self._fingerprint)
+    return journal_lib.Journal(place.with_suffix('.journal'), key, resume)
 
   @functools.cached_property
   def _fingerprint(self):
-    return scene.fingerprint(self.variables)
+    return journal_lib.fingerprint(self.variables)
 
   def _look(self, raster, task, pixels):
     """Says once where a task's mean and std are of another unit than pixels."""

@@ -23,7 +23,7 @@ COLUMNS = [
   ('heads', 'branches'),
   ('detector', 'simmim'),
   ('model', 'inference'),
-  ('optim', 'checkpoint', 'logs', 'metrics', 'interop', 'viz'),
+  ('optim', 'checkpoint', 'journal', 'logs', 'metrics', 'interop', 'viz'),
   ('train', 'evaluate', 'predict', 'scene'),
   ('analysis',),
   (),  # jobs
