@@ -133,6 +133,7 @@ def _parser():
   p.add_argument('--out', required=True, help='folder of the pictures and JSON files')
   p.add_argument('--score_threshold', type=float, default=0.3)
   p.add_argument('--save', default='', help='further formats: geojson,gpkg,coco,dota,yolo_obb,csv')
+  p.add_argument('--resume', action='store_true', help='go on where this was interrupted')
   p.add_argument('images', nargs='+', metavar='IMAGE', help='image files or folders of them')
 
   p = verb('routing', _routing, 'which experts each modality uses, as JSON and a figure', True)
@@ -161,9 +162,7 @@ def _parser():
   p.add_argument(
     '--saved', action='store_true', help='also compile without remat and zero1: what they save'
   )
-  p.add_argument(
-    '--quick', action='store_true', help='with the least effort: a fraction of the time'
-  )
+  p.add_argument('--quick', action='store_true', help='with least effort: a fraction of the time')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
   p = verb('bench', _bench, 'measure a speed, or whether a model learns', True, workdir=False)
@@ -235,7 +234,7 @@ def _predict(args):
 
   save = [name for name in args.save.split(',') if name]
   errors = predict.predict(
-    args.workdir, args.task, args.images, args.out, args.score_threshold, save
+    args.workdir, args.task, args.images, args.out, args.score_threshold, save, args.resume
   )
   return 1 if errors else 0
 

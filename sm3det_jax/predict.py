@@ -1,29 +1,29 @@
 """Detection on images: the user's `Detector` over a checkpoint, and `predict` over files."""
 
+import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import os
 import pathlib
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
-from data_pipelines import georeference, tiling, transforms
+from data_pipelines import georeference, rasters, transforms
 from data_pipelines import images as image_files
 from data_pipelines.errors import UserError
-from data_pipelines.readers import files
-from sm3det_jax import checkpoint, compilation_cache
+from sm3det_jax import checkpoint, compilation_cache, scene
+from sm3det_jax import journal as journal_lib
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import build
-from sm3det_jax.inference import detect_step, own_labels, to_image
-from sm3det_jax.metrics import merge
+from sm3det_jax.inference import detect_step, own_labels
 from sm3det_jax.results import Result, formats
+from sm3det_jax.results.places import of_images as _files
 from sm3det_jax.viz import draw
 
-BATCH = 4  # windows of a large image at once
-LARGE = 2  # an image beyond so many canvases is cut into windows, even for a task of whole images
+PICTURE = 4096  # px, longest side of a picture; larger images are shown smaller
 
 logger = logging.getLogger(__name__)
 
@@ -59,37 +59,45 @@ class Detector:
     compilation_cache.enable()
     return cls(*checkpoint.restore_for_inference(workdir))
 
-  def prepare(self, image, task: str) -> np.ndarray:
-    """The image [H, W, bands] as the task's model takes it; raises what `predict` says."""
+  def open(self, image, task: str) -> rasters.Raster:
+    """The image, opened and found to have the task's bands; raises what `predict` says."""
     if task not in self.tasks:
       raise UserError(f'unknown task {task!r}; the model has {", ".join(self.tasks)}')
-    c = self.config.tasks[task]
-    name = str(image) if isinstance(image, (str, os.PathLike)) else 'the image'
-    loaded = _loaded(image)
-    for remark, count in loaded.remarks.items():
-      logger.warning('%s: %s%s', name, remark, f' ({count})' if count > 1 else '')
-    if (turn := loaded.header.orientation) != 1:
-      logger.warning(
-        '%s: EXIF orientation %d is not applied: boxes are of stored pixels', name, turn
-      )
-    image = transforms.to_bands(loaded.pixels, c.bands, name)
-    remark = image_files.mismatch(image, c.mean, c.std)
-    if remark and task not in self._warned:
-      self._warned.add(task)
-      logger.warning('%s: %s', name, remark)
-    return image
+    raster = image if isinstance(image, rasters.Raster) else rasters.open_raster(image)
+    one = np.empty((1, 1, raster.bands))
+    transforms.to_bands(one, self.config.tasks[task].bands, raster.name)  # or what is wrong
+    return raster
 
-  def predict(self, image, task: str, score_threshold: float = 0.3) -> Result:
+  def prepare(self, image, task: str) -> np.ndarray:
+    """The image [H, W, bands] as the task's model takes it; raises what `predict` says."""
+    with self.open(image, task) as raster:
+      pixels = raster.read(0, 0, raster.width, raster.height)
+      if pixels is None:
+        pixels = np.zeros((raster.height, raster.width, raster.bands), raster.dtype)
+      self._look(raster, task, pixels)
+      _remark(raster)
+      return transforms.to_bands(pixels, self.config.tasks[task].bands, raster.name)
+
+  def predict(
+    self,
+    image,
+    task: str,
+    score_threshold: float = 0.3,
+    journal: journal_lib.Journal | None = None,
+    progress: bool = False,
+  ) -> Result:
     """Detections in one image of any size.
 
     An image that is larger than what the task's model sees at once is cut into overlapping windows
-    (`config.tasks.<task>.test.tile`), whose detections are merged by NMS.
+    (`config.tasks.<task>.test.tile`), which are read as they are needed (`scene.detect`).
 
     Args:
-      image: path, or array [H, W] or [H, W, bands] with RGB order. One band serves as all of the
-        task's. Values are taken as they are, as in training; only `plot` stretches them.
+      image: path, open raster, or array [H, W] or [H, W, bands] with RGB order. One band serves as
+        all of the task's. Values are taken as they are, as in training; only `plot` stretches them.
       task: one of `tasks`.
       score_threshold: weaker detections are left out.
+      journal: keeps what is found and has what was found before.
+      progress: show how far an image of many windows is.
 
     Returns:
       `Result`: `boxes` [k, 4 | 5] in the image's pixels, best first; `scores` [k], `labels` [k]
@@ -101,61 +109,74 @@ class Detector:
       FileNotFoundError: no such file.
     """
     _check_threshold(score_threshold)
-    source, image = image, self.prepare(image, task)
+    raster, c = self.open(image, task), self.config.tasks[task]
+    try:
+      step = functools.partial(self._steps(task), self.variables)
+      look = functools.partial(self._look, raster, task)
+      own = own_labels(self.config, task)
+      result = scene.detect(raster, c, step, own, score_threshold, look, journal, progress)
+      _remark(raster)
+    finally:
+      if raster is not image:
+        raster.close()
+    size = raster.height, raster.width
+    found = (result[key] for key in ('boxes', 'scores', 'labels'))
+    result = Result(*found, tuple(c.classes), task, image, size)
+    return _of_file(result, image) if isinstance(image, (str, os.PathLike)) else result
+
+  def journal(
+    self,
+    raster: rasters.Raster,
+    task: str,
+    score_threshold: float,
+    place: pathlib.Path,
+    resume: bool,
+  ):
+    """A context: the journal, beside the file `place`, of what `predict` finds in a raster's file.
+
+    It is None for an image of one window. Raises OSError where it cannot be written.
+    """
+    windows = scene.windows(raster.height, raster.width, self.config.tasks[task])
+    if len(windows) == 1:
+      return contextlib.nullcontext()
+    setting = json.dumps(self.config.to_dict(), sort_keys=True), task, score_threshold
+    key = journal_lib.key(raster.name, *setting, windows.tobytes(), self._fingerprint)
+    return journal_lib.Journal(place.with_suffix('.journal'), key, resume)
+
+  @functools.cached_property
+  def _fingerprint(self):
+    return journal_lib.fingerprint(self.variables)
+
+  def _look(self, raster, task, pixels):
+    """Says once where a task's mean and std are of another unit than pixels."""
     c = self.config.tasks[task]
-    windows = self._windows(image, c)
-    batch = 1 if len(windows) == 1 else BATCH
-    own, found = own_labels(self.config, task), []
-    for i in range(0, len(windows), batch):
-      found += self._detect(image, windows[i : i + batch], batch, task, own)
-    found = merge.merge([f | {'id': 0} for f in found], merge.IOU[c.kind])[0]
-    keep = np.flatnonzero(found['scores'] >= score_threshold)
-    found = [found[k][keep] for k in ('boxes', 'scores', 'labels')]
-    result = Result(*found, tuple(c.classes), task, image, image.shape[:2])
-    return _of_file(result, source) if isinstance(source, (str, os.PathLike)) else result
+    remark = image_files.mismatch(pixels, c.mean, c.std)
+    if remark and task not in self._warned:
+      self._warned.add(task)
+      logger.warning('%s: %s', raster.name, remark)
 
   def plot(
     self, image, found: Result, task: str, path: str | os.PathLike | None = None, title: str = ''
   ) -> np.ndarray:
     """A picture (uint8 RGB) of `predict`'s result, written as PNG to `path` if that is given."""
     names = tuple(self.config.tasks[task].classes)
-    picture = draw.draw(
-      _loaded(image).pixels, found['boxes'], found['labels'], names, found['scores'], title or task
-    )
+    raster = image if isinstance(image, rasters.Raster) else rasters.open_raster(image)
+    pixels, scale = raster.overview(PICTURE)
+    boxes = np.array(found['boxes'], np.float64)
+    boxes[:, :4] *= scale
+    picture = draw.draw(pixels, boxes, found['labels'], names, found['scores'], title or task)
     if path is not None:
       draw.save(pathlib.Path(path), picture)
     return picture
 
-  @staticmethod
-  def _windows(image, c):
-    height, width = image.shape[:2]
-    size, overlap = c.test.tile.size, c.test.tile.overlap
-    if not size and (height > LARGE * c.size[0] or width > LARGE * c.size[1]):
-      size = min(c.size)
-      overlap = size // 4
-    return tiling.windows(height, width, size, overlap)
 
-  def _detect(self, image, windows, batch, task, own):
-    c = self.config.tasks[task]
-    images = np.zeros((batch, *c.size, c.bands), image.dtype)
-    shapes = np.full((batch, 2), c.size, np.int32)
-    scales = []
-    for i, (x1, y1, x2, y2) in enumerate(windows):
-      sample = {'image': image[y1:y2, x1:x2], 'objects': {}, 'id': 'image'}
-      sample = transforms.test_transform(sample, c)
-      height, width = sample['image'].shape[:2]
-      images[i, :height, :width], shapes[i] = sample['image'], (height, width)
-      scales.append(sample['scale'])
-    found = jax.device_get(self._steps(task)(self.variables, images, shapes))
-    return [
-      to_image(found, i, own, scales[i], window[:2]) for i, window in enumerate(windows.tolist())
-    ]
-
-
-def _loaded(image):
-  if isinstance(image, (str, os.PathLike)):
-    return image_files.load(pathlib.Path(image))
-  return image_files.from_array(image)
+def _remark(raster):
+  for remark, count in raster.remarks.items():
+    logger.warning('%s: %s%s', raster.name, remark, f' ({count})' if count > 1 else '')
+  if (turn := raster.header.orientation) != 1:
+    logger.warning(
+      '%s: EXIF orientation %d is not applied: boxes are of stored pixels', raster.name, turn
+    )
 
 
 def _of_file(result, path):
@@ -174,6 +195,7 @@ def predict(
   out: str | os.PathLike,
   score_threshold: float = 0.3,
   save: Sequence[str] = (),
+  resume: bool = False,
 ) -> list[str]:
   """Writes `<name>_detections.png` and `<name>_detections.json` of every image into `out`.
 
@@ -187,6 +209,9 @@ def predict(
     out: folder, made if absent.
     score_threshold: weaker detections are left out.
     save: further formats, of `results.formats.FORMATS`: `<name>_detections.geojson` and so on.
+    resume: go on where the same command was interrupted: what is in the journals of images of
+      several windows, `<name>_detections.journal`, is not computed again. A command that comes to
+      its end removes them.
 
   Returns:
     One line for each file that could not be used, or not be saved so; the others are done all the
@@ -201,48 +226,39 @@ def predict(
   if task not in detector.tasks:
     raise UserError(f'unknown task {task!r}; {workdir} has {", ".join(detector.tasks)}')
   _check_threshold(score_threshold)
+  out.mkdir(parents=True, exist_ok=True)  # one that cannot be is told before the work
+  journals = []
   for path, name in _files(images):
+    place = out / f'{name}_detections.json'
     try:
-      image = detector.prepare(path, task)
+      raster = detector.open(path, task)
     except (OSError, ValueError) as error:
       errors.append(f'{path}: {error.strerror}' if isinstance(error, OSError) else str(error))
       logger.error('%s', errors[-1])
       continue
-    found = _of_file(detector.predict(image, task, score_threshold), path)
-    (out / name).parent.mkdir(parents=True, exist_ok=True)
-    detector.plot(image, found, task, out / f'{name}_detections.png', title=path.name)
-    for format in wanted:
-      try:
-        found.save(out / f'{name}_detections{formats.FORMATS[format].suffix}', format)
-      except UserError as error:  # such as no georeference
-        errors.append(str(error))
-        logger.error('%s', error)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      with raster, detector.journal(raster, task, score_threshold, place, resume) as journal:
+        found = detector.predict(raster, task, score_threshold, journal, progress=True)
+        detector.plot(raster, found, task, place.with_suffix('.png'), title=path.name)
+    except image_files.ImageError as error:  # found when it came to that part of the file
+      errors.append(str(error))
+      logger.error('%s', error)
+      continue
+    journals.append(place.with_suffix('.journal'))
+    errors += _saved(_of_file(found, path), out / f'{name}_detections', wanted)
+  for journal in journals:
+    journal.unlink(missing_ok=True)
   return errors
 
 
-def _files(images):
-  """(path, name of its results) of every file: its path below the folder that all have in common.
-
-  Pictures that `predict` has made are no images.
-  """
-  paths, folders = {}, []
-  for path in map(pathlib.Path, images):
-    inside = path.is_dir()
-    found = files.image_files(path).values() if inside else [path]
-    folders.append(_whole(path if inside else path.parent))
-    paths |= {_whole(p): p for p in found if not (inside and _is_result(p))}
-  if not paths:
-    raise UserError(f'no image among {", ".join(map(str, images))}')
-  common = os.path.commonpath(folders)
-  names = files.named((whole.relative_to(common).as_posix(), path) for whole, path in paths.items())
-  return [(path, name) for name, path in names.items()]
-
-
-def _whole(path):
-  """The absolute path without `..`, which would lead out of the folder of results."""
-  return pathlib.Path(os.path.abspath(path))
-
-
-def _is_result(path):
-  other = path.with_suffix('.json')
-  return path.name.endswith('_detections.png') and other.is_file()
+def _saved(found, place, wanted):
+  """Saves a result in some formats; what could not be, a line each."""
+  errors = []
+  for format in wanted:
+    try:
+      found.save(place.with_name(place.name + formats.FORMATS[format].suffix), format)
+    except UserError as error:  # such as no georeference
+      errors.append(str(error))
+      logger.error('%s', error)
+  return errors

@@ -23,9 +23,9 @@ COLUMNS = [
   ('heads', 'branches'),
   ('detector', 'simmim'),
   ('model', 'inference'),
-  ('optim', 'checkpoint', 'logs', 'metrics', 'interop', 'viz'),
+  ('optim', 'checkpoint', 'journal', 'logs', 'metrics', 'interop', 'viz'),
   ('results',),
-  ('train', 'evaluate', 'predict'),
+  ('train', 'evaluate', 'predict', 'scene'),
   ('analysis',),
   (),  # jobs
   ('cli', 'bench'),

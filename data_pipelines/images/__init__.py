@@ -193,13 +193,22 @@ def from_array(array) -> Loaded:
   Raises:
     ImageError: another shape or type.
   """
+  return _finished(*checked(array))
+
+
+def checked(array) -> tuple[Header, np.ndarray]:
+  """The header that an array would have as a .npy file, and the array [height, width, bands].
+
+  Raises:
+    ImageError: another shape or type.
+  """
   array = np.asarray(array)
   shape = (*array.shape, 1)[:3]
   if array.ndim not in (2, 3) or not array.size:
     raise ImageError(f'the image: an array of shape {array.shape}, not [height, width, bands]')
   if array.dtype.name not in headers.TYPES:
     raise ImageError(f'the image: an array of {array.dtype}; expected {", ".join(headers.TYPES)}')
-  return _finished(Header('npy', *shape, array.dtype.name), array.reshape(shape))
+  return Header('npy', *shape, array.dtype.name), array.reshape(shape)
 
 
 def _check(header, packed):
@@ -226,24 +235,46 @@ def _size(header):
 
 def _finished(header, stored, missing=None):
   """Samples as stored and where there are none -> pixels without holes."""
-  remarks = {}
+  pixels, missing = as_read(header, stored, missing)
+  remarks = remarks_of(header)
+  if missing is not None and missing.any():
+    remarks[NO_DATA] = int(missing.any(-1).sum())
+    pixels = filled(pixels, missing)
+  return Loaded(pixels, header, remarks)
+
+
+def as_read(header: Header, stored, missing=None) -> tuple[np.ndarray, np.ndarray | None]:
+  """Samples [h, w, bands] as stored, in the type that is read, and where they are none.
+
+  Args:
+    header: of the file.
+    stored: all of its samples or a part.
+    missing: where they have the value of no data.
+
+  Returns:
+    (pixels; of their shape where they have no data or are not finite, None for nowhere).
+  """
   with np.errstate(over='ignore', invalid='ignore'):  # what does not fit is a hole below
     pixels = np.abs(stored) if stored.dtype.kind == 'c' else stored
     pixels = np.ascontiguousarray(pixels, header.dtype)
   if pixels.dtype.kind == 'f':
     missing = ~np.isfinite(pixels) if missing is None else missing | ~np.isfinite(pixels)
-  if missing is not None and missing.any():
-    remarks[NO_DATA] = int(missing.any(-1).sum())
-    pixels = _filled(pixels, missing)
-  if header.stored not in (pixels.dtype.name, 'float16'):
+  return pixels, missing
+
+
+def remarks_of(header: Header) -> dict[str, int]:
+  """What is to be said of an image by its header alone."""
+  remarks = {}
+  if header.stored not in (header.dtype.name, 'float16'):
     kept = 'its amplitude in float32' if header.stored.startswith('complex') else 'float32'
     remarks[f'image of {header.stored} (kept as {kept})'] = 1
   if header.left:
     remarks['TIFF with pages of another size or type (only the first is kept)'] = 1
-  return Loaded(pixels, header, remarks)
+  return remarks
 
 
-def _filled(pixels, missing):
+def filled(pixels: np.ndarray, missing: np.ndarray) -> np.ndarray:
+  """A copy with the mean of each band's other pixels where there are none; 0 if all are missing."""
   pixels = pixels.copy()
   for k in range(pixels.shape[2]):
     band, holes = pixels[..., k], missing[..., k]

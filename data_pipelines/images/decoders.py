@@ -87,20 +87,29 @@ def _tiff(data, header):
 
 def _page(data, page, alone):
   if page.compression in tiff.DEFLATE:
-    _check_deflate(data, page)
-  prefix = '' if alone and page.number == 1 else f'GTIFF_DIR:{page.number}:'
+    check_deflate((data[at : at + count], size) for at, count, size in page.chunks)
+  return of_page(*_gdal(data, 'GTiff', prefix(page, alone)), page)
+
+
+def prefix(page: tiff.Page, alone: bool) -> str:
+  """What comes before a file's name so that GDAL opens this page of it, its samples as stored."""
+  first = alone and page.number == 1
   if page.photometric == tiff.SEPARATED:
-    if prefix:
+    if not first:
       raise UserError('TIFF with several pages of separated colours (CMYK)')
-    prefix = _RAW
-  samples, colours = _gdal(data, 'GTiff', prefix)
+    return _RAW
+  return '' if first else f'GTIFF_DIR:{page.number}:'
+
+
+def of_page(samples, colours, page: tiff.Page):
+  """GDAL's samples [height, width, n], of a part too, as `stored` gives those of the whole."""
   if samples.shape[2] != page.samples and page.photometric not in tiff.CONVERTED:
     raise UserError(f'TIFF of photometric interpretation {page.photometric}')
   keep = [k for k in range(page.samples) if k not in page.alpha]
   samples = samples if len(keep) == samples.shape[2] else samples[..., keep]
   missing = _equal(samples, page.nodata)
   if page.photometric == tiff.PALETTE:
-    return _look_up(samples, colours), None if missing is None else np.repeat(missing, 3, 2)
+    return look_up(samples, colours), None if missing is None else np.repeat(missing, 3, 2)
   return samples if page.white is None else samples.dtype.type(page.white) - samples, missing
 
 
@@ -115,14 +124,17 @@ def _equal(samples, value):
     return samples == samples.dtype.type(value)
 
 
-def _check_deflate(data, page):
+def check_deflate(chunks) -> None:
   """Refuses strips and tiles that unpack to more than they hold: GDAL's come out as garbage.
 
   (libdeflate, which unpacks for it, leaves what does not fit unwritten, and libtiff takes that.)
+
+  Args:
+    chunks: (packed bytes, bytes when unpacked) of each.
   """
-  for offset, count, size in page.chunks:
+  for packed, size in chunks:
     try:
-      unpacked = zlib.decompressobj().decompress(data[offset : offset + count], size + 1)
+      unpacked = zlib.decompressobj().decompress(packed, size + 1)
     except zlib.error:
       continue  # GDAL says so too
     if len(unpacked) > size:
@@ -130,11 +142,12 @@ def _check_deflate(data, page):
 
 
 def _raster(data, header):
-  image, colours = _gdal(data, DRIVERS.get(header.form, header.form))
-  return (image if colours is None else _look_up(image, colours))[..., : header.bands]
+  image, table = _gdal(data, DRIVERS.get(header.form, header.form))
+  return (image if table is None else look_up(image, table))[..., : header.bands]
 
 
-def _look_up(image, colours):
+def look_up(image, colours):
+  """A palette's colours [height, width, 3] of the samples [height, width, 1]."""
   if colours is None:
     raise UserError('a palette without colours')
   table = np.zeros((max(colours) + 1, 3), np.uint8)
@@ -145,26 +158,36 @@ def _look_up(image, colours):
   return table[image[..., 0]]
 
 
-def _gdal(data, driver, prefix=''):
+def _gdal(data, driver, before=''):
   """(samples [height, width, bands], {value: colour} of a palette or None)."""
   import rasterio  # lazily: a third of a second, and a training reads none of it
 
   # one thread: samples are loaded in parallel, and GDAL's own threads write to the screen
-  env, reader = rasterio.Env(GDAL_NUM_THREADS='1'), _reader()
+  env, opener = rasterio.Env(GDAL_NUM_THREADS='1'), reader()
   try:
-    with env, rasterio.MemoryFile(data) as file, reader(prefix + file.name, driver) as dataset:
-      image = np.ascontiguousarray(np.moveaxis(dataset.read(), 0, -1))
-      try:
-        return image, dataset.colormap(1)
-      except ValueError:
-        return image, None
+    with env, rasterio.MemoryFile(data) as file, opener(before + file.name, driver) as dataset:
+      return np.ascontiguousarray(np.moveaxis(dataset.read(), 0, -1)), colours(dataset)
   except rasterio.errors.RasterioError as error:
-    text = str(error.__cause__ or error).split(file.name)[-1].split(': ')[-1].strip("'. ")
-    raise UserError(f'does not decode (GDAL: {text})') from None
+    raise broken(error, file.name) from None
+
+
+def colours(dataset) -> dict[int, tuple] | None:
+  """{value: colour} of a palette; None for a dataset without one."""
+  try:
+    return dataset.colormap(1)
+  except ValueError:
+    return None
+
+
+def broken(error, name: str) -> UserError:
+  """GDAL's error about the file `name`, in few words."""
+  text = str(error.__cause__ or error).split(name)[-1].split(': ')[-1].strip("'. ")
+  return UserError(f'does not decode (GDAL: {text})')
 
 
 @functools.cache
-def _reader():
+def reader():
+  """rasterio's DatasetReader, which says nothing of where on Earth a file does not lie."""
   from rasterio.io import DatasetReader
 
   class Reader(DatasetReader):

@@ -10,6 +10,8 @@ from sm3det_jax.metrics import polygon
 # the DOTA devkit merges patches.
 IOU = {'hbb': 0.6, 'obb': 0.3}
 SAME = 0.9  # IoU from which two labels of overlapping patches are one object
+EDGE = 2.0  # px: a box that comes so near to its window's edge is cut by it
+INSIDE = 0.5  # share of a cut detection inside a whole one from which they are one object
 CHUNK = 512  # rows of the envelope test at once
 
 
@@ -38,20 +40,88 @@ def nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou: float) -
 
 def _nms_sorted(boxes, order, iou):
   quads = box_lib.to_polygon(boxes)[order]
-  low, high = quads.reshape(-1, 4, 2).min(1), quads.reshape(-1, 4, 2).max(1)
-  rivals = []  # for each box the worse ones that overlap it too much
+  better, worse = _overlapping(quads)
+  far = polygon.iou_pairs(quads[better], quads[worse]) > iou
+  return order[_greedy(len(order), better[far], worse[far])]
+
+
+def _overlapping(quads):
+  """Pairs i < j of quadrilaterals [n, 8] whose envelopes overlap, found along x."""
+  points = quads.reshape(-1, 4, 2)
+  low, high = points.min(1), points.max(1)
+  along = np.argsort(low[:, 0], kind='stable')
+  low, high, pairs = low[along], high[along], [np.zeros((2, 0), int)]
   for i in range(0, len(quads), CHUNK):
     low_i, high_i = low[i : i + CHUNK, None], high[i : i + CHUNK, None]
-    rows, columns = np.nonzero(((low_i < high) & (low < high_i)).all(-1))
-    rows, columns = (x[columns > rows + i] for x in (rows, columns))
-    far = polygon.iou_pairs(quads[rows + i], quads[columns]) > iou
-    counts = np.bincount(rows[far], minlength=len(low_i))
-    rivals += np.split(columns[far], np.cumsum(counts)[:-1])
-  alive = np.ones(len(quads), bool)
-  for i, weaker in enumerate(rivals):
+    stop = np.searchsorted(low[:, 0], high_i[..., 0].max())
+    rows, columns = np.nonzero(((low_i < high[i:stop]) & (low[i:stop] < high_i)).all(-1))
+    later = columns > rows
+    pairs.append(np.stack([rows[later], columns[later]]) + i)
+  return np.sort(along[np.concatenate(pairs, 1)], 0)
+
+
+def _greedy(n, better, worse):
+  """Which of n stay, best first, if one that stays removes those that it is paired with; bool."""
+  order = np.argsort(better, kind='stable')
+  weaker = np.split(worse[order], np.cumsum(np.bincount(better, minlength=n))[:-1])
+  alive = np.ones(n, bool)
+  for i, gone in enumerate(weaker):
     if alive[i]:
-      alive[weaker] = False
-  return order[alive]
+      alive[gone] = False
+  return alive
+
+
+def merge_scene(windows: list[dict], iou: float, height: int, width: int) -> dict:
+  """Detections of a scene out of those of its windows; the same ones in whatever order they come.
+
+  Two detections of a class from different windows are one object if they overlap by more than
+  `iou`: the stronger stays. What a window's own edge cuts comes after all that is whole, however
+  strong it is, and goes if over `INSIDE` of it lies in a whole one of another window. Detections of
+  one window are left to the head, so that a scene of tiles that do not overlap has what they have.
+
+  Args:
+    windows: dicts with the window's corners x1, y1, x2, y2 as `window`, `boxes` [k, 4 | 5] in the
+      scene's pixels, `scores` [k], `labels` [k].
+    iou: of polygons.
+    height, width: of the scene, whose own edges cut nothing.
+
+  Returns:
+    `boxes`, `scores`, `labels`, best first.
+  """
+  columns = {k: np.concatenate([w[k] for w in windows]) for k in ('boxes', 'scores', 'labels')}
+  cut = np.concatenate([_cut(w, height, width) for w in windows])
+  origin = np.concatenate([np.tile(w['window'], (len(w['scores']), 1)) for w in windows])
+  ties = (*columns['boxes'].T, columns['labels'], *origin.T)
+  order = np.lexsort((*ties, -columns['scores'], cut))
+  stays = np.zeros(len(order), bool)
+  for label in np.unique(columns['labels']):
+    some = order[columns['labels'][order] == label]
+    stays[some] = _of_windows(columns['boxes'][some], origin[some], cut[some], iou)
+  best = np.lexsort((*ties, -columns['scores']))
+  return {k: values[best[stays[best]]] for k, values in columns.items()}
+
+
+def _of_windows(boxes, origin, cut, iou):
+  """Which stay of one class's boxes, in the order of their rank; `merge_scene` says why."""
+  quads = box_lib.to_polygon(boxes)
+  better, worse = _overlapping(quads)
+  apart = (origin[better] != origin[worse]).any(1)
+  better, worse = better[apart], worse[apart]
+  shared = polygon.iou_pairs(quads[better], quads[worse])
+  area = np.abs(polygon.area(quads.reshape(-1, 4, 2)))
+  common = shared / (1 + shared) * (area[better] + area[worse])
+  part = cut[worse] & ~cut[better] & (common > INSIDE * area[worse])
+  same = (shared > iou) | part
+  return _greedy(len(quads), better[same], worse[same])
+
+
+def _cut(window, height, width):
+  """Whether each box reaches an edge of its window that is none of the scene."""
+  points = box_lib.to_polygon(window['boxes']).reshape(-1, 4, 2)
+  x1, y1, x2, y2 = window['window']
+  low = np.where(np.array([x1, y1]) > 0, np.array([x1, y1]) + EDGE, -np.inf)
+  high = np.where(np.array([x2, y2]) < (width, height), np.array([x2, y2]) - EDGE, np.inf)
+  return ((points < low) | (points > high)).any((1, 2))
 
 
 def merge(windows: list[dict], iou: float) -> list[dict]:
