@@ -171,7 +171,7 @@ def test_every_object_once_wherever_windows_cut(tmp_path, detector):
 
 def test_a_scene_of_tiles_gives_what_the_tiles_give(config, detector):
   config.tasks.rgb.test.tile.overlap = 0
-  tiles = [dotted(TILE, TILE, 3, seed)[0] for seed in range(6)]
+  tiles = [dotted(TILE, TILE, 2, seed)[0] for seed in range(6)]
   # two boxes of one window that overlap: not for a scene to judge
   tiles[4][40, 20:23:2] = 200
   whole = np.concatenate([np.concatenate(tiles[i : i + 3], 1) for i in (0, 3)], 0)
@@ -180,6 +180,7 @@ def test_a_scene_of_tiles_gives_what_the_tiles_give(config, detector):
     found = detector.predict(tile, 'rgb')['boxes']
     expected.append(found + np.array([i % 3 * TILE, i // 3 * TILE, 0, 0, 0]))
   found = detector.predict(whole, 'rgb')['boxes']
+  assert len(found) == 6 * 2 + 2
   assert sorted(map(tuple, found)) == sorted(map(tuple, np.concatenate(expected)))
 
 
@@ -303,6 +304,8 @@ def test_a_journal_gives_back_exactly_what_it_was_given(tmp_path):
         for k in ('boxes', 'scores', 'labels'):
           np.testing.assert_array_equal(row[k], expected[k])
           assert row[k].shape == expected[k].shape
+    kept = data[: data[:-1].rfind(b'\n') + 1] if torn == data[:-1] else data
+    assert (tmp_path / 'j').read_bytes() == kept
   with journal.Journal(tmp_path / 'j', 'other', True) as other:
     assert not other.rows
   one, two = ({'w': jnp.asarray(x)} for x in ([1.0, 2.0], [1.0, 2.5]))
