@@ -1,5 +1,6 @@
 """Results: what they hold, where they lie on the Earth, and the files that other tools take."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 
 from data_pipelines import boxes as box_lib
-from data_pipelines import georeference
+from data_pipelines import georeference, rasters
 from data_pipelines.errors import UserError
 from data_pipelines.readers import Skipped, coco, dota_txt, geojson, yolo
 from sm3det_jax import predict
@@ -357,8 +358,9 @@ def test_predict_saves_further_formats(tmp_path, monkeypatch, caplog):
   pixels = np.zeros((HEIGHT, WIDTH, 1), np.uint8)
   detector = types.SimpleNamespace(
     tasks=('rgb',),
-    prepare=lambda path, task: pixels,
-    predict=lambda image, task, threshold: result(image=image),
+    open=lambda path, task: rasters.open_raster(path),
+    journal=lambda *arguments: contextlib.nullcontext(),
+    predict=lambda raster, *arguments, **options: result(image=pixels),
     plot=lambda *args, **options: None,
   )
   monkeypatch.setattr(predict.Detector, 'from_checkpoint', lambda workdir: detector)
