@@ -162,6 +162,8 @@ class Detector:
     names = tuple(self.config.tasks[task].classes)
     raster = image if isinstance(image, rasters.Raster) else rasters.open_raster(image)
     pixels, scale = raster.overview(PICTURE)
+    if raster is not image:
+      raster.close()
     boxes = np.array(found['boxes'], np.float64)
     boxes[:, :4] *= scale
     picture = draw.draw(pixels, boxes, found['labels'], names, found['scores'], title or task)

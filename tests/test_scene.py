@@ -321,6 +321,13 @@ def test_an_output_that_cannot_be_is_told_before_the_work(tmp_path, detector, mo
     predict.predict('run', 'rgb', [path], tmp_path / 'file/out')
 
 
+def test_on_a_terminal_there_is_a_bar(detector, monkeypatch, capsys):
+  monkeypatch.setattr(scene.logs, 'on_terminal', lambda: True)
+  detector.predict(dotted(300, 420)[0], 'rgb', progress=True)
+  text = capsys.readouterr().err
+  assert '70/70' in text and 'windows/s' in text and 'found' in text
+
+
 def test_reading_is_ahead_but_not_far(config):
   read, threads = [], set()
 

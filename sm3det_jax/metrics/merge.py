@@ -12,7 +12,7 @@ IOU = {'hbb': 0.6, 'obb': 0.3}
 SAME = 0.9  # IoU from which two labels of overlapping patches are one object
 EDGE = 2.0  # px: a box that comes so near to its window's edge is cut by it
 INSIDE = 0.5  # share of a cut detection inside a whole one from which they are one object
-CHUNK = 512  # rows of the envelope test at once
+CHUNK = 256  # rows of the envelope test at once
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou: float) -> np.ndarray:
@@ -48,13 +48,15 @@ def _nms_sorted(boxes, order, iou):
 def _overlapping(quads):
   """Pairs i < j of quadrilaterals [n, 8] whose envelopes overlap, found along x."""
   points = quads.reshape(-1, 4, 2)
-  low, high = points.min(1), points.max(1)
-  along = np.argsort(low[:, 0], kind='stable')
-  low, high, pairs = low[along], high[along], [np.zeros((2, 0), int)]
+  along = np.argsort(points[..., 0].min(1), kind='stable')
+  (x1, y1), (x2, y2) = points[along].min(1).T, points[along].max(1).T
+  pairs = [np.zeros((2, 0), int)]
   for i in range(0, len(quads), CHUNK):
-    low_i, high_i = low[i : i + CHUNK, None], high[i : i + CHUNK, None]
-    stop = np.searchsorted(low[:, 0], high_i[..., 0].max())
-    rows, columns = np.nonzero(((low_i < high[i:stop]) & (low[i:stop] < high_i)).all(-1))
+    row = slice(i, i + CHUNK)
+    near = slice(i, np.searchsorted(x1, x2[row].max()))
+    over = x1[near] < x2[row, None]  # that they start later, their order says
+    over &= (y1[near] < y2[row, None]) & (y1[row, None] < y2[near])
+    rows, columns = np.nonzero(over)
     later = columns > rows
     pairs.append(np.stack([rows[later], columns[later]]) + i)
   return np.sort(along[np.concatenate(pairs, 1)], 0)
