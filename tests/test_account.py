@@ -43,6 +43,7 @@ def test_the_official_model_has_as_many(name):
   assert parts == pytest.approx(counts['gmacs_three_branches'])
 
 
+@pytest.mark.slow
 def test_only_an_images_own_branch_counts_and_its_size():
   counts = account.account(of_blocks(()), (320, 160))
   head = counts['parts']['heads_rgb/roi_head']['gmacs']
@@ -90,6 +91,7 @@ def test_a_loop_of_unknown_length_is_refused():
     account._products(traced.jaxpr, '', {'net': 1})
 
 
+@pytest.mark.slow
 def test_the_verb(capsys):
   assert cli.main(['account', '--config=quickstart', '--size=64x96', '--json']) == 0
   counts = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -83,7 +83,7 @@ def test_shapes_types_and_taps(kind):
   assert jax.tree.map(jnp.shape, again) == jax.tree.map(jnp.shape, variables)
 
 
-@each
+@each_slowly
 def test_tasks_with_stems_of_their_own_share_a_pass(kind):
   """The program of two tasks has as many products as one of one task, but for its stem."""
   module, x = made(kind, stems='per_task'), images(bands=(3, 1))

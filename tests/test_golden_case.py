@@ -98,6 +98,7 @@ def test_pyramid_and_head_outputs(case, task):
       assert relative(m, recorded[f'{task}.{name}.{i}'].transpose(0, 2, 3, 1)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', ['rgb', 'ifr'])
 def test_roi_head_on_given_boxes(case, task):
   recorded = case.load('eval_roi')

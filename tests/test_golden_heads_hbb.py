@@ -158,6 +158,7 @@ def recorded(golden):
   return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', [FASTER, LONG, RETINA])
 def test_maps_and_detections(recorded, case):
   r = recorded(case)
@@ -187,6 +188,7 @@ def test_maps_and_detections(recorded, case):
     assert missing <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', [FASTER, LONG])
 def test_proposals_and_stages(recorded, case):
   r, want = recorded(case), recorded(case).load('eval_roi')

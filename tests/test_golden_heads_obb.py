@@ -237,6 +237,7 @@ def assert_maps(got, want):
       assert relative(m, nhwc(want[f'{name}.{i}'])) < 5e-5, (name, i)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case, task', S2ANET)
 def test_s2anet_step_by_step(recorded, run, case, task):
   r = recorded(case, task)
@@ -263,6 +264,7 @@ def given_rois(head, params, features, boxes, turned):
   return head.apply({'params': params}, method=stages)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case, task', ROI_TRANSFORMER)
 def test_roi_transformer_step_by_step(recorded, run, case, task):
   r = recorded(case, task)

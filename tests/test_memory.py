@@ -85,6 +85,7 @@ def toy_steps(zero1, count=1):
   return state, metrics
 
 
+@pytest.mark.slow
 def test_zero1_equals_the_plain_run_with_a_share_of_the_moments():
   (state, metrics), (want, want_metrics) = toy_steps(True), toy_steps(False)
   jax.tree.map(close, (state, metrics), (want, want_metrics))

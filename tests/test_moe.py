@@ -211,6 +211,7 @@ def test_softmax_before_the_top_k_by_hand():
   np.testing.assert_allclose(r.importance, [[0, 2 / 9, 6 / 9], [3 / 5, 1 / 5, 0]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_set_of_experts_an_image_by_its_mean():
   module = layer.MoE(
     num_experts=3, top_k=1, hidden=8, same_start=False, level='image', implementation='dense'

@@ -362,6 +362,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_scene(tmp_path):
   """20,000 x 20,000 px of three bands are 1.2 GB; there is data in a corner of it."""
   path = tmp_path / 'large.tif'
