@@ -123,8 +123,10 @@ def test_slopes_are_finite_and_a_few_steps_learn(kind):
 def test_rematerialised_slopes_are_the_same(kind):
   (gradient, variables), (again, _) = slopes(kind), slopes(kind, remat=('backbone',))
   one, other = gradient(variables['params']), again(variables['params'])
+  # a bias before batch norm has no slope but rounding: compared with the largest of all
+  largest = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(one[1]))
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * max(float(jnp.abs(a).max()), 1e-3))
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest)
 
 
 @each_slowly
