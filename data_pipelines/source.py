@@ -68,7 +68,8 @@ class Source:
     self.classes, self.box = tuple(metadata['classes']), metadata['box']
     if split not in metadata['fingerprints']:
       raise UserError(
-        f'{self._folder} has no split {split!r}; it has {", ".join(metadata["fingerprints"])}'
+        f'{self._folder} has no split {split!r}; it has {", ".join(metadata["fingerprints"])}: '
+        'name one of these by the `split` of the task, or by --split where a verb has it'
       )
     self._index = dict(np.load(io.BytesIO((self._folder / f'{split}_index.npz').read_bytes())))
     self._all = {name: a for name, a in self._index.items() if name not in PER_IMAGE}

@@ -189,7 +189,7 @@ class _Shown:
     self.before = self.done if self.before < 0 else self.before
     now = time.monotonic()
     speed = (self.done - self.before) / max(now - self._start, 1e-9)
-    text = f'{speed:.1f} windows/s, {self.count:,} found'
+    text = f'{speed:.1f} windows/s, {self.count:,} found before merging'
     if self.bar:
       self.bar.update(self._task, completed=self.done, text=text)
     elif self.active and (now - self._said > EVERY or self.done == self.total):

@@ -66,7 +66,7 @@ def look(source: pathlib.Path, data_root, skipped: Skipped | None = None) -> str
     command += [f'--encoding={skipped.encoding}'] * (skipped.encoding != Skipped().encoding)
     command += ['--follow_links'] * skipped.follow_links
     return '\n'.join([*lines, '  ' + shlex.join(command)])
-  lines += ['no layout that is known: say where they are with --splits=train=LABELS:IMAGES']
+  lines += ['no layout that is known: say where they are, with --splits=train=LABELS:IMAGES']
   return '\n'.join(lines)
 
 
@@ -76,7 +76,7 @@ def _above(name):
 
 def _formats(names, skipped):
   """{format: evidence}, the most frequent first."""
-  votes, first = collections.Counter(), {}
+  votes, first, looked = collections.Counter(), {}, collections.Counter()
   suffix = lambda pair: pathlib.PurePosixPath(pair[0]).suffix.lower()
   for kind, group in itertools.groupby(sorted(names, key=suffix), suffix):
     for name, path in list(group)[:LOOKED_AT] if kind in SNIFFERS else ():
@@ -87,7 +87,12 @@ def _formats(names, skipped):
       if form:
         votes[form] += 1
         first.setdefault(form, name)
-  return {form: f'{n} files such as {first[form]}' for form, n in votes.most_common()}
+      looked[kind] += 1
+  of = {form: looked[pathlib.PurePosixPath(name).suffix.lower()] for form, name in first.items()}
+  return {
+    form: f'{n} of {of[form]} files looked at, such as {first[form]}'
+    for form, n in votes.most_common()
+  }
 
 
 def _of_xml(path, skipped):
@@ -107,10 +112,13 @@ def _of_json(path, skipped):
   rows = [row for row in rows if isinstance(row, dict)]
   if any('poly' in row for row in rows):
     return 'soda_json'
-  turned = any(
-    len(row.get('bbox') or ()) == 5 or (row.get('attributes') or {}).get('rotation') for row in rows
-  )
-  return 'coco_rotated' if turned else 'coco'
+  return 'coco_rotated' if any(map(_is_turned, rows)) else 'coco'
+
+
+def _is_turned(row):
+  box, attributes = row.get('bbox'), row.get('attributes')
+  five = isinstance(box, list) and len(box) == 5
+  return five or bool(isinstance(attributes, dict) and attributes.get('rotation'))
 
 
 def _of_text(path, skipped):
