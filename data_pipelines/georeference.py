@@ -118,6 +118,10 @@ def read(path: str | os.PathLike) -> Georeference | None:
         found = Georeference(raster.crs, raster.transform)
   except (rasterio.errors.RasterioError, rasterio.errors.CRSError):  # of a .npy, say
     return None
+  except UnicodeEncodeError:
+    name = os.fsencode(path).decode('utf-8', 'backslashreplace')
+    logger.warning('%s: no georeference is read of a file whose name is no UTF-8: rename it', name)
+    return None
   if not found.crs or found.transform.is_identity:
     if not gcps or not of_gcps:
       return None

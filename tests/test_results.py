@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import pathlib
 import sys
 import types
@@ -376,3 +377,10 @@ def test_predict_saves_further_formats(tmp_path, monkeypatch, caplog):
   assert content['image'].endswith('placed.tif') and content['crs'] == 'EPSG:32633'
   with pytest.raises(UserError, match="format 'shp' of results"):
     predict.predict('run', 'rgb', files, out, save=('shp',))
+
+
+def test_a_name_that_is_no_utf8_has_no_georeference(tmp_path, caplog):
+  raster(tmp_path / 'placed.tif', crs='EPSG:32633', transform=UTM)
+  odd = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b'/\xb8.tif'))
+  (tmp_path / 'placed.tif').rename(odd)
+  assert georeference.read(odd) is None and '\\xb8.tif' in caplog.text

@@ -96,7 +96,7 @@ def _to_pixels(crs, image, path):
     if own is None or transform.is_identity:
       raise BadEntry('image without a georeference', image)
     theirs = rasterio.crs.CRS.from_user_input(crs)
-  except rasterio.errors.RasterioIOError as error:
+  except (rasterio.errors.RasterioIOError, UnicodeEncodeError) as error:
     raise BadEntry('image does not decode', image, str(error)) from None
   except rasterio.errors.CRSError:
     raise BadEntry('coordinate system that is not known', path, f'crs is {crs!r}') from None
