@@ -115,13 +115,14 @@ def _read(name, datasets, sources, presets, given, how, skipped):
   for key, preset, folder, wanted in zip(datasets, presets, sources, given, strict=True):
     places = locate(key, preset, folder, wanted)
     listed = [(split, *place) for split, several in places.items() for place in several]
-    parts, row = {}, None
+    parts, row, options = {}, None, {}
     for split, form, labels, images in listed:
       row = FORMATS[form]
       logger.info('%s: reading %s from %s and %s as %s', name, split, folder / labels, images, form)
       kinds.append(row.box)
-      options = _options(form, row, folder, listed, how, skipped)
-      read = row.read(folder, split, labels=labels, images=images, skipped=skipped, **options)
+      if form not in options:  # decided once, by the files of all splits
+        options[form] = _options(form, row, folder, listed, how, skipped)
+      read = row.read(folder, split, labels=labels, images=images, skipped=skipped, **options[form])
       parts[split, len(parts)] = list(read)
     parts = decisions.in_pixels(parts, row.coordinates, how, skipped)
     for (split, k), annotations in parts.items():

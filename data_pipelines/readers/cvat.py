@@ -40,12 +40,8 @@ def read(
       skipped.take(error)
   ids = {p: id for id, p in files.named((name, p) for *_, name, p in found).items()}
   for element, place, _, image in found:
-    rows = []
-    for k, shape in enumerate(element):
-      try:
-        rows.append(_row(shape, f'{place}, {shape.tag} {k}', skipped))
-      except BadEntry as error:
-        skipped.take(error)
+    entries = ((s, f'{place}, {s.tag} {k}', skipped) for k, s in enumerate(element))
+    rows = skipped.usable(_row, entries)
     yield oriented(
       ids[image],
       image,

@@ -66,15 +66,13 @@ def _full_image(name):
 
 def _rows(path, skipped):
   """[(class, coordinates, difficult)] of a file."""
-  rows = []
-  for number, line in enumerate(texts.read(path, skipped).splitlines(), 1):
-    if not line.strip() or line.strip().lower().startswith(('imagesource', 'gsd')):
-      continue
-    try:
-      rows.append(_row(line, f'{path}:{number}', skipped))
-    except BadEntry as error:
-      skipped.take(error)
-  return rows
+  lines = enumerate(texts.read(path, skipped).splitlines(), 1)
+  entries = (
+    (line, f'{path}:{number}', skipped)
+    for number, line in lines
+    if line.strip() and not line.strip().lower().startswith(('imagesource', 'gsd'))
+  )
+  return skipped.usable(_row, entries)
 
 
 def _row(line, place, skipped):

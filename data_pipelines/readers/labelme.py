@@ -43,12 +43,9 @@ def read(
     except BadEntry as error:
       skipped.take(error)
       continue
-    rows = []
-    for number, shape in enumerate(content['shapes']):
-      try:
-        rows.append(_row(shape, f'{file}: shapes[{number}]', skipped))
-      except BadEntry as error:
-        skipped.take(error)
+    shapes = enumerate(content['shapes'])
+    entries = ((shape, f'{file}: shapes[{k}]', skipped) for k, shape in shapes)
+    rows = skipped.usable(_row, entries)
     declared = declared_size(content.get('imageHeight'), content.get('imageWidth'))
     yield oriented(id, image, rows, labels=file, declared=declared)
 

@@ -2,10 +2,14 @@
 
 import collections
 import logging
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from data_pipelines.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar('T')
 
 
 class BadEntry(UserError):
@@ -74,6 +78,16 @@ class Skipped:
   def bad(self, reason: str, place, detail: str = '', count: int = 1) -> None:
     """`take` of a new `BadEntry`."""
     self.take(BadEntry(reason, place, detail), count)
+
+  def usable(self, read: Callable[..., T], entries: Iterable[tuple]) -> list[T]:
+    """`read(*entry)` of every entry that is good; the others are left out, see `take`."""
+    found = []
+    for entry in entries:
+      try:
+        found.append(read(*entry))
+      except BadEntry as error:
+        self.take(error)
+    return found
 
   def note(self, sentence: str) -> None:
     """Says a decision once."""

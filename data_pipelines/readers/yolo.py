@@ -51,14 +51,13 @@ def read(
 
 
 def _rows(path, classes, rotated, skipped):
-  rows = []
-  for number, line in enumerate(texts.read(path, skipped).splitlines(), 1):
-    if line.strip():
-      try:
-        rows.append(_row(line.split(), classes, rotated, f'{path}:{number}', skipped))
-      except BadEntry as error:
-        skipped.take(error)
-  return rows
+  lines = enumerate(texts.read(path, skipped).splitlines(), 1)
+  entries = (
+    (line.split(), classes, rotated, f'{path}:{number}', skipped)
+    for number, line in lines
+    if line.strip()
+  )
+  return skipped.usable(_row, entries)
 
 
 def _row(tokens, classes, rotated, place, skipped):
