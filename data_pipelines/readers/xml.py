@@ -10,7 +10,7 @@ import defusedxml
 from defusedxml import ElementTree
 
 from data_pipelines.readers import files, texts
-from data_pipelines.readers.annotation import difficulty
+from data_pipelines.readers.annotation import declared_size, difficulty
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
 CORNERS = ('x1', 'y1', 'x2', 'y2', 'x3', 'y3', 'x4', 'y4')  # what the formats call a polygon
@@ -95,7 +95,8 @@ def label_files(
     except BadEntry as error:
       skipped.take(error)
       continue
-    fields = dict(id=id, image=image, labels=file, declared=declared_size(root))
+    size = declared_size(root.findtext('size/height'), root.findtext('size/width'))
+    fields = dict(id=id, image=image, labels=file, declared=size)
     yield fields, list(root.iter(tag))
   if wanted:
     wanted.finish(skipped)
@@ -105,15 +106,6 @@ def _has_sign(root, tag):
   """Whether this is a label file at all, so that one without objects says that there are none."""
   known = root.tag.casefold() in ROOTS or root.find('size') is not None
   return known or next(root.iter(tag), None) is not None
-
-
-def declared_size(root: Element) -> tuple[int, int] | None:
-  """(height, width) of `<size>`; None without one, or where it says nothing (0 x 0)."""
-  try:
-    size = int(float(root.findtext('size/height'))), int(float(root.findtext('size/width')))
-  except (TypeError, ValueError, OverflowError):
-    return None
-  return size if min(size) > 0 else None
 
 
 def rows(
