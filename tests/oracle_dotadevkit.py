@@ -3,7 +3,7 @@
 Run by the continuous integration in an environment of its own, because the devkit compiles C++ and
 asks for packages that clash with ours. It needs numpy >= 2 (the devkit says `np.bool`):
 
-  python -m venv ENV && ENV/bin/pip install numpy shapely
+  python -m venv ENV && ENV/bin/pip install numpy shapely opencv-python-headless
   ENV/bin/pip install --no-deps dotadevkit
   PYTHONPATH=. ENV/bin/python tests/oracle_dotadevkit.py [FOLDER]
 
