@@ -24,7 +24,8 @@ from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
 from sm3det_jax import sharding
-from sm3det_jax.config import complete
+from sm3det_jax.atomic import write_atomically
+from sm3det_jax.config import complete, files
 
 # What a run may change when it goes on: it alters neither parameters nor the order of samples.
 # `optim.steps` only says where to stop where the schedule counts milestones; a cosine ends there.
@@ -73,7 +74,7 @@ def load_config(workdir: str | os.PathLike) -> ConfigDict:
   if not path.exists():
     raise FileNotFoundError(f'{path} does not exist: no run was started in this --workdir')
   try:
-    return complete(_unjson(json.loads(path.read_text())))
+    return complete(files.of_json(json.loads(path.read_text())))
   except UserError:
     raise
   except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -198,13 +199,6 @@ def restore_for_inference(
   return config, variables
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Replaces a file's content, so that a reader sees the old or the new one, never a part."""
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  temporary.write_text(text)
-  os.replace(temporary, path)
-
-
 def _open(workdir, options):
   handlers = {
     'model': ocp.StandardCheckpointHandler(),
@@ -280,13 +274,3 @@ def _flat(config, prefix='') -> dict[str, Any]:
     else:
       flat[prefix + key] = json.loads(json.dumps(value))
   return flat
-
-
-def _unjson(value):
-  """A ConfigDict with tuples, as configs are written, out of parsed JSON."""
-  if isinstance(value, dict):
-    config = ConfigDict(sort_keys=False)
-    for key, item in value.items():
-      config[key] = _unjson(item)
-    return config
-  return tuple(map(_unjson, value)) if isinstance(value, list) else value

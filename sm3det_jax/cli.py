@@ -16,6 +16,7 @@ from data_pipelines import dataset_command, errors, prepare_command
 from data_pipelines.errors import UserError
 from sm3det_jax import __version__, bench, compilation_cache, config
 from sm3det_jax.analysis.doctor import command as doctor_command
+from sm3det_jax.interop.export import command as export_command
 
 WORKDIR = 'folder of the run: config, checkpoints, logs and results'
 
@@ -152,13 +153,14 @@ def _parser():
   p.add_argument('--out', help='the new workdir, with --from')
   p.add_argument('file', metavar='FILE', help='weights: .pth, .safetensors or .npz')
 
-  p = verb(
-    'compile', _compile, 'compile training for a TPU slice, on any machine', True, workdir=False
-  )
+  what = 'a trained model for where this project is not: StableHLO, ONNX, safetensors'
+  export_command.add_arguments(verb('export', export_command.run, what))
+
+  what = 'compile training for a TPU slice, on any machine'
+  p = verb('compile', _compile, what, True, workdir=False)
   p.add_argument('--topology', required=True, help='kind and shape, such as v5e:16x16 or v5p:8x8x8')
-  p.add_argument(
-    '--mesh', type=_mesh, default={}, help='such as data:64,expert:4; by default config.mesh'
-  )
+  axes = 'such as data:64,expert:4; by default config.mesh'
+  p.add_argument('--mesh', type=_mesh, default={}, help=axes)
   p.add_argument(
     '--saved', action='store_true', help='also compile without remat and zero1: what they save'
   )

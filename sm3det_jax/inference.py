@@ -1,7 +1,7 @@
 """What evaluation, prediction and routing share: the jitted pass, and windows to whole images."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ import numpy as np
 from data_pipelines.errors import UserError
 from sm3det_jax import preprocess
 from sm3det_jax.config import ConfigDict, label_space
-from sm3det_jax.detector import M2Det
+
+if TYPE_CHECKING:  # the model's code, which an exported model does without
+  from sm3det_jax.detector import M2Det
 
 
 def on_files(run: Callable, config: ConfigDict, task: str) -> Callable:
@@ -26,7 +28,7 @@ def on_files(run: Callable, config: ConfigDict, task: str) -> Callable:
   return jax.jit(lambda variables, x, shapes: run(variables, normalised(x, shapes), shapes))
 
 
-def detect_step(detector: M2Det, config: ConfigDict, task: str) -> Callable:
+def detect_step(detector: 'M2Det', config: ConfigDict, task: str) -> Callable:
   """(variables, images [n, H, W, bands], shapes [n, 2]) -> Detections, of `on_files`."""
   run = lambda variables, images, shapes: detector.detect(variables, images, task, shapes)
   return on_files(run, config, task)

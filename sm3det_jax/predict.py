@@ -7,18 +7,18 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from data_pipelines import georeference, rasters, transforms
 from data_pipelines import images as image_files
 from data_pipelines.errors import UserError
-from sm3det_jax import checkpoint, compilation_cache, scene
+from sm3det_jax import compilation_cache, scene
 from sm3det_jax import journal as journal_lib
 from sm3det_jax.config import ConfigDict
-from sm3det_jax.detector import build
 from sm3det_jax.inference import detect_step, own_labels
+from sm3det_jax.interop.export import reader
 from sm3det_jax.results import Result, formats
 from sm3det_jax.results.places import of_images as _files
 from sm3det_jax.viz import draw
@@ -34,18 +34,18 @@ class Detector:
   Args:
     config: of its training run.
     variables: Flax dict.
+    steps: task -> what `inference.detect_step` gives; by default made of the config.
 
   Attributes:
     config, variables: as given.
     tasks: names that `predict` takes.
   """
 
-  def __init__(self, config: ConfigDict, variables: dict):
+  def __init__(self, config: ConfigDict, variables: dict, steps: Callable | None = None):
     self.config, self.variables = config, variables
     self.tasks = tuple(config.tasks)
-    self._detector = build(config)
     self._warned = set()  # tasks whose mean and std were said to be of another unit
-    self._steps = functools.cache(functools.partial(detect_step, self._detector, config))
+    self._steps = functools.cache(steps or functools.partial(detect_step, build(config), config))
 
   @classmethod
   def from_checkpoint(cls, workdir: str | os.PathLike) -> 'Detector':
@@ -56,8 +56,24 @@ class Detector:
     Raises:
       FileNotFoundError: no run or no checkpoint in `workdir`.
     """
+    from sm3det_jax import checkpoint  # lazily: an exported model does without
+
     compilation_cache.enable()
     return cls(*checkpoint.restore_for_inference(workdir))
+
+  @classmethod
+  def from_export(cls, file: str | os.PathLike) -> 'Detector':
+    """The model of one task that `sm3det export --format=stablehlo` wrote.
+
+    It runs with jax and numpy alone: neither Flax nor the code of the model is loaded.
+
+    Raises:
+      FileNotFoundError: no such file.
+      UserError: it or the JSON beside it is damaged or of a newer version; it was made for other
+        platforms, or by a jax that this one does not read.
+    """
+    compilation_cache.enable()
+    return cls(*reader.load(file))
 
   def open(self, image, task: str) -> rasters.Raster:
     """The image, opened and found to have the task's bands; raises what `predict` says."""
@@ -170,6 +186,13 @@ class Detector:
     if path is not None:
       draw.save(pathlib.Path(path), picture)
     return picture
+
+
+def build(config):
+  """As `detector.build`."""
+  from sm3det_jax import detector  # lazily: an exported model does without
+
+  return detector.build(config)
 
 
 def _remark(raster):

@@ -12,7 +12,7 @@ import rich.console
 
 from data_pipelines import boxes as box_lib
 from data_pipelines import prepare
-from sm3det_jax import evaluate, predict
+from sm3det_jax import checkpoint, evaluate, predict
 from sm3det_jax.config import ConfigDict, copied, default, label_space, task
 from sm3det_jax.heads.common import Detections
 from sm3det_jax.metrics import dota, merge, polygon, table
@@ -204,7 +204,7 @@ def test_predict_takes_other_images(detector):
 
 def test_predict_files(config, detector, tmp_path, monkeypatch):
   monkeypatch.setattr(
-    predict.checkpoint, 'restore_for_inference', lambda workdir: (config, knowledge(config))
+    checkpoint, 'restore_for_inference', lambda workdir: (config, knowledge(config))
   )
   images, out = tmp_path / 'images', tmp_path / 'out'
   (images / 'more').mkdir(parents=True)
