@@ -153,8 +153,7 @@ def _parser():
   p.add_argument('--out', help='the new workdir, with --from')
   p.add_argument('file', metavar='FILE', help='weights: .pth, .safetensors or .npz')
 
-  what = 'a trained model for where this project is not: StableHLO, ONNX, safetensors'
-  export_command.add_arguments(verb('export', export_command.run, what))
+  export_command.add_arguments(verb('export', export_command.run, export_command.HELP))
 
   what = 'compile training for a TPU slice, on any machine'
   p = verb('compile', _compile, what, True, workdir=False)

@@ -85,7 +85,7 @@ def image(height, width):
 
 
 def assert_same(found, wanted):
-  assert len(found) == len(wanted) > 1
+  assert len(found['scores']) == len(wanted) > 1
   np.testing.assert_array_equal(found['labels'], wanted['labels'])
   for key in ('boxes', 'scores'):
     largest = np.abs(wanted[key]).max()
@@ -95,15 +95,14 @@ def assert_same(found, wanted):
 def test_an_export_detects_as_the_model(file, detector):
   of_file = Detector.from_export(file)
   assert of_file.tasks == (TASK,)
-  for size in ((50, 64), (150, 90)):  # one window; several
-    wanted = detector.predict(image(*size), TASK, SCORE)
-    found = of_file.predict(image(*size), TASK, SCORE)
-    assert_same(found, wanted)
-    assert found.names == wanted.names and set(found.names) <= {'plane', TASK, f'{TASK}s'}
+  wanted = detector.predict(image(150, 90), TASK, SCORE)  # of several windows
+  found = of_file.predict(image(150, 90), TASK, SCORE)
+  assert_same(found, wanted)
+  assert found.names == wanted.names and set(found.names) <= {'plane', TASK, f'{TASK}s'}
 
 
 def test_it_needs_none_of_the_models_code(file, detector, tmp_path):
-  np.save(tmp_path / 'image.npy', image(50, 64))
+  np.save(tmp_path / 'image.npy', image(150, 90))
   given = file, tmp_path / 'image.npy', tmp_path / 'found', ','.join(BLOCKED), TASK
   paths = {'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
   done = subprocess.run(
@@ -112,7 +111,7 @@ def test_it_needs_none_of_the_models_code(file, detector, tmp_path):
   )  # fmt: skip
   assert not done.returncode, done.stderr
   with np.load(tmp_path / 'found.npz') as found:
-    assert_same(dict(found), detector.predict(image(50, 64), TASK, SCORE))
+    assert_same(dict(found), detector.predict(image(150, 90), TASK, SCORE))
   assert (tmp_path / 'found.png').exists() and (tmp_path / 'found.json').exists()
 
 
@@ -236,7 +235,7 @@ def test_a_fixed_batch_takes_any_number_of_images():
 
   step = reader._step(call, 4)
   images = np.arange(6, dtype=np.uint16)[:, None, None, None]
-  found = step({}, images, np.ones((6, 2), np.int32))
+  found = step({'sha256': jnp.zeros(32)}, images, np.ones((6, 2), np.int32))
   assert asked == [(4, 1, 1, 1)] * 2
   np.testing.assert_array_equal(found.scores, np.arange(6) + 1)
 

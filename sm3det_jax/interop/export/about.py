@@ -89,5 +89,6 @@ def read(file: pathlib.Path) -> tuple[bytes, dict]:
 def config_of(content: dict) -> ConfigDict:
   """The part of the model's config that detection asks for, out of the JSON."""
   task = {key: content[key] for key in KEYS if key in content}
-  # the program's labels are the task's own
-  return files.of_json({'label_space': 'per_task', 'tasks': {content['task']: task}})
+  # the program's labels are the task's own, and it shares its backbone with no other
+  alone = {'label_space': 'per_task', 'backbone': {'stems': 'per_task'}}
+  return files.of_json(alone | {'tasks': {content['task']: task}})

@@ -6,16 +6,16 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Literal, jaxpr_as_fun
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
 from sm3det_jax.config import copied
 from sm3det_jax.geometry import nms
 from sm3det_jax.interop.export import about, program
-from sm3det_jax.layers import convolution
 
 CANDIDATES = 1000  # best pairs of box and class of an image that `cut` leaves
-BOXES = 'boxes'
+TURNS = 64  # of a loop over an axis, at most, that are computed one by one
 OPSET = 23
 MISSING = (
   'jax2onnx is not here; as it asks for an older orbax-checkpoint, it needs an environment of its '
@@ -48,35 +48,73 @@ def serialised(
   config.moe.implementation = 'dense'  # every expert on every token: no loop with a traced end
   if cut:
     config.tasks[task].head.max_detections = CANDIDATES
-  detect = program.detection(config, task)
-  variables = jax.device_get(variables)
-
-  def run(images, shapes):
-    found = detect(variables, images, shapes)
-    return tuple(found[name] for name in about.OUTPUTS)
-
+  arguments = program.arguments(config, task, batch)
   without = _without_nms(config.tasks[task].head) if cut else contextlib.nullcontext()
-  with _one_platform(), without:
-    model = jax2onnx.to_onnx(
-      run,
-      list(program.arguments(config, task, batch)),
-      model_name=f'sm3det_{task}',
-      opset=OPSET,
-      input_names=list(about.INPUTS),
-      output_names=list(about.OUTPUTS),
-    )
+  with without:
+    traced = _traced(program.detection(config, task), jax.device_get(variables), arguments)
+  model = jax2onnx.to_onnx(
+    traced,
+    list(arguments),
+    model_name=f'sm3det_{task}',
+    opset=OPSET,
+    input_names=list(about.INPUTS),
+    output_names=list(about.OUTPUTS),
+  )
   return model.SerializeToString()
 
 
-@contextlib.contextmanager
-def _one_platform() -> Iterator[None]:
-  """In it a depthwise convolution is a grouped one, which ONNX has, whatever the platform is.
+def _traced(detect, variables, arguments):
+  """The detection as a function that does nothing but call the primitives of its trace.
 
-  ONNX knows no `lax.platform_dependent`.
+  jax2onnx replaces functions of `jax.numpy` while it traces, some by ones that take less.
   """
-  grouped = lambda cpu, default, *args, dilation: default(*args, dilation)
-  with mock.patch.object(convolution, '_by_platform', grouped):
-    yield
+  run = lambda *args: tuple(detect(variables, *args)[name] for name in about.OUTPUTS)
+  trace = jax.make_jaxpr(run)(*arguments)
+  trace = jax.make_jaxpr(lambda *args: _inlined(trace.jaxpr, trace.consts, *args))(*arguments)
+  call = jaxpr_as_fun(trace)
+  return lambda images, shapes: tuple(call(images, shapes))
+
+
+def _inlined(jaxpr, consts, *args):
+  """What a jaxpr computes, without what jax2onnx does not know, or knows in part.
+
+  That are calls, which are computed in place; loops over an axis, every turn of which is; and the
+  choice by platform: whatever another platform than those named has.
+  """
+  known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+  for eqn in jaxpr.eqns:
+    values = [v.val if isinstance(v, Literal) else known[v] for v in eqn.invars]
+    known.update(zip(eqn.outvars, _computed(eqn, values), strict=True))
+  return [v.val if isinstance(v, Literal) else known[v] for v in jaxpr.outvars]
+
+
+def _computed(eqn, values):
+  """The results of an equation."""
+  name, params = eqn.primitive.name, eqn.params
+  if name == 'platform_index':
+    return [0]  # of the choice, that follows
+  if name == 'cond' and params.get('branches_platforms'):
+    called = params['branches'][-1]
+    return _inlined(called.jaxpr, called.consts, *values[1:])
+  if name == 'scan' and params['length'] <= TURNS:
+    return _turns(params, values)
+  if (called := params.get('call_jaxpr', params.get('jaxpr'))) and name != 'scan':
+    return _inlined(getattr(called, 'jaxpr', called), getattr(called, 'consts', ()), *values)
+  out = eqn.primitive.bind(*values, **params)
+  return out if eqn.primitive.multiple_results else [out]
+
+
+def _turns(params, values):
+  """A scan, turn by turn."""
+  body, fixed = params['jaxpr'], params['num_consts']
+  consts, carry = values[:fixed], values[fixed : fixed + params['num_carry']]
+  xs, made = values[fixed + params['num_carry'] :], []
+  for i in range(params['length']):
+    out = _inlined(body.jaxpr, body.consts, *consts, *carry, *(x[i] for x in xs))
+    carry, ys = out[: len(carry)], out[len(carry) :]
+    made.append(ys)
+  turns = made[::-1] if params['reverse'] else made
+  return [*carry, *(jnp.stack(ys) for ys in zip(*turns, strict=True))]
 
 
 @contextlib.contextmanager

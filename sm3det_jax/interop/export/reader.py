@@ -52,7 +52,7 @@ def load(file: str | os.PathLike) -> tuple[ConfigDict, dict, Callable]:
       f'({str(error).splitlines()[0]:.100}): export it anew (docs/export.md)'
     ) from error
   step = _step(jax.jit(program.call), content['batch'])
-  variables = {'sha256': np.frombuffer(bytes.fromhex(content['sha256']), np.uint8)}
+  variables = {'sha256': jnp.asarray(np.frombuffer(bytes.fromhex(content['sha256']), np.uint8))}
   return about.config_of(content), variables, lambda task: step
 
 
@@ -60,13 +60,14 @@ def _step(call, batch):
   """(variables, images, shapes) -> Detections, by a program for `batch` images or 'any' number."""
 
   def step(variables, images, shapes):
-    del variables  # they are in the program
+    place = variables['sha256'].sharding  # where to compute; the parameters are in the program
     images, shapes = np.asarray(images, np.float32), np.asarray(shapes, np.int32)
     n = len(images)
     size = n if batch == 'any' else batch
     if rest := -n % size:
       images, shapes = (np.concatenate([a, np.repeat(a[-1:], rest, 0)]) for a in (images, shapes))
-    parts = [call(images[i : i + size], shapes[i : i + size]) for i in range(0, n, size)]
+    part = lambda i: jax.device_put((images[i : i + size], shapes[i : i + size]), place)
+    parts = [call(*part(i)) for i in range(0, n, size)]
     return Detections(*(jnp.concatenate([p[k] for p in parts])[:n] for k in about.OUTPUTS))
 
   return step
