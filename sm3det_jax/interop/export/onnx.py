@@ -110,7 +110,8 @@ def _turns(params, values):
   consts, carry = values[:fixed], values[fixed : fixed + params['num_carry']]
   xs, made = values[fixed + params['num_carry'] :], []
   for i in range(params['length']):
-    out = _inlined(body.jaxpr, body.consts, *consts, *carry, *(x[i] for x in xs))
+    turn = (jax.lax.index_in_dim(x, i, keepdims=False) for x in xs)
+    out = _inlined(body.jaxpr, body.consts, *consts, *carry, *turn)
     carry, ys = out[: len(carry)], out[len(carry) :]
     made.append(ys)
   turns = made[::-1] if params['reverse'] else made
