@@ -84,6 +84,7 @@ def float64_steps(folder, processes):
 
 
 @pytest.mark.slow
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize('processes', [2, 4])
 def test_twenty_steps_in_float64(folder, processes):
   got, want = float64_steps(folder, processes), float64_steps(folder, 1)
