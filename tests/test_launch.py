@@ -387,6 +387,7 @@ def test_notebook_is_stored_without_outputs():
 
 
 @pytest.mark.slow
+@pytest.mark.drawn(2)
 def test_notebook_shows_participation_and_top1_share(tmp_path, monkeypatch):
   monkeypatch.setenv('STEPS', '2')
   monkeypatch.setenv('WORKDIR', str(tmp_path / 'out'))
@@ -431,6 +432,7 @@ def get_config():
 
 
 @pytest.mark.slow
+@pytest.mark.drawn(3)
 def test_two_processes_train_as_two_devices_of_one_do(tmp_path, monkeypatch):
   monkeypatch.setenv('PATH', f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}')
   monkeypatch.setenv('LOGS', str(tmp_path / 'logs'))
