@@ -182,7 +182,7 @@ def test_arrays_of_tasks_that_are_gone_are_one_line(tmp_path, caplog, monkeypatc
   assert model['variables']['params']['heads_sar']['c'] == 1
   lines = caplog.records[-1].getMessage().split('\n')
   assert lines[1:] == [
-    'unexpected  18 arrays: params/heads_rgb (9), params/heads_ifr (9)',
+    'unexpected  18 arrays: params/heads_ifr (9), params/heads_rgb (9)',
     'shape       params/heads_sar/b  (4,) there, (3,) here',
   ]
 
