@@ -160,9 +160,8 @@ def _parser():
   p.add_argument('--topology', required=True, help='kind and shape, such as v5e:16x16 or v5p:8x8x8')
   axes = 'such as data:64,expert:4; by default config.mesh'
   p.add_argument('--mesh', type=_mesh, default={}, help=axes)
-  p.add_argument(
-    '--saved', action='store_true', help='also compile without remat and zero1: what they save'
-  )
+  saved = 'also compile without remat and zero1: what they save'
+  p.add_argument('--saved', action='store_true', help=saved)
   p.add_argument('--quick', action='store_true', help='with least effort: a fraction of the time')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
