@@ -17,10 +17,10 @@ OBB = ('oriented_rcnn', 'roi_transformer', 's2anet')
 KINDS = tuple(HEADS)
 
 
-def model(kinds=KINDS):
+def model(kinds=KINDS, label_space='per_task'):
   """(config, variables) with experts and, by the name of its head, a task for each kind."""
   config = config_lib.default()
-  config.tasks, config.label_space = ConfigDict(sort_keys=False), 'joint'
+  config.tasks, config.label_space = ConfigDict(sort_keys=False), label_space
   for kind in kinds:
     head = _small(config_lib.head(kind))
     head.score_threshold = 0.001

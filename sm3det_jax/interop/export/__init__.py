@@ -1,1 +1,1 @@
-"""Models for where the code of this project is not: StableHLO, ONNX, and parameters by name."""
+"""Models for where the code of this project is not: StableHLO, and parameters by name."""
