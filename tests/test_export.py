@@ -138,6 +138,11 @@ def other_json(file, **changes):
   place.write_text(json.dumps(json.loads(place.read_text()) | changes))
 
 
+def less(file):
+  content = json.loads(about.place(file).read_text())
+  return json.dumps({key: content[key] for key in content if key != 'platforms'})
+
+
 def no_program(file):
   file.write_bytes(b'no program')
   digest = hashlib.sha256(b'no program').hexdigest()
@@ -150,8 +155,9 @@ DAMAGES = {
   'no JSON': (lambda f: about.place(f).unlink(), 'json is missing'),
   'no JSON inside': (lambda f: about.place(f).write_text('{'), 'json is damaged or not of'),
   'other JSON': (lambda f: about.place(f).write_text('[1]'), 'json is damaged or not of'),
+  'less in the JSON': (lambda f: about.place(f).write_text(less(f)), 'json is damaged or not of'),
   'of another file': (lambda f: other_json(f, sha256='00'), 'is of another file'),
-  'newer': (lambda f: other_json(f, version=99, sm3det_jax='9.9'), 'by sm3det_jax 9.9'),
+  'newer': (lambda f: other_json(f, version=99, sm3det_jax='9.9', size=None), 'by sm3det_jax 9.9'),
   'other format': (lambda f: other_json(f, format='onnx'), 'format onnx'),
   'platform': (lambda f: other_json(f, platforms=['tpu']), 'for tpu, and this is cpu'),
   'no program': (no_program, 'export it anew'),

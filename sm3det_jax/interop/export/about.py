@@ -17,6 +17,16 @@ KIND = 'sm3det_jax export'
 VERSION = 1  # of the JSON; one more where an older reader would read it wrongly
 # what a detection asks of a task's config
 KEYS = ('kind', 'classes', 'bands', 'mean', 'std', 'input', 'size', 'test')
+NEEDED = {
+  'format',
+  'batch',
+  'platforms',
+  'task',
+  'size',
+  'test',
+  'jax',
+  'sha256',
+}  # by whoever reads it
 INPUTS = {'images': 'float32', 'shapes': 'int32'}
 OUTPUTS = ('boxes', 'scores', 'labels', 'valid')
 
@@ -68,18 +78,17 @@ def read(file: pathlib.Path) -> tuple[bytes, dict]:
     raise UserError(f'{beside} is missing; it belongs to {file.name}: copy both')
   try:
     content = json.loads(beside.read_bytes())
-    version, digest = content['version'], content['sha256']
-    good = content['what'] == KIND and isinstance(version, int)
+    known = content['what'] == KIND and content['version'] >= 1
   except (ValueError, KeyError, TypeError):
-    good = False
-  if not good:
-    raise UserError(f'{beside} is damaged or not of `sm3det export`: copy it anew, or export anew')
-  if version > VERSION:
+    known = False
+  if known and content['version'] > VERSION:
     raise UserError(
       f'{file} was exported by sm3det_jax {content.get("sm3det_jax")}, whose exports this version '
       f'({__version__}) does not know: update it, or export anew with this one'
     )
-  if hashlib.sha256(data).hexdigest() != digest:
+  if not known or NEEDED - content.keys():
+    raise UserError(f'{beside} is damaged or not of `sm3det export`: copy it anew, or export anew')
+  if hashlib.sha256(data).hexdigest() != content['sha256']:
     raise UserError(
       f'{file} is damaged, or {beside.name} is of another file (SHA-256): copy both anew'
     )

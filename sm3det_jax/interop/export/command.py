@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> None:
   config, variables = _model(args.workdir)
   if args.task is not None and args.task not in config.tasks:
     raise UserError(f'unknown task {args.task!r}; {args.workdir} has {", ".join(config.tasks)}')
+  if args.format != 'safetensors' and config.tasks[args.task].kind == 'image':
+    raise UserError(f'task {args.task!r} is of images alone: it detects nothing')
   print(_write(args, given, out, config, variables))
 
 
