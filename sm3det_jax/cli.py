@@ -16,6 +16,8 @@ from data_pipelines import dataset_command, errors, prepare_command
 from data_pipelines.errors import UserError
 from sm3det_jax import __version__, bench, compilation_cache, config
 from sm3det_jax.analysis.doctor import command as doctor_command
+from sm3det_jax.interop import command as weights_command
+from sm3det_jax.interop import known_weights
 
 WORKDIR = 'folder of the run: config, checkpoints, logs and results'
 
@@ -34,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
   for library in ('absl', 'jax'):  # their remarks on backends and folders help no user
     logging.getLogger(library).setLevel(logging.ERROR)
   # these load no JAX; `doctor --config` does so itself
-  if args.verb not in ('prepare', 'dataset', 'doctor'):
+  if args.verb not in ('prepare', 'dataset', 'doctor', 'weights'):
     compilation_cache.enable()
   try:
     return args.run(args) or 0
@@ -144,13 +146,11 @@ def _parser():
   p.add_argument('--size', type=_size, help='HxW of the image; by default each task’s own')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
-  p = verb('convert', _convert, 'official weights -> a workdir, or a workdir -> a state dict', True)
-  way = p.add_mutually_exclusive_group(required=True)
-  way.add_argument('--from', dest='source', choices=['official'], help='makes --out of FILE')
-  way.add_argument('--to', choices=['official'], help='makes FILE of --workdir')
-  p.add_argument('--config', help='of the model, with --from')
-  p.add_argument('--out', help='the new workdir, with --from')
-  p.add_argument('file', metavar='FILE', help='weights: .pth, .safetensors or .npz')
+  what = 'the weights that others publish: config, file, source, the paper’s numbers'
+  verb('weights', lambda args: print(known_weights.table()), what, workdir=False)
+
+  what = 'official weights -> a workdir, or a workdir -> a state dict'
+  weights_command.add_arguments(verb('convert', weights_command.run, what, True))
 
   p = verb(
     'compile', _compile, 'compile training for a TPU slice, on any machine', True, workdir=False
@@ -255,21 +255,6 @@ def _account(args):
 
   counts = account.account(c, args.size)
   print(json.dumps(counts) if args.json else account.table(counts))
-
-
-def _convert(args):
-  needed = ('config', 'out') if args.source else ('workdir',)
-  if missing := [f'--{name}' for name in needed if getattr(args, name) is None]:
-    raise UserError(f'{" and ".join(missing)} missing')
-  from sm3det_jax.interop import convert
-
-  if args.to:
-    print(f'{convert.to_file(args.workdir, args.file)} arrays in {args.file}')
-    return
-  c = config.load([f'--config={args.config}', *args.overrides])
-  report = convert.to_workdir(c, args.file, args.out)
-  print(report.table('copied', 'fresh', 'dropped'))
-  print(f'{report.summary()}; all of them in {args.out}/conversion.txt')
 
 
 def _compile(args):
