@@ -14,6 +14,7 @@ import sys
 
 from data_pipelines import dataset_command, errors, prepare_command
 from data_pipelines.errors import UserError
+from data_pipelines.scenes import large
 from sm3det_jax import __version__, bench, compilation_cache, config
 from sm3det_jax.analysis.doctor import command as doctor_command
 from sm3det_jax.interop import command as weights_command
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
   for library in ('absl', 'jax'):  # their remarks on backends and folders help no user
     logging.getLogger(library).setLevel(logging.ERROR)
   # these load no JAX; `doctor --config` does so itself
-  if args.verb not in ('prepare', 'dataset', 'doctor', 'weights'):
+  if args.verb not in ('prepare', 'dataset', 'doctor', 'scenes', 'weights'):
     compilation_cache.enable()
   try:
     return args.run(args) or 0
@@ -119,6 +120,9 @@ def _parser():
   run = lambda args: print(dataset_command.run(args).table())
   p = verb('dataset', run, 'convert, split or tile a data set in its format', workdir=False)
   dataset_command.add_arguments(p)
+
+  what = 'draw large scenes, placed on the Earth, with their labels'
+  large.add_arguments(verb('scenes', large.run, what, workdir=False))
 
   what = 'what is in a data set, raw or prepared, and what is wrong with it: a report page'
   doctor_command.add_arguments(verb('doctor', _doctor, what, True, workdir=False))
