@@ -432,7 +432,8 @@ def test_the_official_model_detects_the_same_once_converted(task, row, golden, t
 @pytest.mark.parametrize(
   'arguments, message',
   [
-    (('--from=official', 'a.pth', '--out=x'), '--config missing'),
+    (('--from=official', 'a.pth'), '--out missing'),
+    (('--from=official', 'gone.pth', '--out=x'), 'gone.pth'),
     (('--to=official', 'a.pth'), '--workdir missing'),
     (('--from=official', '--config=quickstart', 'none.pth', '--out=x'), 'none.pth'),
   ],

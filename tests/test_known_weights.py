@@ -65,7 +65,8 @@ def test_the_table_has_every_row(capsys):
 
 
 def test_detectors_of_one_data_set_are_told_apart(monkeypatch):
-  monkeypatch.setattr(known_weights, 'KNOWN', named('SAR alone', 'optical alone', 'infrared alone'))
+  names = ('SAR alone', 'optical alone', 'infrared alone', 'ConvNeXt-T')
+  monkeypatch.setattr(known_weights, 'KNOWN', named(*names))
   state = without_task(state_of('baselines:separate,task=ifr'), 'ifr')
   found = recognition.recognise(state)
   assert found.fits and [k.name for k in found.known] == ['infrared alone']

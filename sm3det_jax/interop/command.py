@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> None:
   needed = 'out' if args.source else 'workdir'
   if getattr(args, needed) is None:
     raise UserError(f'--{needed} missing')
+  given = args.config and config.load([f'--config={args.config}', *args.overrides])
   from sm3det_jax.interop import convert  # lazily: it loads JAX
 
   if args.to:
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     print(found.words())
     name = found.known[0].config
     paper = '; '.join(f'{k.name}: {known_weights.numbers(k)}' for k in found.known if k.paper)
-  c = config.load([f'--config={name}', *args.overrides])
+  c = given or config.load([f'--config={name}', *args.overrides])
   report = convert.to_workdir(c, args.file, args.out)
   print(report.table('copied', 'fresh', 'dropped'))
   print(f'{report.summary()}; all of them in {args.out}/conversion.txt')
