@@ -1,5 +1,6 @@
 """Which of the known weights a file holds, by the names and shapes of its arrays."""
 
+from collections import Counter
 from typing import NamedTuple
 
 import jax
@@ -37,11 +38,9 @@ class Recognised(NamedTuple):
     names = ' or '.join(dict.fromkeys(k.name for k in self.known))
     if self.fits:
       return f'its arrays are those of {names}: --config={self.known[0].config}'
-    counts = {}
-    for row in self.report.problems:
-      counts[row.status] = counts.get(row.status, 0) + 1
-    differ = ', '.join(f'{n} of another shape' if s == 'shape' else f'{n} {s}'
-                       for s, n in counts.items())  # fmt: skip
+    counts = Counter(row.status for row in self.report.problems)
+    words = {'shape': 'of another shape'}
+    differ = ', '.join(f'{n} {words.get(status, status)}' for status, n in counts.items())
     return f'it resembles most {names} (--config={self.known[0].config}), with {differ}'
 
 
@@ -55,8 +54,8 @@ def recognise(state: dict[str, np.ndarray]) -> Recognised:
   models = {}  # rows that differ in training alone share one
   for config in dict.fromkeys(k.config for k in rows):
     c = config_lib.load([f'--config={config}'])
-    key = repr([{t: (v.head, v.classes) for t, v in c.tasks.items()}, c.backbone, c.moe,
-                c.neck, c.label_space])  # fmt: skip
+    heads = {name: (task.head, task.classes) for name, task in c.tasks.items()}
+    key = repr([heads, c.backbone, c.moe, c.neck, c.label_space])
     models.setdefault(key, (c, []))[1].extend(k for k in rows if k.config == config)
   scores = {key: matching.common(c, state) for key, (c, _) in models.items()}
   best = max(scores.values())

@@ -5,7 +5,7 @@ docs/map.png, with a model of the quickstart:
     sm3det scenes --geotiff=scenes
     sm3det predict --workdir=sm3det_quickstart --task=rgb --save=geojson --out=found scenes/optical.tif
     python -c "from sm3det_jax.viz import maps; maps.write([('scenes/optical.tif',
-      'found/optical.geojson')], 'docs/map.png')"
+      'found/optical_detections.geojson')], 'docs/map.png')"
 """  # noqa: E501
 
 import json
@@ -79,6 +79,7 @@ def _map(axis, geojson):
   axis.set_aspect(1 / np.cos(np.radians(points[:, 1].mean())))
   axis.ticklabel_format(useOffset=False)
   axis.tick_params(axis='x', rotation=20)
+  axis.set_axisbelow(True)
   axis.grid(color='0.85', linewidth=0.6)
   axis.set(title=pathlib.Path(geojson).name, xlabel='longitude', ylabel='latitude')
-  axis.legend(handles=handles, loc='upper left', fontsize=8)
+  axis.legend(handles=handles, loc='upper center', bbox_to_anchor=(0.5, -0.11), ncols=4, fontsize=9)
