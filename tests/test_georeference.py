@@ -129,9 +129,10 @@ def test_what_places_nothing_is_one_line(tmp_path, caplog):
   r = raster(tmp_path / 'good.tif', crs='EPSG:32633', transform=UTM)
   raster(tmp_path / 'no_crs.tif', transform=UTM)
   raster(tmp_path / 'local.tif', crs=local, transform=UTM)
-  raster(tmp_path / 'rpcs.tif', rpcs=RPCS)
-  with rasterio.open(tmp_path / 'rpcs.tif', 'r+') as file:
-    file.update_tags(ns='RPC', LINE_OFF='much')
+  raster(tmp_path / 'rpcs.tif')
+  (tmp_path / 'rpcs.tif.aux.xml').write_text(
+    '<PAMDataset><Metadata domain="RPC"><MDI key="LINE_OFF">much</MDI></Metadata></PAMDataset>'
+  )
   (tmp_path / 'cut.tif').write_bytes((tmp_path / 'good.tif').read_bytes()[:60])
   for name in ('no_crs', 'local', 'rpcs', 'cut', 'good'):
     r.save(tmp_path / f'{name}.geojson')

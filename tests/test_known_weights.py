@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from test_convert import facebook, random_state, run, shapes_of
+from test_convert import alone, facebook, of_one_task, random_state, run, shapes_of
 from tiny import config_file, tiny_config
 
 from sm3det_jax import config as config_lib
@@ -31,9 +31,10 @@ def state_of(name):
   return state
 
 
-def without_task(state, task):
-  """As a file of one data set has them; its pyramid must begin at the first stage."""
-  return {n.removeprefix(f'{task}_'): a for n, a in state.items()}
+@pytest.fixture(scope='module')
+def tiny_state():
+  config = tiny_config(groups=1)
+  return config, random_state(config, shapes_of(config))
 
 
 @pytest.mark.parametrize('known', DETECTORS, ids=lambda k: k.config)
@@ -64,20 +65,23 @@ def test_the_table_has_every_row(capsys):
   assert known_weights.KAGGLE in lines
 
 
-def test_detectors_of_one_data_set_are_told_apart(monkeypatch):
-  names = ('SAR alone', 'optical alone', 'infrared alone', 'ConvNeXt-T')
-  monkeypatch.setattr(known_weights, 'KNOWN', named(*names))
-  state = without_task(state_of('baselines:separate,task=ifr'), 'ifr')
+def test_detectors_of_one_data_set_are_told_apart(tiny_state, tmp_path, monkeypatch):
+  """They have the same names; the classes tell."""
+  configs = {task: alone(tiny_state[0], task) for task in ('rgb', 'ifr')}
+  files = {task: config_file(tmp_path / f'{task}.py', c) for task, c in configs.items()}
+  rows = tuple(Known(task, str(file)) for task, file in files.items())
+  monkeypatch.setattr(known_weights, 'KNOWN', (*rows, *named('ConvNeXt-T')))
+  whole = random_state(configs['ifr'], shapes_of(configs['ifr']))
+  state = of_one_task(whole, 'ifr', start=0)
   found = recognition.recognise(state)
-  assert found.fits and [k.name for k in found.known] == ['infrared alone']
-  assert found.words().endswith('infrared alone: --config=baselines:separate,task=ifr')
+  assert found.fits and found.words().endswith(f'those of ifr: --config={files["ifr"]}')
   gone = next(n for n in state if n.endswith('depthwise_conv.weight'))
   changed = {n: a for n, a in state.items() if n != gone} | {'neck.what': np.zeros(3)}
   found = recognition.recognise(changed)
-  assert not found.fits and found.known[0].name == 'infrared alone'
+  assert not found.fits and found.known == [rows[1]]
   assert found.words().endswith('with 1 missing, 1 unexpected')
   nothing = {f'layer{i}.conv.weight': np.zeros(3) for i in range(9)}
-  for state in (nothing, nothing | {'neck.x': np.zeros(3)}, dict.fromkeys('ab', np.zeros(1))):
+  for state in (nothing, nothing | {'neck.x': np.zeros(3)}):
     assert 'none of the files' in recognition.recognise(state).words()
 
 
@@ -86,6 +90,7 @@ def test_detectors_of_one_data_set_are_told_apart(monkeypatch):
   'config, names',
   [
     ('sm3det_convnext_t', ['SM3Det-T']),
+    ('baselines:separate,task=ifr', ['infrared alone']),
     ('baselines:dla', ['SM3Det-T, DLA only', 'simple joint training']),
     ('baselines:unidet', ['uncertainty loss', 'UniDet']),
     ('sm3det:backbone=lsknet,size=S', ['SM3Det, LSKNet-S']),
@@ -93,6 +98,8 @@ def test_detectors_of_one_data_set_are_told_apart(monkeypatch):
 )
 def test_joint_detectors_are_told_apart(config, names):
   state = state_of(config)
+  if names == ['infrared alone']:
+    state = of_one_task(state, 'ifr', start=0)
   if 'UniDet' in names:
     state['mtl_sigma'] = np.ones(7)  # of the uncertainty loss, which detects without it
   found = recognition.recognise(state)
@@ -109,12 +116,6 @@ def test_backbones_of_imagenet_are_told_apart():
     config = config_lib.load([f'--config={name}'])
     found = recognition.recognise(facebook(config, Zeros))
     assert found.fits and {k.name for k in found.known} == {want}
-
-
-@pytest.fixture(scope='module')
-def tiny_state():
-  config = tiny_config(groups=1)
-  return config, random_state(config, shapes_of(config))
 
 
 @pytest.fixture

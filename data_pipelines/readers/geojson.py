@@ -21,7 +21,7 @@ PROPERTIES = ('class', 'label', 'name', 'type', 'category', 'class_name')
 
 UNPLACED = 'image without a georeference'
 MISSING = (
-  f'{UNPLACED}: it needs a coordinate system with an affine transform or ground control points, '
+  'it needs a coordinate system with an affine transform or ground control points, '
   'or RPCs (gdal_edit.py -a_srs EPSG:CODE -a_ullr .. writes the first two)'
 )
 
