@@ -1,11 +1,11 @@
 """A scene beside its detections on a map, made of the files that `predict` writes.
 
-docs/map.png, with a model of the quickstart:
+docs/map.png is made so, with a model of the quickstart:
 
-    sm3det scenes --geotiff=scenes
-    sm3det predict --workdir=sm3det_quickstart --task=rgb --save=geojson --out=found scenes/optical.tif
-    python -c "from sm3det_jax.viz import maps; maps.write([('scenes/optical.tif',
-      'found/optical_detections.geojson')], 'docs/map.png')"
+    sm3det scenes --geotiff=scenes --size=1536
+    for TASK,SCENE in rgb,optical and sar,sar:
+      sm3det predict --workdir=sm3det_quickstart --task=TASK --score_threshold=0.5 --save=geojson --out=found scenes/SCENE.tif
+    maps.write([('scenes/SCENE.tif', 'found/SCENE_detections.geojson'), ..], 'docs/map.png')
 """  # noqa: E501
 
 import json
@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from sm3det_jax.viz import draw
 
 PIXELS = 800  # of a scene's longer side in the picture
-DPI = 110
+DPI = 80
 SIDE = 7.0  # inches of a panel
 
 
