@@ -50,6 +50,13 @@ def counted(report):
   return {s: n for s in STATUSES if (n := sum(r.status == s for r in report.rows))}
 
 
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch):
+  """What a refused file resembles is tested in test_known_weights."""
+  nothing = recognition.Recognised([], None)
+  monkeypatch.setattr(recognition, 'recognise', lambda state: nothing)
+
+
 @pytest.fixture(scope='module')
 def config():
   return tiny_config(groups=1)

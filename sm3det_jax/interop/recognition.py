@@ -54,8 +54,9 @@ def recognise(state: dict[str, np.ndarray]) -> Recognised:
   models = {}  # rows that differ in training alone share one
   for config in dict.fromkeys(k.config for k in rows):
     c = config_lib.load([f'--config={config}'])
-    heads = {name: (task.head, task.classes) for name, task in c.tasks.items()}
-    key = repr([heads, c.backbone, c.moe, c.neck, c.label_space])
+    heads = {name: (task.head.to_dict(), task.classes) for name, task in c.tasks.items()}
+    parts = (part.to_dict() for part in (c.backbone, c.moe, c.neck))
+    key = repr([heads, *parts, c.label_space])
     models.setdefault(key, (c, []))[1].extend(k for k in rows if k.config == config)
   scores = {key: matching.common(c, state) for key, (c, _) in models.items()}
   best = max(scores.values())
