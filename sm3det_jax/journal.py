@@ -72,11 +72,15 @@ class Journal:
     self._file.flush()
     os.fsync(self._file.fileno())
 
+  def close(self) -> None:
+    """Ends the writing; the file stays."""
+    self._file.close()
+
   def __enter__(self):
     return self
 
   def __exit__(self, *_):
-    self._file.close()
+    self.close()
 
 
 def key(path: str | os.PathLike, *parts) -> str:

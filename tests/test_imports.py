@@ -25,7 +25,8 @@ COLUMNS = [
   ('model', 'inference'),
   ('optim', 'checkpoint', 'journal', 'logs', 'metrics', 'interop', 'viz'),
   ('results',),
-  ('train', 'evaluate', 'predict', 'scene'),
+  ('train', 'evaluate', 'predict', 'scene', 'progress', 'selection', 'series', 'sources')
+  + ('result_files',),
   ('analysis',),
   (),  # jobs
   ('cli', 'bench'),

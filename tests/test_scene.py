@@ -15,7 +15,7 @@ import rasters as writers
 
 from data_pipelines import images, rasters
 from sm3det_jax import config as config_lib
-from sm3det_jax import journal, predict, scene
+from sm3det_jax import journal, predict, progress, scene
 from sm3det_jax.config import ConfigDict, label_space, task
 from sm3det_jax.heads.common import Detections
 from sm3det_jax.metrics import merge
@@ -322,7 +322,7 @@ def test_an_output_that_cannot_be_is_told_before_the_work(tmp_path, detector, mo
 
 
 def test_on_a_terminal_there_is_a_bar(detector, monkeypatch, capsys):
-  monkeypatch.setattr(scene.logs, 'on_terminal', lambda: True)
+  monkeypatch.setattr(progress.logs, 'on_terminal', lambda: True)
   detector.predict(dotted(300, 420)[0], 'rgb', progress=True)
   text = capsys.readouterr().err
   assert '70/70' in text and 'windows/s' in text and 'found' in text
@@ -347,16 +347,20 @@ import numpy as np
 from data_pipelines import rasters
 from sm3det_jax import config as config_lib, scene
 from sm3det_jax.config import task
+from sm3det_jax.inference import Pass
 tile = dict(size=512, overlap=64, keep=.7)
 c = task('obb', 'x', ('a',), size=(512, 512), test=dict(tile=tile))
 kinds = ((5,), float), ((), float), ((), int), ((), bool)
 none = lambda n: [np.zeros((n, 1, *k), t) for k, t in kinds]
 from sm3det_jax.heads.common import Detections
-step = lambda images, shapes: Detections(*none(len(images)))
+step = lambda images, shapes: (Detections(*none(len(images))),)
+own, thresholds = np.zeros(1, int), np.full(1, 0.3)
+one = Pass({'a': c}, step, {'a': own}, {'a': thresholds})
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before = peak()
 with rasters.open_raster(sys.argv[1]) as raster:
-  found = scene.detect(raster, c, step, np.zeros(1, int), .3)
+  (found,) = scene.detect([scene.Scene(raster, [one])])
+  assert found.done == 45 * 45
   raster.overview()
 print(peak() - before)
 """

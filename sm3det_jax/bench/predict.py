@@ -14,7 +14,7 @@ from data_pipelines import rasters
 from sm3det_jax import scene
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import build
-from sm3det_jax.inference import detect_step, own_labels
+from sm3det_jax.inference import Pass, detect_step, own_labels
 
 SCORE = 0.3
 
@@ -36,7 +36,8 @@ def measure(config: ConfigDict, steps: int = 16) -> dict[str, float]:
   c.test.tile.size, c.test.tile.overlap = size, size // 4
   model, own = build(config), own_labels(config, name)
   variables, run = jax.jit(model.init)(jax.random.key(0)), detect_step(model, config, name)
-  step = lambda images, shapes: run(variables, images, shapes)
+  step = lambda images, shapes: (run(variables, images, shapes),)
+  heads = Pass({name: c}, step, {name: own}, {name: np.full(len(c.classes), SCORE)})
   side = math.ceil(math.sqrt(steps * scene.BATCH))
   length = size + (side - 1) * (size - size // 4)
   with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +52,8 @@ def measure(config: ConfigDict, steps: int = 16) -> dict[str, float]:
       jax.block_until_ready(found)
       model_s, before = time.perf_counter() - start, _peak()
       start = time.perf_counter()
-      scene.detect(raster, c, step, own, SCORE)
+      (whole,) = scene.detect([scene.Scene(raster, [heads])])
+      whole.found(name)
       scene_s = time.perf_counter() - start
   return {
     'windows': len(places),

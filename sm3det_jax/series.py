@@ -1,0 +1,93 @@
+"""Images one after the other, through the heads that are asked for, to their results."""
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from data_pipelines import georeference, rasters
+from data_pipelines.errors import UserError
+from sm3det_jax import scene
+from sm3det_jax.progress import Shown
+from sm3det_jax.results import Result
+from sm3det_jax.selection import Asked, UndecidedError
+
+logger = logging.getLogger(__name__)
+
+
+def results(
+  images: Iterable,
+  asked: Asked,
+  passes: Callable,
+  refuse: Callable,
+  total: int | None = None,
+  progress: bool = False,
+  journals: Callable = lambda raster, image, tasks: {},
+) -> Iterator[tuple[scene.Scene, dict[str, Result]]]:
+  """Yields each image, still open, and its results by task.
+
+  Args:
+    images: paths, arrays or open rasters, taken a few ahead of what is yielded.
+    asked: which tasks look, and what of it counts.
+    passes: (tasks, asked) -> the passes of the backbone that they need.
+    refuse: called with an image that cannot be used, and the error.
+    total: how many there are, None for who knows.
+    progress: show how far it is.
+    journals: (raster, image, tasks) -> `scene.Scene.journals`.
+  """
+  passes = functools.cache(functools.partial(passes, asked=asked))
+
+  def scenes():
+    for image in images:
+      try:
+        yield _opened(image, asked, passes, journals)
+      except UndecidedError:
+        raise
+      except (OSError, UserError) as error:
+        refuse(image, error)
+
+  with Shown(total, scene.BATCH + 1, progress) as shown:
+    for one in scene.detect(scenes(), shown):
+      if one.error is not None:
+        refuse(one.source, one.error)
+        continue
+      found = _found(one)
+      shown.image(sum(map(len, found.values())))
+      remark(one.raster)
+      yield one, found
+
+
+def _opened(image, asked, passes, journals):
+  with contextlib.ExitStack() as stack:
+    own = not isinstance(image, rasters.Raster)
+    raster = stack.enter_context(rasters.open_raster(image)) if own else image
+    tasks = asked.tasks_of(raster, _place(image))
+    one = scene.Scene(raster, passes(tasks), image, journals(raster, image, tasks), own)
+    stack.pop_all()  # the scene closes it
+  return one
+
+
+def _place(image: Any):
+  return georeference.read(image) if isinstance(image, (str, os.PathLike)) else None
+
+
+def _found(one):
+  """{task: Result} of a finished scene."""
+  size, place, results = (one.raster.height, one.raster.width), _place(one.source), {}
+  for task, c in one.tasks.items():
+    found = one.found(task)
+    columns = found['boxes'], found['scores'], found['labels']
+    results[task] = Result(*columns, tuple(c.classes), task, one.source, size, place)
+  return results
+
+
+def remark(raster: rasters.Raster) -> None:
+  """Says what is to be said of a raster that was read."""
+  for text, count in raster.remarks.items():
+    logger.warning('%s: %s%s', raster.name, text, f' ({count})' if count > 1 else '')
+  if (turn := raster.header.orientation) != 1:
+    logger.warning(
+      '%s: EXIF orientation %d is not applied: boxes are of stored pixels', raster.name, turn
+    )
