@@ -14,8 +14,7 @@ import numpy as np
 from data_pipelines import errors, rasters, transforms
 from data_pipelines import images as image_files
 from data_pipelines.errors import UserError
-from sm3det_jax import checkpoint, compilation_cache, scene, selection, series, sharding, sources
-from sm3det_jax import journal as journal_lib
+from sm3det_jax import checkpoint, compilation_cache, journal, selection, series, sharding, sources
 from sm3det_jax.config import ConfigDict, copied
 from sm3det_jax.detector import build
 from sm3det_jax.inference import Pass, detect_step, own_labels
@@ -172,17 +171,14 @@ class Detector:
       self._elsewhere[device] = Detector(self.config, self.variables, device)
     return self._elsewhere[device]
 
-  def journal_key(self, raster: rasters.Raster, task: str, score_threshold) -> str | None:
-    """What the detections of a task in a raster's file depend on; None for one window."""
-    places = scene.windows(raster.height, raster.width, self.config.tasks[task])
-    if len(places) == 1:
-      return None
-    setting = json.dumps(self.config.to_dict(), sort_keys=True), task, score_threshold
-    return journal_lib.key(raster.name, *setting, places.tobytes(), self._fingerprint)
+  def key(self, *asked) -> str:
+    """What detections depend on: the model and what is asked for, as for `journal.key`."""
+    setting = json.dumps(self.config.to_dict(), sort_keys=True)
+    return journal.key(self._fingerprint, setting, *asked)
 
   @functools.cached_property
   def _fingerprint(self):
-    return journal_lib.fingerprint(self.variables)
+    return journal.fingerprint(self.variables)
 
   def _look(self, task, raster, pixels):
     """Says once where a task's mean and std are of another unit than pixels."""
@@ -231,9 +227,9 @@ def predict(
     images: files, folders whose image files are meant, globs, text files of paths.
     out: folder, made if absent.
     save: further formats, of `results.formats.FORMATS`: `<name>_detections.geojson` and so on.
-    resume: go on where the same command was interrupted: what is in the journals of images of
-      several windows, `<name>_detections.journal`, is not computed again. A command that comes to
-      its end removes them.
+    resume: go on where the same command was interrupted: images that `predict.journal` says are
+      done, and windows that are in the journal of a large image, `<name>_detections.journal`, are
+      not computed again. A command that comes to its end leaves neither.
 
   Returns:
     One line for each file that could not be used, or not be saved so; the others are done all the
@@ -245,15 +241,12 @@ def predict(
   """
   detector = Detector.from_checkpoint(workdir, device)
   asked = selection.Asked(detector.config, task, score_threshold)
-  folder = Folder(out, images, save, asked.several)
-  key = lambda raster, task: detector.journal_key(raster, task, score_threshold)
-  journals = functools.partial(folder.journals, key, resume)
+  key = functools.partial(detector.key, task, score_threshold)
+  folder = Folder(out, images, save, asked.several, key, resume)
+  paths = folder.paths
   found = series.results(
-    folder.paths, asked, detector.passes, folder.refuse, len(folder.paths), True, journals
+    paths, asked, detector.passes, folder.refuse, len(paths), True, folder.journals
   )
   for one, results in found:
-    for task, result in results.items():
-      picture = functools.partial(detector.plot, one.raster, result, task, title=one.source.name)
-      folder.save(result, picture)
-  folder.end()
-  return folder.problems
+    folder.save(one, results, functools.partial(detector.plot, title=one.source.name))
+  return folder.end()

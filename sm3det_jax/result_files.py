@@ -5,13 +5,16 @@ import logging
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from data_pipelines import errors, rasters
 from data_pipelines.errors import UserError
-from sm3det_jax import sources
-from sm3det_jax.journal import Journal
+from sm3det_jax import scene, sources
+from sm3det_jax.config import ConfigDict
+from sm3det_jax.journal import Done, Journal, beginning
 from sm3det_jax.results import Result, formats, places
+
+DONE = 'predict.journal'  # in the folder of results, while there is something to do
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +27,11 @@ class Folder:
     images: paths, as `sources.of_paths` takes them.
     save: further formats than JSON, of `results.formats.FORMATS`.
     by_task: whether names carry the task.
+    key: (parts) -> what results depend on, as `journal.key`.
+    resume: take over what the journals have of an interrupted command.
 
   Attributes:
-    paths: of the images.
-    problems: one line for each file that could not be used or saved.
+    paths: of the images that are still to do.
 
   Raises:
     UserError: unknown format; no image at all.
@@ -40,19 +44,29 @@ class Folder:
     images: Iterable[str | os.PathLike],
     save: Iterable[str],
     by_task: bool,
+    key: Callable,
+    resume: bool,
   ):
     self._formats = formats.checked(dict.fromkeys(('json', *save)))
-    self._out, self._by_task, self.problems = pathlib.Path(out), by_task, []
+    self._out, self._by_task, self._key, self._resume = pathlib.Path(out), by_task, key, resume
     given = sources.of_paths(images)
     self._names = dict(places.of_images(given))
-    self.paths = list(self._names)
-    self._journals, self._alike = [], collections.defaultdict(list)  # reason: names of images
+    self._problems, self._alike = [], collections.defaultdict(list)  # reason: names of images
     self._out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=self._out):  # told before the work, not after it
       pass
     for folder in filter(pathlib.Path.is_dir, given):
-      if not any(path.is_relative_to(folder) for path in self.paths):
+      if not any(path.is_relative_to(folder) for path in self._names):
         self._tell(f'{folder}: no image in it')
+    several = len(self._names) > 1
+    self._done = Done(self._out / DONE, key(*self._formats), resume) if several else None
+    self.paths = [path for path in self._names if not self._is_done(path)]
+
+  def _is_done(self, path):
+    try:
+      return self._done is not None and path in self._done
+    except OSError:  # it is told when it is its turn
+      return False
 
   def refuse(self, path: pathlib.Path, error: Exception) -> None:
     """Notes why a file could not be used."""
@@ -60,63 +74,66 @@ class Folder:
     self._tell(text if str(path) in text else f'{path}: {text}')
 
   def journals(
-    self, key: Callable, resume: bool, raster: rasters.Raster, path: pathlib.Path, tasks: Iterable
+    self, raster: rasters.Raster, path: pathlib.Path, tasks: Mapping[str, ConfigDict]
   ) -> dict[str, Journal]:
-    """The journal of each task that has one.
-
-    Args:
-      key: (raster, task) -> what the detections depend on, None for no journal.
-      resume: take over what the journals have.
-      raster, path, tasks: of an image.
-    """
-    keys = {task: key(raster, task) for task in tasks}
+    """The journal of each of the tasks that look at an image of several windows."""
     found = {}
-    for task, text in keys.items():
-      if text is not None:
+    for task, c in tasks.items():
+      windows = scene.windows(raster.height, raster.width, c)
+      if len(windows) > 1:
         place = self._place(path, task, '.journal')
         place.parent.mkdir(parents=True, exist_ok=True)
-        found[task] = Journal(place, text, resume)
+        key = self._key(task, windows.tobytes(), beginning(path))
+        found[task] = Journal(place, key, self._resume)
     return found
 
-  def save(self, result: Result, picture: Callable) -> None:
-    """Writes the detections of a file in one task.
-
-    Args:
-      result: of one of the `paths`.
-      picture: called with the `path` of a PNG to write.
-    """
-    place = lambda suffix: self._place(result.image, result.task, suffix)
+  def save(self, one: scene.Scene, results: Mapping[str, Result], plot: Callable) -> None:
+    """Writes the results of an image, by task; `plot` as `Detector.plot`."""
+    path, whole = one.source, True
     try:
-      place('').parent.mkdir(parents=True, exist_ok=True)
-      picture(path=place('.png'))
-      for name in self._formats:
-        self._save(result, place(formats.FORMATS[name].suffix), name)
+      for task, result in results.items():
+        self._place(path, task, '').parent.mkdir(parents=True, exist_ok=True)
+        plot(one.raster, result, task, self._place(path, task, '.png'))
+        for name in self._formats:
+          suffix = formats.FORMATS[name].suffix
+          whole &= self._saved(result, self._place(path, task, suffix), name)
     except (OSError, UserError) as error:
       if getattr(error, 'errno', None) in errors.FULL:  # so it will be for the others
         raise
-      self.refuse(result.image, error)
-    else:
-      self._journals.append(place('.journal'))
+      self.refuse(path, error)
+      return
+    if self._done is not None and whole:  # what lacks something is to be told again
+      self._done.add(path)
+    for task in results:
+      self._place(path, task, '.journal').unlink(missing_ok=True)
 
-  def _save(self, result, path, name):
+  def _saved(self, result, path, name):
     try:
       result.save(path, name)
+      return True
     except UserError as error:  # such as no georeference
       reason = str(error).removeprefix(f'{result.name}: ')
       self._alike[reason].append(result.name)
+      return False
 
-  def end(self) -> None:
-    """All is done: no journal is needed any more; what many files lacked is told once."""
-    for journal in self._journals:
-      journal.unlink(missing_ok=True)
+  def end(self) -> list[str]:
+    """All is done: what many files lacked is told once.
+
+    Returns:
+      One line for each file that could not be used or saved.
+    """
+    if self._done is not None:
+      self._done.close()
+      self._done.path.unlink(missing_ok=True)
     for reason, names in self._alike.items():
       more = f' (and {len(names) - 1} more images)' * (len(names) > 1)
       self._tell(f'{names[0]}{more}: {reason}')
+    return self._problems
 
   def _place(self, path, task, suffix):
     end = f'.{task}_detections' if self._by_task else '_detections'
     return self._out / f'{self._names[path]}{end}{suffix}'
 
   def _tell(self, line):
-    self.problems.append(line)
+    self._problems.append(line)
     logger.error('%s', line)

@@ -14,6 +14,7 @@ from data_pipelines.georeference import Georeference
 from sm3det_jax.config import ConfigDict
 
 SCORE = 0.3  # of classes whose threshold is not given
+MIDDLE = 1024  # px a side that are looked at to tell a task
 AUTO = 'auto'  # instead of a task: the one that an image's file decides
 # keys of a task that say nothing of how its images become the backbone's
 OWN = ('kind', 'dataset', 'classes', 'ratio', 'train', 'test', 'head', 'max_objects')
@@ -126,8 +127,8 @@ def decide(raster: rasters.Raster, place: Georeference | None, config: ConfigDic
     bands = ', '.join(f'{name} {c.bands}' for name, c in among.items())
     raise UserError(f'{raster.name} has {raster.bands} bands; the tasks have {bands}')
   if len(fit) > 1:
-    pixels, _ = raster.overview()
-    fit = {n: c for n, c in fit.items() if _of_range(pixels, c)} or fit
+    pixels = _middle(raster)
+    fit = {n: c for n, c in fit.items() if pixels is None or _of_range(pixels, c)} or fit
   if raster.header.stored.startswith('complex') or (place is not None and place.transform is None):
     fit = {n: c for n, c in fit.items() if 'sar' in f'{n} {c.dataset}'.lower()} or fit
   if len(fit) > 1:
@@ -135,6 +136,14 @@ def decide(raster: rasters.Raster, place: Georeference | None, config: ConfigDic
       f'{raster.name}: bands, type and georeference fit the tasks {", ".join(fit)} alike: name one'
     )
   return next(iter(fit))
+
+
+def _middle(raster):
+  """Pixels of its middle; None if none has data."""
+  (x1, x2), (y1, y2) = (
+    (max(0, (n - MIDDLE) // 2), (n + min(n, MIDDLE)) // 2) for n in (raster.width, raster.height)
+  )
+  return raster.read(x1, y1, x2, y2)
 
 
 def _of_range(pixels, c):

@@ -35,7 +35,7 @@ def results(
     refuse: called with an image that cannot be used, and the error.
     total: how many there are, None for who knows.
     progress: show how far it is.
-    journals: (raster, image, tasks) -> `scene.Scene.journals`.
+    journals: (raster, image, {task: config}) -> `scene.Scene.journals`.
   """
   passes = functools.cache(functools.partial(passes, asked=asked))
 
@@ -63,8 +63,9 @@ def _opened(image, asked, passes, journals):
   with contextlib.ExitStack() as stack:
     own = not isinstance(image, rasters.Raster)
     raster = stack.enter_context(rasters.open_raster(image)) if own else image
-    tasks = asked.tasks_of(raster, _place(image))
-    one = scene.Scene(raster, passes(tasks), image, journals(raster, image, tasks), own)
+    over = passes(asked.tasks_of(raster, _place(image)))
+    tasks = {name: c for p in over for name, c in p.tasks.items()}
+    one = scene.Scene(raster, over, image, journals(raster, image, tasks), own)
     stack.pop_all()  # the scene closes it
   return one
 
