@@ -6,7 +6,8 @@ band's other pixels in the window: it costs no pass over the scene, and a scene 
 tiles gives what the tiles give.
 
 TIFF, JPEG 2000 and .npy files are read by windows; the other formats, which have no windows, are
-unpacked by who reads first, and lie in memory from then on, as arrays do. The limits of `images` hold for what is unpacked at once: a strip or a tile.
+unpacked by who reads first, and lie in memory from then on, as arrays do. The limits of `images`
+hold for what is unpacked at once: a strip or a tile.
 """
 
 import os

@@ -11,28 +11,29 @@ wait for a batch (`PATIENCE`) and their detections, not by the size of an image 
 
 import collections
 import contextlib
+import dataclasses
 import itertools
+import math
 import os
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import jax
 import numpy as np
 
 from data_pipelines import rasters, tiling, transforms
 from data_pipelines.errors import UserError
+from sm3det_jax.batches import BATCH, Flow
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.inference import Pass
 from sm3det_jax.journal import Journal
 from sm3det_jax.metrics import merge
 from sm3det_jax.progress import Shown
 
-BATCH = 4  # windows at once
 LARGE = 2  # an image beyond so many canvases is cut into windows, even for a task of whole images
 THREADS = min(4, os.cpu_count() or 1)
 AHEAD = 2**27  # bytes of windows that are read ahead, at most (but one batch a thread)
-IN_FLIGHT = 2  # batches on the device
 PATIENCE = 64  # images, behind the oldest, that may come before its batch is computed unfilled
 
 
@@ -136,10 +137,32 @@ class Scene:
       self.raster.close()
 
 
-def detect(scenes: Iterable[Scene], shown: Shown | None = None) -> Iterator[Scene]:
+@dataclasses.dataclass
+class Refused:
+  """Stands among scenes for an image that could not be opened, so that it is told in its turn."""
+
+  source: Any
+  error: Exception
+  passes = ()
+  todo: Mapping = types.MappingProxyType({})
+  count = done = objects = 0
+  reading: int = 0
+
+  @property
+  def finished(self) -> bool:
+    """As of a scene."""
+    return not self.reading
+
+  def close(self) -> None:
+    """There is nothing to end."""
+
+
+def detect(
+  scenes: Iterable[Scene | Refused], shown: Shown | None = None
+) -> Iterator[Scene | Refused]:
   """Yields the scenes in their order, each when it is finished; closes it after that.
 
-  Windows without any data are skipped. A scene with an `error` has no detections to ask for.
+  Windows without any data are skipped. What has an `error` has no detections.
 
   Args:
     scenes: taken a few ahead of what is yielded.
@@ -151,7 +174,7 @@ def detect(scenes: Iterable[Scene], shown: Shown | None = None) -> Iterator[Scen
     return
   alone = len(first) == 1 and first[0].count == len(first[0].passes)
   batch = 1 if alone else BATCH  # one window would be computed BATCH times
-  order, flow = collections.deque(), _Flow(batch, shown)
+  order, flow = collections.deque(), Flow(batch, shown)
 
   def groups():
     for scene in itertools.chain(first, scenes):
@@ -173,9 +196,9 @@ def detect(scenes: Iterable[Scene], shown: Shown | None = None) -> Iterator[Scen
       finally:
         order.popleft().close()
 
-  size = max(np.prod(p.config.size) * p.config.bands for p in first[0].passes)
-  ahead = AHEAD // (BATCH * size * first[0].raster.dtype.itemsize)
-  ahead = int(np.clip(ahead, THREADS, 4 * THREADS))
+  bytes_of = lambda scene, c: math.prod(c.size) * c.bands * scene.raster.dtype.itemsize
+  largest = max((bytes_of(s, p.config) for s in first for p in s.passes), default=AHEAD)
+  ahead = min(max(AHEAD // (BATCH * largest), THREADS), 4 * THREADS)
   try:
     with contextlib.closing(_ahead(_read, groups(), THREADS, ahead)) as reading:
       for scene, p, canvases in reading:
@@ -207,61 +230,6 @@ def _read(group):
   except (OSError, UserError) as error:
     scene.error = error
   return scene, p, canvases
-
-
-class _Flow:
-  """Windows -> batches of one pass and one type of pixels -> the device -> their scenes."""
-
-  def __init__(self, batch, shown):
-    self._batch, self._shown = batch, shown
-    self._waiting, self._flight = collections.defaultdict(list), collections.deque()
-
-  def put(self, scene, p, canvases, late=None):
-    """Takes canvases; a scene that has been waited for too long gets its batch now."""
-    for place, image, scale in canvases:
-      if image is None:
-        self._add(scene, p, [p.nothing(place)])
-        continue
-      scene.look(p, image)
-      entries = self._waiting[p, image.dtype]
-      entries.append((scene, place, image, scale))
-      if len(entries) == self._batch:
-        self._start(p, image.dtype)
-    for p, dtype in [
-      k for k, entries in self._waiting.items() if any(e[0] is late for e in entries)
-    ]:
-      self._start(p, dtype)
-    while len(self._flight) > IN_FLIGHT:
-      self._land()
-
-  def end(self):
-    """Computes what still waits."""
-    for key in list(self._waiting):
-      self._start(*key)
-    while self._flight:
-      self._land()
-
-  def _start(self, p, dtype):
-    c, entries = p.config, self._waiting.pop((p, dtype))
-    images = np.zeros((self._batch, *c.size, c.bands), dtype)
-    shapes = np.full((self._batch, 2), c.size, np.int32)
-    for i, (_, _, image, _) in enumerate(entries):
-      images[i, : image.shape[0], : image.shape[1]], shapes[i] = image, image.shape[:2]
-    placed = [(scene, place, scale) for scene, place, _, scale in entries]
-    self._flight.append((p, p.step(images, shapes), placed))
-
-  def _land(self):
-    p, found, placed = self._flight.popleft()
-    found = jax.device_get(found)
-    rows = [
-      (scene, p.rows(found, i, place, scale)) for i, (scene, place, scale) in enumerate(placed)
-    ]
-    for scene, some in itertools.groupby(rows, key=lambda row: row[0]):
-      self._add(scene, p, [row for _, row in some])
-
-  def _add(self, scene, p, rows):
-    scene.add(p, rows)
-    self._shown.windows(len(rows), sum(len(r['scores']) for row in rows for r in row.values()))
 
 
 def _ahead(function: Callable, items: Iterable, threads: int, most: int) -> Iterator:

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_pipelines import georeference, rasters
 from data_pipelines.errors import UserError
-from sm3det_jax import scene
+from sm3det_jax import batches, scene
 from sm3det_jax.progress import Shown
 from sm3det_jax.results import Result
 from sm3det_jax.selection import Asked, UndecidedError
@@ -46,11 +46,12 @@ def results(
       except UndecidedError:
         raise
       except (OSError, UserError) as error:
-        refuse(image, error)
+        yield scene.Refused(image, error)
 
-  with Shown(total, scene.BATCH + 1, progress) as shown:
+  with Shown(total, batches.BATCH + 1, progress) as shown:
     for one in scene.detect(scenes(), shown):
       if one.error is not None:
+        shown.image(0)
         refuse(one.source, one.error)
         continue
       found = _found(one)

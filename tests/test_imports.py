@@ -25,8 +25,8 @@ COLUMNS = [
   ('model', 'inference'),
   ('optim', 'checkpoint', 'journal', 'logs', 'metrics', 'interop', 'viz'),
   ('results',),
-  ('train', 'evaluate', 'predict', 'scene', 'progress', 'selection', 'series', 'sources')
-  + ('result_files',),
+  ('train', 'evaluate', 'predict', 'result_files', 'series', 'scene', 'batches', 'progress')
+  + ('selection', 'sources'),
   ('analysis',),
   (),  # jobs
   ('cli', 'bench'),
