@@ -126,7 +126,7 @@ class Folder:
       self._done.close()
       self._done.path.unlink(missing_ok=True)
     for reason, names in self._alike.items():
-      more = f' (and {len(names) - 1} more images)' * (len(names) > 1)
+      more = f' (and {len(names) - 1} more)' * (len(names) > 1)
       self._tell(f'{names[0]}{more}: {reason}')
     return self._problems
 

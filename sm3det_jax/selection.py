@@ -111,10 +111,10 @@ def of_one_pass(names: Iterable[str], config: ConfigDict) -> list[tuple[str, ...
 def decide(raster: rasters.Raster, place: Georeference | None, config: ConfigDict) -> str:
   """The one task that an image's bands, type of pixels and georeference leave.
 
-  Tasks of as many bands as the image has go before those that one band is repeated for; those whose
-  mean and std are of another range than the pixels are out. Complex pixels, and ground control
-  points instead of an affine transform, are radar's: if there are tasks whose name or data set says
-  `sar`, it is among these.
+  Tasks of as many bands as the image has go before those that one band is repeated for. Complex
+  pixels, and ground control points instead of an affine transform, are radar's: tasks whose name or
+  data set says `sar` go before others then. Those whose mean and std are of another range than the
+  pixels go last.
 
   Raises:
     UndecidedError: several tasks are left.
@@ -126,11 +126,11 @@ def decide(raster: rasters.Raster, place: Georeference | None, config: ConfigDic
   if not fit:
     bands = ', '.join(f'{name} {c.bands}' for name, c in among.items())
     raise UserError(f'{raster.name} has {raster.bands} bands; the tasks have {bands}')
+  if raster.header.stored.startswith('complex') or (place is not None and place.transform is None):
+    fit = {n: c for n, c in fit.items() if 'sar' in f'{n} {c.dataset}'.lower()} or fit
   if len(fit) > 1:
     pixels = _middle(raster)
     fit = {n: c for n, c in fit.items() if pixels is None or _of_range(pixels, c)} or fit
-  if raster.header.stored.startswith('complex') or (place is not None and place.transform is None):
-    fit = {n: c for n, c in fit.items() if 'sar' in f'{n} {c.dataset}'.lower()} or fit
   if len(fit) > 1:
     raise UndecidedError(
       f'{raster.name}: bands, type and georeference fit the tasks {", ".join(fit)} alike: name one'

@@ -375,7 +375,7 @@ def test_predict_saves_further_formats(tmp_path, monkeypatch, caplog):
   for name in ('more', 'most'):
     raster(tmp_path / f'{name}.tif')
   (error,) = predict.predict('run', 'rgb', [tmp_path], out, save=('geojson',))
-  assert error.startswith(f'{tmp_path}/more.tif (and 2 more images): no GeoJSON')
+  assert error.startswith(f'{tmp_path}/more.tif (and 2 more): no GeoJSON')
   with pytest.raises(UserError, match="format 'shp' of results"):
     predict.predict('run', 'rgb', files, out, save=('shp',))
 
