@@ -52,6 +52,7 @@ class Folder:
     given = sources.of_paths(images)
     self._names = dict(places.of_images(given))
     self._problems, self._alike = [], collections.defaultdict(list)  # reason: names of images
+    self._journals = set()
     self._out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=self._out):  # told before the work, not after it
       pass
@@ -85,6 +86,7 @@ class Folder:
         place.parent.mkdir(parents=True, exist_ok=True)
         key = self._key(task, windows.tobytes(), beginning(path))
         found[task] = Journal(place, key, self._resume)
+        self._journals.add(place)
     return found
 
   def save(self, one: scene.Scene, results: Mapping[str, Result], plot: Callable) -> None:
@@ -104,8 +106,8 @@ class Folder:
       return
     if self._done is not None and whole:  # what lacks something is to be told again
       self._done.add(path)
-    for task in results:
-      self._place(path, task, '.journal').unlink(missing_ok=True)
+      for task in results:
+        self._place(path, task, '.journal').unlink(missing_ok=True)
 
   def _saved(self, result, path, name):
     try:
@@ -125,6 +127,8 @@ class Folder:
     if self._done is not None:
       self._done.close()
       self._done.path.unlink(missing_ok=True)
+    for place in self._journals:
+      place.unlink(missing_ok=True)
     for reason, names in self._alike.items():
       more = f' (and {len(names) - 1} more)' * (len(names) > 1)
       self._tell(f'{names[0]}{more}: {reason}')
