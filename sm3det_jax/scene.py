@@ -144,7 +144,7 @@ class Refused:
   source: Any
   error: Exception
   passes = ()
-  todo: Mapping = types.MappingProxyType({})
+  todo = types.MappingProxyType({})
   count = done = objects = 0
   reading: int = 0
 
