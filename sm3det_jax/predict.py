@@ -242,11 +242,11 @@ def predict(
   detector = Detector.from_checkpoint(workdir, device)
   asked = selection.Asked(detector.config, task, score_threshold)
   key = functools.partial(detector.key, task, score_threshold)
-  folder = Folder(out, images, save, asked.several, key, resume)
-  paths = folder.paths
-  found = series.results(
-    paths, asked, detector.passes, folder.refuse, len(paths), True, folder.journals
-  )
-  for one, results in found:
-    folder.save(one, results, functools.partial(detector.plot, title=one.source.name))
-  return folder.end()
+  with Folder(out, images, save, asked.several, key, resume) as folder:
+    paths = folder.paths
+    found = series.results(
+      paths, asked, detector.passes, folder.refuse, len(paths), True, folder.journals
+    )
+    for one, results in found:
+      folder.save(one, results, functools.partial(detector.plot, title=one.source.name))
+    return folder.end()

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Folder:
-  """A folder of results, which mirrors the tree of their images.
+  """A folder of results, which mirrors the tree of their images; a context manager.
 
   Args:
     out: folder, made if absent.
@@ -62,6 +62,13 @@ class Folder:
     several = len(self._names) > 1
     self._done = Done(self._out / DONE, key(*self._formats), resume) if several else None
     self.paths = [path for path in self._names if not self._is_done(path)]
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    if self._done is not None:
+      self._done.close()
 
   def _is_done(self, path):
     try:
@@ -125,7 +132,6 @@ class Folder:
       One line for each file that could not be used or saved.
     """
     if self._done is not None:
-      self._done.close()
       self._done.path.unlink(missing_ok=True)
     for place in self._journals:
       place.unlink(missing_ok=True)
