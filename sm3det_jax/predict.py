@@ -49,11 +49,10 @@ class Detector:
       self.variables, model = jax.device_put(variables, place), copied(config)
       if model.dtype == 'auto':  # goes by what computes by default
         model.dtype = 'float32' if place.platform == 'cpu' else 'bfloat16'
-    self._detector = build(model)
     self._warned = set()  # tasks whose mean and std were said to be of another unit
     self._elsewhere = {}  # device -> this detector there
     # of a task, or a tuple of those of one pass, what `inference.detect_step` gives
-    self._steps = functools.cache(functools.partial(detect_step, self._detector, config))
+    self._steps = functools.cache(functools.partial(detect_step, build(model), config))
 
   @classmethod
   def from_checkpoint(

@@ -121,11 +121,11 @@ def decide(raster: rasters.Raster, place: Georeference | None, config: ConfigDic
     UserError: none is.
   """
   among = {name: config.tasks[name] for name in _with_objects(config)}
-  exact = {n: c for n, c in among.items() if c.bands == raster.bands}
-  fit = exact or {n: c for n, c in among.items() if raster.bands == 1}
+  fit = {n: c for n, c in among.items() if _takes(raster, n, config)}
   if not fit:
     bands = ', '.join(f'{name} {c.bands}' for name, c in among.items())
     raise UserError(f'{raster.name} has {raster.bands} bands; the tasks have {bands}')
+  fit = {n: c for n, c in fit.items() if c.bands == raster.bands} or fit
   if raster.header.stored.startswith('complex') or (place is not None and place.transform is None):
     fit = {n: c for n, c in fit.items() if 'sar' in f'{n} {c.dataset}'.lower()} or fit
   if len(fit) > 1:
@@ -136,6 +136,14 @@ def decide(raster: rasters.Raster, place: Georeference | None, config: ConfigDic
       f'{raster.name}: bands, type and georeference fit the tasks {", ".join(fit)} alike: name one'
     )
   return next(iter(fit))
+
+
+def _takes(raster, task, config):
+  try:
+    check_bands(raster, [task], config)
+    return True
+  except UserError:
+    return False
 
 
 def _middle(raster):
