@@ -9,7 +9,7 @@ from typing import Any
 
 from data_pipelines import georeference, rasters
 from data_pipelines.errors import UserError
-from sm3det_jax import batches, scene
+from sm3det_jax import batches, scene, sources
 from sm3det_jax.progress import Shown
 from sm3det_jax.results import Result
 from sm3det_jax.selection import Asked, UndecidedError
@@ -63,7 +63,9 @@ def results(
 def _opened(image, asked, passes, journals):
   with contextlib.ExitStack() as stack:
     own = not isinstance(image, rasters.Raster)
-    raster = stack.enter_context(rasters.open_raster(image)) if own else image
+    raster = sources.opened(image)
+    if own:
+      stack.enter_context(raster)
     over = passes(asked.tasks_of(raster, _place(image)))
     tasks = {name: c for p in over for name, c in p.tasks.items()}
     one = scene.Scene(raster, over, image, journals(raster, image, tasks), own)

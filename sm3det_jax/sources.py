@@ -37,14 +37,32 @@ def images(source: Any) -> tuple[bool, int | None, Iterator]:
   if isinstance(source, rasters.Raster) or hasattr(source, '__array__'):
     return True, 1, iter([source])
   if not isinstance(source, Iterable) or isinstance(source, (bytes, dict)):
-    raise UserError(
-      f'images of type {type(source).__name__}: expected a path, a glob, a folder, a text file of '
-      'paths, an array, or several in a list or generator'
-    )
+    refuse(source)
   count = len(source) if hasattr(source, '__len__') else None
   if count == 0:
     raise UserError('no image: the collection is empty')
   return False, count, iter(source)
+
+
+def opened(image: Any) -> rasters.Raster:
+  """An image, opened; a raster that is open stays as it is.
+
+  Raises:
+    as `rasters.open_raster`, and UserError: what is no image by its type.
+  """
+  if isinstance(image, rasters.Raster):
+    return image
+  if not isinstance(image, (str, os.PathLike)) and not hasattr(image, '__array__'):
+    refuse(image)
+  return rasters.open_raster(image)
+
+
+def refuse(source: Any) -> None:
+  """Raises UserError for what is no image and no collection of them by its type."""
+  raise UserError(
+    f'images of type {type(source).__name__}: expected a path, a glob, a folder, a text file of '
+    'paths, an array, or several in a list or generator'
+  )
 
 
 def of_paths(given: Iterable[str | os.PathLike]) -> list[pathlib.Path]:

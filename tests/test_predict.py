@@ -180,6 +180,8 @@ def test_what_cannot_be_used_is_left_out(detector, tmp_path, caplog):
   assert first.startswith(f'{paths[1]}: ') and '1_four.tif has 4 bands' in second
   with pytest.raises(UserError, match='none of 2 images could be used; the first: .*0.png has 3'):
     detector.predict(paths[:2], 'multi')
+  with pytest.raises(UserError, match='none of 2 .*: images of type list: expected a path'):
+    detector.predict([[1, 2], [3, 4]], 'rgb')
   with pytest.raises(UserError, match='1.png: '):
     detector.predict(paths[1], 'rgb')
   with pytest.raises(FileNotFoundError):
