@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from data_pipelines import georeference, rasters
 from data_pipelines.errors import UserError
 from sm3det_jax import batches, scene, sources
@@ -80,10 +82,11 @@ def _place(image: Any):
 def _found(one):
   """{task: Result} of a finished scene."""
   size, place, results = (one.raster.height, one.raster.width), _place(one.source), {}
+  image = np.asarray(one.source) if hasattr(one.source, '__array__') else one.source
   for task, c in one.tasks.items():
     found = one.found(task)
     columns = found['boxes'], found['scores'], found['labels']
-    results[task] = Result(*columns, tuple(c.classes), task, one.source, size, place)
+    results[task] = Result(*columns, tuple(c.classes), task, image, size, place)
   return results
 
 
