@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
   try:
     return args.run(args) or 0
   except KeyboardInterrupt as error:
-    print(f'sm3det {args.verb}: {error or "interrupted"}', file=sys.stderr)
+    print(f'sm3det {args.verb}: {str(error) or "interrupted"}', file=sys.stderr)
     return 128 + signal.SIGINT
   except Exception as error:
     line = errors.line(error)
