@@ -15,7 +15,7 @@ import sys
 from data_pipelines import dataset_command, errors, prepare_command
 from data_pipelines.errors import UserError
 from data_pipelines.scenes import large
-from sm3det_jax import __version__, bench, compilation_cache, config
+from sm3det_jax import __version__, bench, compilation_cache, config, predict_command
 from sm3det_jax.analysis.doctor import command as doctor_command
 from sm3det_jax.interop import command as weights_command
 from sm3det_jax.interop import known_weights
@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     compilation_cache.enable()
   try:
     return args.run(args) or 0
-  except KeyboardInterrupt:
-    print(f'sm3det {args.verb}: interrupted', file=sys.stderr)
+  except KeyboardInterrupt as error:
+    print(f'sm3det {args.verb}: {str(error) or "interrupted"}', file=sys.stderr)
     return 128 + signal.SIGINT
   except Exception as error:
     line = errors.line(error)
@@ -134,13 +134,8 @@ def _parser():
   p.add_argument('--out', help='folder of the results; by default the workdir')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
-  p = verb('predict', _predict, 'detect objects in images')
-  p.add_argument('--task', required=True, help='task whose head looks at them, e.g. sar')
-  p.add_argument('--out', required=True, help='folder of the pictures and JSON files')
-  p.add_argument('--score_threshold', type=float, default=0.3)
-  p.add_argument('--save', default='', help='further formats: geojson,gpkg,coco,dota,yolo_obb,csv')
-  p.add_argument('--resume', action='store_true', help='go on where this was interrupted')
-  p.add_argument('images', nargs='+', metavar='IMAGE', help='image files or folders of them')
+  run = predict_command.run
+  predict_command.add_arguments(verb('predict', run, 'detect objects in images'))
 
   p = verb('routing', _routing, 'which experts each modality uses, as JSON and a figure', True)
   p.add_argument('--split', help='of every task, instead of its test split')
@@ -232,16 +227,6 @@ def _evaluate(args):
   rich.print(table.render(metrics), file=sys.stderr if args.json else sys.stdout)
   if args.json:
     print(json.dumps(metrics))
-
-
-def _predict(args):
-  from sm3det_jax import predict
-
-  save = [name for name in args.save.split(',') if name]
-  errors = predict.predict(
-    args.workdir, args.task, args.images, args.out, args.score_threshold, save, args.resume
-  )
-  return 1 if errors else 0
 
 
 def _routing(args):
