@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines import georeference, rasters, transforms
+from data_pipelines import georeference, radiometry, rasters, transforms
 from data_pipelines import images as image_files
 from data_pipelines.errors import UserError
 from sm3det_jax import checkpoint, compilation_cache, scene
@@ -19,6 +19,7 @@ from sm3det_jax import journal as journal_lib
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import build
 from sm3det_jax.inference import detect_step, own_labels
+from sm3det_jax.preprocess import shown
 from sm3det_jax.results import Result, formats
 from sm3det_jax.results.places import of_images as _files
 from sm3det_jax.viz import draw
@@ -44,7 +45,7 @@ class Detector:
     self.config, self.variables = config, variables
     self.tasks = tuple(config.tasks)
     self._detector = build(config)
-    self._warned = set()  # tasks whose mean and std were said to be of another unit
+    self._warned = set()  # tasks that were said to expect another unit or range
     self._steps = functools.cache(functools.partial(detect_step, self._detector, config))
 
   @classmethod
@@ -65,7 +66,7 @@ class Detector:
       raise UserError(f'unknown task {task!r}; the model has {", ".join(self.tasks)}')
     raster = image if isinstance(image, rasters.Raster) else rasters.open_raster(image)
     one = np.empty((1, 1, raster.bands))
-    transforms.to_bands(one, self.config.tasks[task].bands, raster.name)  # or what is wrong
+    transforms.as_input(one, self.config.tasks[task], raster.name)  # or what is wrong
     return raster
 
   def prepare(self, image, task: str) -> np.ndarray:
@@ -74,9 +75,10 @@ class Detector:
       pixels = raster.read(0, 0, raster.width, raster.height)
       if pixels is None:
         pixels = np.zeros((raster.height, raster.width, raster.bands), raster.dtype)
+      pixels = transforms.as_input(pixels, self.config.tasks[task], raster.name)
       self._look(raster, task, pixels)
       _remark(raster)
-      return transforms.to_bands(pixels, self.config.tasks[task].bands, raster.name)
+      return pixels
 
   def predict(
     self,
@@ -93,7 +95,7 @@ class Detector:
 
     Args:
       image: path, open raster, or array [H, W] or [H, W, bands] with RGB order. One band serves as
-        all of the task's. Values are taken as they are, as in training; only `plot` stretches them.
+        all of the task's. Values are those of the training's files; the task's `input` is applied.
       task: one of `tasks`.
       score_threshold: weaker detections are left out.
       journal: keeps what is found and has what was found before.
@@ -148,9 +150,8 @@ class Detector:
     return journal_lib.fingerprint(self.variables)
 
   def _look(self, raster, task, pixels):
-    """Says once where a task's mean and std are of another unit than pixels."""
-    c = self.config.tasks[task]
-    remark = image_files.mismatch(pixels, c.mean, c.std)
+    """Says once where a task expects another unit or range than that of pixels."""
+    remark = radiometry.mismatch(pixels, task, self.config.tasks[task])
     if remark and task not in self._warned:
       self._warned.add(task)
       logger.warning('%s: %s', raster.name, remark)
@@ -159,14 +160,16 @@ class Detector:
     self, image, found: Result, task: str, path: str | os.PathLike | None = None, title: str = ''
   ) -> np.ndarray:
     """A picture (uint8 RGB) of `predict`'s result, written as PNG to `path` if that is given."""
-    names = tuple(self.config.tasks[task].classes)
+    c = self.config.tasks[task]
     raster = image if isinstance(image, rasters.Raster) else rasters.open_raster(image)
     pixels, scale = raster.overview(PICTURE)
     if raster is not image:
       raster.close()
+    pixels = shown(transforms.as_input(pixels, c, raster.name), c)
     boxes = np.array(found['boxes'], np.float64)
     boxes[:, :4] *= scale
-    picture = draw.draw(pixels, boxes, found['labels'], names, found['scores'], title or task)
+    names, title = tuple(c.classes), title or task
+    picture = draw.draw(pixels, boxes, found['labels'], names, found['scores'], title)
     if path is not None:
       draw.save(pathlib.Path(path), picture)
     return picture

@@ -36,6 +36,7 @@ from data_pipelines import objects as objects_lib
 from data_pipelines.builders import decisions
 from data_pipelines.builders.decisions import Decisions
 from data_pipelines.errors import UserError
+from data_pipelines.images import statistics
 from data_pipelines.readers import Annotation, Skipped
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def scan(
   box: str,
   label: Callable[[str, pathlib.Path], int | None],
   skipped: Skipped,
+  pixels: statistics.Statistics,
   how: Decisions = decisions.AUTO,
 ) -> Iterator[Entry]:
   """Yields an entry for each readable image.
@@ -78,6 +80,7 @@ def scan(
       objects at all.
     label: class name, file -> label, None for a class to leave out (`labeller`).
     skipped: where what is left out is counted.
+    pixels: where the values of the images are counted.
     how: which view and size of the images the labels are of.
 
   Raises:
@@ -93,9 +96,11 @@ def scan(
         skipped.bad(f'image {reason}', ' ('.join([str(a.image), *detail]))
         continue
       size = file['height'], file['width']
+      counts = file.pop('counts')
       a = decisions.in_stored_view(a, size, file.pop('orientation'), how, skipped)
       if a is None:
         continue
+      pixels.add(counts)
       for remark, count in file.pop('remarks').items():
         skipped.add(remark, a.image, count)
       kinds[file['dtype'], file['bands']].append(a.image)
@@ -139,6 +144,8 @@ def _look(a):
   except OSError as e:
     return f'unreadable ({e.strerror})'
   height, width, bands = loaded.pixels.shape
+  x1, y1, x2, y2 = a.crop or (0, 0, width, height)
+  missing = loaded.missing if loaded.missing is None else loaded.missing[y1:y2, x1:x2]
   return dict(
     height=height,
     width=width,
@@ -147,6 +154,7 @@ def _look(a):
     checksum=zlib.crc32(data),
     dtype=loaded.pixels.dtype.name,
     orientation=loaded.header.orientation,
+    counts=statistics.count(loaded.pixels[y1:y2, x1:x2], missing),
     remarks=loaded.remarks,
   )
 
