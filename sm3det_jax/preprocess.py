@@ -44,7 +44,7 @@ def apply_input(images: jax.Array, c: ConfigDict) -> jax.Array:
       "input.range='percentiles' of a task: its low and high come from the data set when a run "
       "starts; for what needs no data, set range='fixed', low and high"
     )
-  images = images.astype(float)
+  images = jnp.asarray(images).astype(float)
   of_bands = lambda ends: jnp.asarray(ends, images.dtype).reshape((1,) * (images.ndim - 1) + (-1,))
   low, span = of_bands(c.low), of_bands(np.subtract(c.high, c.low))
   if c.unit in DECIBELS:

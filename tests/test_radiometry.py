@@ -148,7 +148,7 @@ def test_percentiles_become_the_data_set_s_own_in_the_task_s_unit_and_bands(tmp_
 def test_a_run_keeps_the_numbers_that_it_trains_with(tmp_path, monkeypatch):
   data_set(tmp_path, pixels('uint16'))
   config, run = config_of(tmp_path, input=DB), tmp_path / 'run'
-  seen = []
+  config.batch_size, seen = 8, []  # of the tests' devices
   monkeypatch.setattr(train, '_run', lambda config, *_: seen.append(config.tasks.rgb.input))
   for _ in range(2):  # and goes on
     train.train(config, run)

@@ -41,6 +41,7 @@ from data_pipelines.readers import Annotation, Skipped
 
 logger = logging.getLogger(__name__)
 
+AHEAD = 128  # images that are read ahead: each has its counts of values
 MIN_SIDE = {'hbb': 1.0, 'obb': 2.0}
 
 
@@ -88,7 +89,7 @@ def scan(
   """
   kinds = collections.defaultdict(list)
   with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-    for number, (a, file) in enumerate(zip(annotations, pool.map(_look, annotations), strict=True)):
+    for number, (a, file) in enumerate(_looked_at(annotations, pool)):
       if number and not number % 5000:
         logger.info('%d images read', number)
       if isinstance(file, str):
@@ -132,6 +133,13 @@ def _name_mixture(kinds, skipped):
         skipped.add(f'image of {dtype} in a set of {most}: training takes one type', image)
       if count not in (1, usual):
         skipped.add(f'image of {count} bands in a set of {usual}: training takes one number', image)
+
+
+def _looked_at(annotations, pool):
+  """Yields (annotation, what `_look` finds) in order, some of them found ahead."""
+  for start in range(0, len(annotations), AHEAD):
+    group = annotations[start : start + AHEAD]
+    yield from zip(group, pool.map(_look, group), strict=True)
 
 
 def _look(a):

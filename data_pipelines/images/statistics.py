@@ -47,7 +47,7 @@ def count(pixels: np.ndarray, missing: np.ndarray | None = None) -> Counts:
     pixels: [height, width, bands] of uint8, uint16, int16 or float32, finite.
     missing: where there are no data, of the same shape; None for nowhere.
   """
-  rows, bands = max(1, CHUNK // pixels.shape[1]), []
+  rows, bands = max(1, CHUNK // max(pixels.shape[1], 1)), []
   for k in range(pixels.shape[2]):
     band = None
     for top in range(0, len(pixels), rows):
