@@ -41,7 +41,7 @@ from data_pipelines.readers import Annotation, Skipped
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 128  # images that are read ahead: each has its counts of values
+AHEAD = 32  # images that are read ahead: each has its counts of values
 MIN_SIDE = {'hbb': 1.0, 'obb': 2.0}
 
 

@@ -100,9 +100,11 @@ class Statistics:
 
 
 def _keys(values):
-  """Whole numbers in the order of the values."""
-  if values.dtype.kind != 'f':
-    return values.astype(np.int64)
+  """Whole numbers from 0 on, in the order of the values."""
+  if values.dtype.kind == 'u':
+    return values
+  if values.dtype.kind == 'i':
+    return values.astype(np.int64) - np.iinfo(values.dtype).min
   bits = np.ascontiguousarray(values).view(np.uint32)
   return (np.where(bits & _SIGN, ~bits, bits | _SIGN) >> _LOST).astype(np.int64)
 
@@ -110,16 +112,17 @@ def _keys(values):
 def _values(keys, dtype):
   """The values that have these keys, of float32 the middle one; float64."""
   if np.dtype(dtype).kind != 'f':
-    return keys.astype(np.float64)
+    return keys.astype(np.float64) + np.iinfo(dtype).min
   bits = (keys.astype(np.uint32) << _LOST) | np.uint32(1 << (_LOST - 1))
   values = np.where(bits & _SIGN, bits ^ _SIGN, ~bits).view(np.float32)
   return np.where(np.abs(values) < np.finfo(np.float32).tiny, 0, values).astype(np.float64)
 
 
 def _histogram(values):
-  keys = _keys(values)
-  first = int(keys.min())
-  return Histogram(first, np.bincount(keys - first), float(values.min()), float(values.max()))
+  counts = np.bincount(_keys(values))
+  first = int(np.flatnonzero(counts)[0])
+  # a copy: a view would keep the counts before it
+  return Histogram(first, counts[first:].copy(), float(values.min()), float(values.max()))
 
 
 def _merged(a, b):
@@ -142,14 +145,11 @@ def _positive(h, dtype):
   """The part of a histogram above zero; None where it is empty."""
   if h is None or h.high <= 0:
     return None
-  above = _keys(np.array([0], dtype))[0] + 1
-  skip = max(int(above) - h.first, 0)
-  counts = h.counts[skip:]
-  if not counts.any():
-    return None
-  kept = int(np.flatnonzero(counts)[0]) + skip
-  low = max(h.low, float(_values(np.array([h.first + kept]), dtype)[0]) if h.low <= 0 else h.low)
-  return Histogram(h.first + kept, h.counts[kept:], low, h.high)
+  zero = int(_keys(np.zeros(1, dtype))[0])
+  keys = h.first + np.flatnonzero(h.counts)
+  first = int(keys[keys > zero][0])
+  low = h.low if h.low > 0 else float(_values(np.array([first]), dtype)[0])
+  return Histogram(first, h.counts[first - h.first :], low, h.high)
 
 
 def _percentiles(h, dtype):
