@@ -35,7 +35,7 @@ def pixels(dtype, bands=1, seed=0, side=SIDE):
   if dtype == 'complex64':
     return (np.sqrt(power) * np.exp(6j * rng.random(power.shape))).astype(dtype)
   if dtype == 'float32':
-    power[:3, :5] = np.nan
+    power[:20, :40] = np.nan
     return (power / 1000).astype(dtype)
   return np.minimum(power, 250 if dtype == 'uint8' else 60000).astype(dtype)
 

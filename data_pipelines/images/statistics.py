@@ -147,6 +147,8 @@ def _positive(h, dtype):
     return None
   zero = int(_keys(np.zeros(1, dtype))[0])
   keys = h.first + np.flatnonzero(h.counts)
+  if keys[-1] <= zero:  # less than any number of full precision
+    return None
   first = int(keys[keys > zero][0])
   low = h.low if h.low > 0 else float(_values(np.array([first]), dtype)[0])
   return Histogram(first, h.counts[first - h.first :], low, h.high)
