@@ -119,6 +119,7 @@ def test_slopes_are_finite_and_a_few_steps_learn(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.drawn(5)
 @each
 def test_rematerialised_slopes_are_the_same(kind):
   (gradient, variables), (again, _) = slopes(kind), slopes(kind, remat=('backbone',))
