@@ -132,6 +132,7 @@ def test_prepare_keeps_them_with_the_data_and_shows_them(tmp_path):
 
 def test_percentiles_become_the_data_set_s_own_in_the_task_s_unit_and_bands(tmp_path):
   images = [pixels('uint16', 3, seed) for seed in range(2)]
+  images[0][:9] = 0  # has no decibels
   data_set(tmp_path, *images)
   task = config_of(tmp_path, 2, input=DB | dict(bands=(3, 1))).tasks.rgb
   got = radiometry.resolved(tmp_path, 'rgb', task)
@@ -286,6 +287,13 @@ def test_what_lies_outside_a_turned_image_is_the_model_s_least(c, dtype):
     transforms.train_transform(sample | {'id': 'a'}, task, rng)['image'].min() for _ in range(3)
   ]
   assert min(seen) == turned['image'].min()
+
+
+def test_what_has_no_decibels_is_the_least():
+  c = config_lib.task('hbb', 'x').input
+  c.update(unit='amplitude_to_db', range='fixed', low=(0.0,), high=(40.0,))
+  got = preprocess.apply_input(jnp.float32([[-5, 0, 0.5, 10, 1e6]]), c)
+  np.testing.assert_allclose(got, [[0, 0, 0, 127.5, 255]], rtol=1e-5)
 
 
 def test_bands_are_chosen_before_one_is_repeated():
