@@ -19,11 +19,11 @@ def on_files(run: Callable, config: ConfigDict, task: str) -> Callable:
 
   Args:
     run: what is made of normalised images [n, H, W, bands].
-    config: its task's mean and std normalise.
+    config: its task's `input`, mean and std count.
     task: whose images they are, in the files' own type.
   """
   c = config.tasks[task]
-  normalised = lambda images, shapes: preprocess.normalise(images, c.mean, c.std, shapes)
+  normalised = lambda images, shapes: preprocess.model_input(images, c, shapes)
   return jax.jit(lambda variables, x, shapes: run(variables, normalised(x, shapes), shapes))
 
 
@@ -40,7 +40,7 @@ def reconstruct_step(model: Any, config: ConfigDict, task: str) -> Callable:
   """(variables, images, shapes), as `detect_step`, -> what the model makes of the images.
 
   `model.reconstruct(variables, {task: batch})` gives {task: [n, H, W, bands]} of normalised images;
-  the step's result is in the files' units.
+  the step's result is in the units of the task's mean and std.
   """
   c = config.tasks[task]
 

@@ -11,10 +11,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines import errors, rasters, transforms
-from data_pipelines import images as image_files
+from data_pipelines import errors, radiometry, rasters, transforms
 from data_pipelines.errors import UserError
-from sm3det_jax import checkpoint, compilation_cache, journal, selection, series, sharding, sources
+from sm3det_jax import (
+  checkpoint,
+  compilation_cache,
+  journal,
+  preprocess,
+  selection,
+  series,
+  sharding,
+  sources,
+)  # fmt: skip
 from sm3det_jax.config import ConfigDict, copied
 from sm3det_jax.detector import build
 from sm3det_jax.inference import Pass, detect_step, own_labels
@@ -49,7 +57,7 @@ class Detector:
       self.variables, model = jax.device_put(variables, place), copied(config)
       if model.dtype == 'auto':  # goes by what computes by default
         model.dtype = 'float32' if place.platform == 'cpu' else 'bfloat16'
-    self._warned = set()  # tasks whose mean and std were said to be of another unit
+    self._warned = set()  # tasks that were said to expect another unit or range
     self._elsewhere = {}  # device -> this detector there
     # of a task, or a tuple of those of one pass, what `inference.detect_step` gives
     self._steps = functools.cache(functools.partial(detect_step, build(model), config))
@@ -79,9 +87,10 @@ class Detector:
       pixels = raster.read(0, 0, raster.width, raster.height)
       if pixels is None:
         pixels = np.zeros((raster.height, raster.width, raster.bands), raster.dtype)
+      pixels = transforms.as_input(pixels, self.config.tasks[task], raster.name)
       self._look(task, raster, pixels)
       series.remark(raster)
-      return transforms.to_bands(pixels, self.config.tasks[task].bands, raster.name)
+      return pixels
 
   def predict(
     self,
@@ -101,7 +110,7 @@ class Detector:
     Args:
       source: one image: path, open raster, or array [H, W] or [H, W, bands] with RGB order; or
         several: a folder, a glob, a text file of paths, a list, a generator. One band serves as all
-        of the task's. Values are taken as they are, as in training; only `plot` stretches them.
+        of the task's. Values are those of the training's files; the task's `input` is applied.
       task: one of `tasks`; several ('sar,rgb', or a sequence), which share a pass of the backbone
         where they read images alike; or 'auto', the one that an image's bands, type of pixels and
         georeference decide (`selection.decide`).
@@ -180,9 +189,8 @@ class Detector:
     return journal.fingerprint(self.variables)
 
   def _look(self, task, raster, pixels):
-    """Says once where a task's mean and std are of another unit than pixels."""
-    c = self.config.tasks[task]
-    remark = image_files.mismatch(pixels, c.mean, c.std)
+    """Says once where a task expects another unit or range than that of pixels."""
+    remark = radiometry.mismatch(pixels, task, self.config.tasks[task])
     if remark and task not in self._warned:
       self._warned.add(task)
       logger.warning('%s: %s', raster.name, remark)
@@ -191,14 +199,16 @@ class Detector:
     self, image, found: Result, task: str, path: str | os.PathLike | None = None, title: str = ''
   ) -> np.ndarray:
     """A picture (uint8 RGB) of `predict`'s result, written as PNG to `path` if that is given."""
-    names = tuple(self.config.tasks[task].classes)
+    c = self.config.tasks[task]
     raster = image if isinstance(image, rasters.Raster) else rasters.open_raster(image)
     pixels, scale = raster.overview(PICTURE)
     if raster is not image:
       raster.close()
+    pixels = preprocess.shown(transforms.as_input(pixels, c, raster.name), c)
     boxes = np.array(found['boxes'], np.float64)
     boxes[:, :4] *= scale
-    picture = draw.draw(pixels, boxes, found['labels'], names, found['scores'], title or task)
+    names, title = tuple(c.classes), title or task
+    picture = draw.draw(pixels, boxes, found['labels'], names, found['scores'], title)
     if path is not None:
       draw.save(pathlib.Path(path), picture)
     return picture
