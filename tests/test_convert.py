@@ -21,10 +21,12 @@ from sm3det_jax.interop import (
   matching,
   official,
   pyramid,
+  recognition,
   sources,
   swin,
 )
 from sm3det_jax.interop.files import state_files
+from sm3det_jax.interop.report import Row
 
 STATUSES = ('loaded', 'copied', 'fresh', 'dropped', 'missing', 'unexpected', 'shape')
 
@@ -191,7 +193,7 @@ def test_imagenet_weights_fill_the_backbone_and_every_expert(config, shapes, tmp
 
   del theirs['stages.1.0.gamma']
   _, report = matching.of_state(config, shapes, theirs, 'less')
-  assert report.problems == [report.Row('missing', 'backbone.stages.1.0.gamma', '(16,)')]
+  assert report.problems == [Row('missing', 'backbone.stages.1.0.gamma', '(16,)')]
 
 
 def with_backbone(config, kind, **changes):
