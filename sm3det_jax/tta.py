@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.errors import UserError
-from sm3det_jax import inference
+from sm3det_jax import inference, preprocess
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import PYRAMID_STRIDE, M2Det
 from sm3det_jax.geometry import fusion, hbb, nms, obb
@@ -79,7 +79,10 @@ def parse(text: str = '', merge: str | None = None) -> Augmentation | None:
 
 
 def detect_step(
-  detector: M2Det, config: ConfigDict, task: str, augmentation: Augmentation | None = None
+  detector: M2Det,
+  config: ConfigDict,
+  task: str | tuple[str, ...],
+  augmentation: Augmentation | None = None,
 ) -> Callable:
   """Jitted (variables, images [n, H, W, bands], shapes [n, 2]) -> Detections, of all views.
 
@@ -89,41 +92,46 @@ def detect_step(
 
   Args:
     detector: whose `detect` looks.
-    config: its task's mean and std normalise; its head's `nms_iou` is that of 'nms'.
-    task: whose images they are, in the files' own type.
+    config: of its task; its head's `nms_iou` is that of 'nms'.
+    task: whose images they are, in the files' own type; several that share a pass as for `detect`.
     augmentation: from `parse`.
   """
-  look = inference.detect_step(detector, config, task)
   if augmentation is None:
-    return look
+    return inference.detect_step(detector, config, task)
   views, merge = augmentation.views, MERGES[augmentation.merge]
-  threshold = config.tasks[task].head.nms_iou
+  alone = isinstance(task, str)
+  tasks = (task,) if alone else task
+
+  def look(variables, images, shapes):
+    found = detector.detect(variables, images, task, shapes)
+    return (found,) if alone else found
 
   def run(variables, images, shapes):
     groups = collections.defaultdict(list)
     for view in views:
       groups[_canvas(images.shape[1:3], view)].append(view)
     found = [_of_group(look, group, variables, images, shapes) for group in groups.values()]
-    most = found[0].scores.shape[-1]
-    of_image = lambda x: jnp.moveaxis(x, 0, 1).reshape(len(images), -1, *x.shape[3:])
-    found = jax.tree.map(lambda *x: of_image(jnp.concatenate(x)), *found)
-    one = lambda detections: merge(detections, most, len(views), threshold)
-    return map_images(one, found)
+    merged = []
+    for name, *parts in zip(tasks, *found, strict=True):
+      most, threshold = parts[0].scores.shape[-1], config.tasks[name].head.nms_iou
+      one = lambda x, most=most, threshold=threshold: merge(x, most, len(views), threshold)
+      merged.append(map_images(one, jax.tree.map(_of_image, *parts)))
+    return merged[0] if alone else tuple(merged)
 
-  return jax.jit(run)
+  return inference.on_files(run, config, tasks[0])
 
 
 def to_view(images: jax.Array, shapes: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
   """Images as a view shows them: what is not padding is moved, and is at the top left again.
 
   Args:
-    images: [n, H, W, C] of any type.
+    images: normalised [n, H, W, C].
     shapes: int [n, 2] (height, width) of what is not padding.
     view: what is done to them; resized ones are smoothed where they shrink.
 
   Returns:
-    (float images [n, H', W', C], with anything in their padding, and their shapes). H', W' are H, W
-    or, transposed, W, H; of resized ones, the next multiple of 32.
+    (images [n, H', W', C], with zeros in their padding, and their shapes). H', W' are H, W or,
+    transposed, W, H; of resized ones, the next multiple of 32.
   """
   canvas = _canvas(images.shape[1:3], view)
   if view.transposed:
@@ -137,13 +145,13 @@ def to_view(images: jax.Array, shapes: jax.Array, view: View) -> tuple[jax.Array
       image = jnp.take(image, index, axis, mode='clip')
     return image
 
-  images = jax.vmap(placed)(images, shapes).astype(float)
+  images = jax.vmap(placed)(images, shapes)
   if view.scale != 1:
-    scale = jnp.full(2, view.scale)
-    size = len(images), *canvas, images.shape[3]
-    images = jax.image.scale_and_translate(images, size, (1, 2), scale, jnp.zeros(2), 'linear')
-    shapes = jnp.maximum(_scaled(shapes, view.scale), 1)
-  return images, shapes
+    size, scale = (len(images), *canvas, images.shape[3]), jnp.full(2, view.scale, images.dtype)
+    images = jax.image.scale_and_translate(images, size, (1, 2), scale, scale * 0, 'linear')
+    shapes = jnp.floor(shapes.astype(float) * view.scale + 0.5).astype(shapes.dtype)
+    shapes = jnp.maximum(shapes, 1)
+  return preprocess.zero_padding(images, shapes), shapes
 
 
 def from_view(boxes: jax.Array, shapes: jax.Array, view: View) -> jax.Array:
@@ -182,12 +190,21 @@ def from_view(boxes: jax.Array, shapes: jax.Array, view: View) -> jax.Array:
 
 
 def _of_group(look, views, variables, images, shapes):
-  """Detections [V, n, D, ..] of views of one size, in the pixels of the images."""
+  """Detections [V, n, D, ..] of each task in views of one size, in the pixels of the images."""
   shown = [functools.partial(to_view, view=view) for view in views]
   one = lambda k: look(variables, *jax.lax.switch(k, shown, images, shapes))
-  found = jax.lax.map(one, jnp.arange(len(views)))
-  boxes = [from_view(found.boxes[k], shapes, view) for k, view in enumerate(views)]
-  return found._replace(boxes=jnp.stack(boxes))
+
+  def back(found):
+    boxes = [from_view(found.boxes[k], shapes, view) for k, view in enumerate(views)]
+    return found._replace(boxes=jnp.stack(boxes))
+
+  return tuple(map(back, jax.lax.map(one, jnp.arange(len(views)))))
+
+
+def _of_image(*parts):
+  """Arrays [V, n, D, ..] of groups of views as one [n, all that an image has, ..]."""
+  values = jnp.moveaxis(jnp.concatenate(parts), 0, 1)
+  return values.reshape(len(values), -1, *values.shape[3:])
 
 
 def _by_nms(found, most, views, threshold):
@@ -213,11 +230,6 @@ def _canvas(size, view):
   if view.scale == 1:
     return tuple(size)
   return tuple(-(-int(side * view.scale + 0.5) // PYRAMID_STRIDE) * PYRAMID_STRIDE for side in size)
-
-
-def _scaled(sides, scale):
-  """Sides in whole pixels once resized."""
-  return jnp.floor(sides.astype(float) * scale + 0.5).astype(sides.dtype)
 
 
 def _views(flips, turns, scales):
