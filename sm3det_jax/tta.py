@@ -10,7 +10,7 @@ import collections
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -98,27 +98,56 @@ def detect_step(
   """
   if augmentation is None:
     return inference.detect_step(detector, config, task)
-  views, merge = augmentation.views, MERGES[augmentation.merge]
-  alone = isinstance(task, str)
-  tasks = (task,) if alone else task
+  look = looks(detector, task, augmentation.views)
+  tasks = (task,) if isinstance(task, str) else task
+
+  def run(variables, images, shapes):
+    found = tuple(
+      merged(x, augmentation.merge, config.tasks[name].head.nms_iou)
+      for x, name in zip(look(variables, images, shapes), tasks, strict=True)
+    )
+    return found[0] if isinstance(task, str) else found
+
+  return inference.on_files(run, config, tasks[0])
+
+
+def looks(detector: M2Det, task: str | tuple[str, ...], views: Sequence[View]) -> Callable:
+  """(variables, normalised images [n, H, W, C], shapes [n, 2]) -> what each view shows.
+
+  That is a tuple of each task's Detections [V, n, D, ..], in the pixels of the images.
+  """
 
   def look(variables, images, shapes):
     found = detector.detect(variables, images, task, shapes)
-    return (found,) if alone else found
+    return (found,) if isinstance(task, str) else found
 
   def run(variables, images, shapes):
-    groups = collections.defaultdict(list)
+    groups, found = collections.defaultdict(list), {}
     for view in views:
       groups[_canvas(images.shape[1:3], view)].append(view)
-    found = [_of_group(look, group, variables, images, shapes) for group in groups.values()]
-    merged = []
-    for name, *parts in zip(tasks, *found, strict=True):
-      most, threshold = parts[0].scores.shape[-1], config.tasks[name].head.nms_iou
-      one = lambda x, most=most, threshold=threshold: merge(x, most, len(views), threshold)
-      merged.append(map_images(one, jax.tree.map(_of_image, *parts)))
-    return merged[0] if alone else tuple(merged)
+    for group in groups.values():  # of one size: one compiled detector
+      shown = [functools.partial(to_view, view=view) for view in group]
+      one = lambda k, shown=shown: look(variables, *jax.lax.switch(k, shown, images, shapes))
+      of_group = jax.lax.map(one, jnp.arange(len(group)))
+      for k, view in enumerate(group):
+        seen = jax.tree.map(lambda x, k=k: x[k], of_group)
+        found[view] = [x._replace(boxes=from_view(x.boxes, shapes, view)) for x in seen]
+    return tuple(jax.tree.map(lambda *x: jnp.stack(x), *(found[view] for view in views)))
 
-  return inference.on_files(run, config, tasks[0])
+  return run
+
+
+def merged(found: Detections, how: str, iou: float) -> Detections:
+  """Detections [n, D, ..] out of those of all views, best first.
+
+  Args:
+    found: [V, n, D, ..] of one task, in the pixels of the images.
+    how: one of MERGES.
+    iou: from which 'nms' suppresses.
+  """
+  views, images, most = found.scores.shape
+  of_image = lambda x: jnp.moveaxis(x, 0, 1).reshape(images, views * most, *x.shape[3:])
+  return map_images(lambda x: MERGES[how](x, most, views, iou), Detections(*map(of_image, found)))
 
 
 def to_view(images: jax.Array, shapes: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
@@ -189,32 +218,15 @@ def from_view(boxes: jax.Array, shapes: jax.Array, view: View) -> jax.Array:
   return hbb.clip(jnp.stack(corners, -1), (height, width))
 
 
-def _of_group(look, views, variables, images, shapes):
-  """Detections [V, n, D, ..] of each task in views of one size, in the pixels of the images."""
-  shown = [functools.partial(to_view, view=view) for view in views]
-  one = lambda k: look(variables, *jax.lax.switch(k, shown, images, shapes))
-
-  def back(found):
-    boxes = [from_view(found.boxes[k], shapes, view) for k, view in enumerate(views)]
-    return found._replace(boxes=jnp.stack(boxes))
-
-  return tuple(map(back, jax.lax.map(one, jnp.arange(len(views)))))
-
-
-def _of_image(*parts):
-  """Arrays [V, n, D, ..] of groups of views as one [n, all that an image has, ..]."""
-  values = jnp.moveaxis(jnp.concatenate(parts), 0, 1)
-  return values.reshape(len(values), -1, *values.shape[3:])
-
-
-def _by_nms(found, most, views, threshold):
+def _by_nms(found, most, views, iou):
   """What stays of an image's detections where the head's own suppression is done once more."""
-  index, valid = nms.nms(found.boxes, found.scores, threshold, most, found.labels, found.valid)
+  index, valid = nms.nms(found.boxes, found.scores, iou, most, found.labels, found.valid)
   return Detections(found.boxes[index], found.scores[index], found.labels[index], valid)
 
 
-def _by_fusion(found, most, views, threshold):
-  """The averages of an image's detections; `threshold` is not theirs."""
+def _by_fusion(found, most, views, iou):
+  """The averages of an image's detections, by an IoU of their own."""
+  del iou
   boxes, scores, labels, valid = found
   return Detections(
     *fusion.weighted_box_fusion(boxes, scores, FUSION_IOU, most, views, labels, valid)

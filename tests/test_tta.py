@@ -211,7 +211,9 @@ def test_fusion_of_few():
   np.testing.assert_allclose(boxes[0], (9, 9, 10.1, 10.1, 0.1), atol=1e-5)
   edge = both((9, 9, 40, 10, 1.57), (9, 9, 40, 10, -1.55))
   boxes, *_ = one(edge, (0.9, 0.3))
-  np.testing.assert_allclose(boxes[0], (9, 9, 40, 10, 1.57 + 0.25 * (np.pi - 3.12) - np.pi), atol=1e-4)
+  np.testing.assert_allclose(
+    boxes[0], (9, 9, 40, 10, 1.57 + 0.25 * (np.pi - 3.12) - np.pi), atol=1e-4
+  )
   boxes, scores, labels, found = one(edge, (0.3, 0.9), (5, 7))
   assert found.all() and labels.tolist() == [7, 5]
   np.testing.assert_allclose(scores, (0.45, 0.15), atol=1e-6)  # one of two views
