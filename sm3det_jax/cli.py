@@ -117,6 +117,7 @@ def _parser():
   p.add_argument('--score_threshold', type=float, default=0.3)
   p.add_argument('--save', default='', help='further formats: geojson,gpkg,coco,dota,yolo_obb,csv')
   p.add_argument('--resume', action='store_true', help='go on where this was interrupted')
+  arguments.add_tta(p)
   p.add_argument('images', nargs='+', metavar='IMAGE', help='image files or folders of them')
 
   p = verb('routing', _routing, 'which experts each modality uses, as JSON and a figure', True)
@@ -208,12 +209,14 @@ def _evaluate(args):
 
 
 def _predict(args):
-  from sm3det_jax import predict
+  from sm3det_jax import predict, tta
 
+  augmentation = tta.parse(args.tta, args.tta_merge)
   save = [name for name in args.save.split(',') if name]
   errors = predict.predict(
-    args.workdir, args.task, args.images, args.out, args.score_threshold, save, args.resume
-  )
+    args.workdir, args.task, args.images, args.out, args.score_threshold, save, args.resume,
+    augmentation,
+  )  # fmt: skip
   return 1 if errors else 0
 
 

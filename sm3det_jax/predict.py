@@ -14,11 +14,11 @@ import numpy as np
 from data_pipelines import georeference, rasters, transforms
 from data_pipelines import images as image_files
 from data_pipelines.errors import UserError
-from sm3det_jax import checkpoint, compilation_cache, scene
+from sm3det_jax import checkpoint, compilation_cache, scene, tta
 from sm3det_jax import journal as journal_lib
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import build
-from sm3det_jax.inference import detect_step, own_labels
+from sm3det_jax.inference import own_labels
 from sm3det_jax.results import Result, formats
 from sm3det_jax.results.places import of_images as _files
 from sm3det_jax.viz import draw
@@ -34,21 +34,27 @@ class Detector:
   Args:
     config: of its training run.
     variables: Flax dict.
+    augmentation: of `tta.parse`: detects in views of every window too.
 
   Attributes:
-    config, variables: as given.
+    config, variables, augmentation: as given.
     tasks: names that `predict` takes.
   """
 
-  def __init__(self, config: ConfigDict, variables: dict):
-    self.config, self.variables = config, variables
+  def __init__(
+    self, config: ConfigDict, variables: dict, augmentation: tta.Augmentation | None = None
+  ):
+    self.config, self.variables, self.augmentation = config, variables, augmentation
     self.tasks = tuple(config.tasks)
     self._detector = build(config)
     self._warned = set()  # tasks whose mean and std were said to be of another unit
-    self._steps = functools.cache(functools.partial(detect_step, self._detector, config))
+    step = functools.partial(tta.detect_step, self._detector, config, augmentation=augmentation)
+    self._steps = functools.cache(step)
 
   @classmethod
-  def from_checkpoint(cls, workdir: str | os.PathLike) -> 'Detector':
+  def from_checkpoint(
+    cls, workdir: str | os.PathLike, augmentation: tta.Augmentation | None = None
+  ) -> 'Detector':
     """The newest checkpoint of a training run.
 
     What is compiled for it is kept for the next time (`compilation_cache`).
@@ -57,7 +63,7 @@ class Detector:
       FileNotFoundError: no run or no checkpoint in `workdir`.
     """
     compilation_cache.enable()
-    return cls(*checkpoint.restore_for_inference(workdir))
+    return cls(*checkpoint.restore_for_inference(workdir), augmentation)
 
   def open(self, image, task: str) -> rasters.Raster:
     """The image, opened and found to have the task's bands; raises what `predict` says."""
@@ -139,7 +145,8 @@ class Detector:
     windows = scene.windows(raster.height, raster.width, self.config.tasks[task])
     if len(windows) == 1:
       return contextlib.nullcontext()
-    setting = json.dumps(self.config.to_dict(), sort_keys=True), task, score_threshold
+    setting = json.dumps(self.config.to_dict(), sort_keys=True)
+    setting = setting, task, score_threshold, self.augmentation
     key = journal_lib.key(raster.name, *setting, windows.tobytes(), self._fingerprint)
     return journal_lib.Journal(place.with_suffix('.journal'), key, resume)
 
@@ -198,6 +205,7 @@ def predict(
   score_threshold: float = 0.3,
   save: Sequence[str] = (),
   resume: bool = False,
+  augmentation: tta.Augmentation | None = None,
 ) -> list[str]:
   """Writes `<name>_detections.png` and `<name>_detections.json` of every image into `out`.
 
@@ -214,6 +222,7 @@ def predict(
     resume: go on where the same command was interrupted: what is in the journals of images of
       several windows, `<name>_detections.journal`, is not computed again. A command that comes to
       its end removes them.
+    augmentation: as `Detector` takes it.
 
   Returns:
     One line for each file that could not be used, or not be saved so; the others are done all the
@@ -224,7 +233,7 @@ def predict(
     FileNotFoundError: no run or no checkpoint in `workdir`.
   """
   wanted = formats.checked(dict.fromkeys(('json', *save)))
-  detector, out, errors = Detector.from_checkpoint(workdir), pathlib.Path(out), []
+  detector, out, errors = Detector.from_checkpoint(workdir, augmentation), pathlib.Path(out), []
   if task not in detector.tasks:
     raise UserError(f'unknown task {task!r}; {workdir} has {", ".join(detector.tasks)}')
   _check_threshold(score_threshold)

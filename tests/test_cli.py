@@ -236,6 +236,7 @@ QUICK = ('train', '--workdir=w', '--config=quickstart')
     (('convert', '--to=official', 'x.npz'), '--workdir missing'),
     (('evaluate', '--workdir=empty', '--tta=flip'), 'some of flips, turns and scales:0.8:1.25'),
     (('evaluate', '--workdir=empty', '--tta=flips', '--tta_merge=x'), 'expected nms or wbf'),
+    (('predict', '--workdir=w', '--task=x', '--out=o', '--tta=x', 's'), "--tta=x: .*not 'x'"),
     (('bench', 'tta'), 'tta measures a trained run: name its folder with --workdir'),
     (('bench', 'tta', '--workdir=empty'), 'empty/config.json is not a run'),
     (('bench', 'tta', '--workdir=empty', '--steps=3'), 'tta takes no --steps'),

@@ -9,7 +9,7 @@ import pytest
 
 from data_pipelines.errors import UserError
 from sm3det_jax import config as config_lib
-from sm3det_jax import inference, sharding, tta
+from sm3det_jax import Detector, inference, predict, sharding, tta
 from sm3det_jax.config import ConfigDict, task
 from sm3det_jax.geometry import fusion, obb
 from sm3det_jax.heads.common import Detections
@@ -300,6 +300,16 @@ def test_without_an_augmentation_it_is_the_plain_step(config, lights):
   plain = inference.detect_step(Blobs(), config, 'rgb')(variables, lights, SHAPES)
   none = tta.detect_step(Blobs(), config, 'rgb')(variables, lights, SHAPES)
   jax.tree.map(np.testing.assert_array_equal, none, plain)
+
+
+def test_a_detector_looks_at_all_views(config, lights, monkeypatch):
+  monkeypatch.setattr(predict, 'build', lambda config: Blobs())
+  variables = {'least': jnp.asarray(0.6)}
+  plain = Detector(config, variables).predict(lights[0], 'rgb')
+  found = Detector(config, variables, tta.parse('flips')).predict(lights[0], 'rgb')
+  assert len(plain) == 2 and found.labels.tolist() == plain.labels.tolist()
+  np.testing.assert_allclose(found.boxes[:, :4], plain.boxes[:, :4], atol=1e-3)
+  assert (found.boxes != plain.boxes).any()  # by rounding
 
 
 def test_on_a_mesh_each_device_has_its_images(config, lights):
