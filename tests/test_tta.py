@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import UserError
-from sm3det_jax import config as config_lib
 from sm3det_jax import Detector, inference, predict, sharding, tta
+from sm3det_jax import config as config_lib
 from sm3det_jax.config import ConfigDict, task
 from sm3det_jax.geometry import fusion, obb
 from sm3det_jax.heads.common import Detections
