@@ -185,6 +185,7 @@ def _train(args):
 
   sharding.start_processes()
   tasks = mixture.open_tasks(c)
+  mixture.warn_of_missing_tests(c)
   coverage.report(tasks)
   train.train(c, args.workdir, tasks=tasks)
 

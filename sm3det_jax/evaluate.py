@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from data_pipelines import boxes as box_lib
 from data_pipelines import mixture
+from data_pipelines import objects as objects_lib
 from data_pipelines.errors import UserError
 from data_pipelines.task import Task
 from sm3det_jax import logs, sharding, tta
@@ -163,15 +164,15 @@ class Boxes:
     return window | to_image(found, row, self.own, float(batch['scales'][row]), window['offset'])
 
   def picture(self, found: Any, row: int, batch: dict, window: dict) -> np.ndarray | None:
-    """Ground truth beside detections; None of a window without objects."""
+    """Ground truth, regions to ignore dashed, beside detections; None without any object."""
     truth, scale = window['truth'], float(batch['scales'][row])
-    if not len(truth['labels']):
+    if not objects_lib.valid({'labels': truth['labels']} | truth).any():
       return None
     shift, quads = np.tile(window['offset'], 4), box_lib.to_polygon(window['boxes'])
     shown = window['scores'] >= SHOWN
     return draw.compare(
       _unpadded(batch, row),
-      {'polygons': (truth['polygons'] - shift) * scale, 'labels': truth['labels']},
+      truth | {'polygons': (truth['polygons'] - shift) * scale},
       {
         'polygons': (quads[shown] - shift) * scale,
         'labels': window['labels'][shown],

@@ -1,9 +1,11 @@
 """Strict numerics for every test: 8 simulated devices, no silent promotion, warnings are errors."""
 
+import datetime
 import importlib.metadata
 import os
 import pathlib
 import tempfile
+import zlib
 
 # most of the time goes into compiling programs that run once
 FLAGS = '--xla_backend_optimization_level=0'
@@ -24,6 +26,29 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 SHARED = pathlib.Path(__file__).parents[1] / '../shared'
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    '--drawn',
+    type=datetime.date.fromisoformat,
+    metavar='DATE',
+    help='of the tests marked drawn(n) those of that date: each comes every n days',
+  )
+
+
+def pytest_collection_modifyitems(config, items):
+  """Leaves out what another day has. The cases of one test take turns."""
+  if (date := config.getoption('--drawn')) is None:
+    return
+  seen, kept, out = {}, [], []
+  for item in items:
+    test = f'{item.path.name}::{item.function.__name__}'
+    turn = seen[test] = seen.get(test, zlib.crc32(test.encode())) + 1
+    days = next((mark.args[0] for mark in item.iter_markers('drawn')), 1)
+    (out if (turn + date.toordinal()) % days else kept).append(item)
+  config.hook.pytest_deselected(items=out)
+  items[:] = kept
 
 
 @pytest.fixture(scope='session')

@@ -140,6 +140,7 @@ def start(config, images):
 
 
 @pytest.mark.slow
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize('kind', BACKBONES)
 def test_gradients_are_the_slopes(cheap_depthwise, kind):
   """Along a random direction of all parameters, in float64; gate noise and drop path included."""

@@ -205,6 +205,7 @@ BASELINES = {
 
 
 @pytest.mark.slow
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize('name', BASELINES)
 def test_every_baseline_learns_in_fifty_steps(name, scenes_folder, tmp_path):
   c, found = two_tasks(scenes_folder), []

@@ -57,6 +57,7 @@ def tokens_of_a_device(config):
 
 
 @pytest.mark.slow
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize('data, expert', MESHES)
 def test_collectives_of_a_step(data, expert):
   text, sent, config, params = compiled(data, expert)

@@ -229,6 +229,7 @@ def test_half_precision_gives_losses_of_float32(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.drawn(4)
 @each
 def test_losses_of_half_precision_are_near_and_rematerialised_ones_equal(kind):
   s, targets = subject(kind), subject(kind).targets(OBJECTS)

@@ -12,6 +12,7 @@ from sm3det_jax.detector import build
 
 PAGE = pathlib.Path(__file__).parents[1] / 'docs/tables.md'
 COMMAND = re.compile(r'`sm3det train --config=(\S+) --workdir=(\S+)`')
+PARTS = 5
 SAMPLE = ('sm3det', 'baselines:unidet', 'baselines:separate,task=rgb')
 
 
@@ -52,9 +53,12 @@ def test_models_are_as_large_as_the_page_says(name):
 
 
 @pytest.mark.slow
-def test_all_models_are_as_large_as_the_page_says():
-  sizes = {}  # of models; rows that differ in training alone share one
-  for name, _, counted, _ in rows():
+@pytest.mark.drawn(PARTS)
+@pytest.mark.parametrize('part', range(PARTS))
+def test_all_models_are_as_large_as_the_page_says(part):
+  found, sizes = list(rows()), {}  # of models; rows that differ in training alone share one
+  start, stop = (len(found) * i // PARTS for i in (part, part + 1))
+  for name, _, counted, _ in found[start:stop]:
     c = load(name)
     model = repr([c.tasks, c.backbone, c.moe, c.neck, c.label_space])
     if model not in sizes:
@@ -63,6 +67,7 @@ def test_all_models_are_as_large_as_the_page_says():
 
 
 @pytest.mark.slow
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
   'name',
   [

@@ -4,6 +4,7 @@
 QGIS write it). The class is the property `class`, `label`, `name`, `type` or `category`.
 """
 
+import itertools
 import pathlib
 from collections.abc import Iterator
 
@@ -30,18 +31,10 @@ def read(
   Raises:
     FileNotFoundError: a folder is not there.
   """
-  folder = files.find(source, labels, f'{split} labels')
-  pictures = files.find(source, images, f'{split} images')
-  for id, image, file in files.pairs(folder, pictures, '.geojson', skipped, root=source):
-    if not file:
-      skipped.bad('image without a label file', image)
-      continue
-    try:
-      rows = _rows(file, image, skipped)
-    except BadEntry as error:
-      skipped.take(error)
-    else:
-      yield oriented(id, image, rows, labels=file)
+  read_one = lambda file, image: _rows(file, image, skipped)
+  found = files.labelled(source, split, labels, images, '.geojson', read_one, skipped)
+  for id, image, file, rows in found:
+    yield oriented(id, image, rows, labels=file)
 
 
 def _rows(path, image, skipped):
@@ -53,17 +46,15 @@ def _rows(path, image, skipped):
     features = list(features)
   except (KeyError, TypeError, AttributeError) as error:
     raise BadEntry('label file is not GeoJSON', path, f'not GeoJSON ({error})') from None
-  place = lambda number: f'{path}: features[{number}]'
-  to_pixels, rows = _to_pixels(crs, image, path), []
-  for number, feature in enumerate(features):
-    try:
-      name, rings = _polygons(feature, place(number))
-      for ring in rings:
-        points = to_pixels(ring, place(number))
-        rows.append((name, quadrilateral(points.ravel(), skipped, place(number)), 0))
-    except BadEntry as error:
-      skipped.take(error)
-  return rows
+  to_pixels = _to_pixels(crs, image, path)
+
+  def row(feature, place):
+    name, rings = _polygons(feature, place)
+    corners = lambda ring: quadrilateral(to_pixels(ring, place).ravel(), skipped, place)
+    return [(name, corners(ring), 0) for ring in rings]
+
+  entries = ((feature, f'{path}: features[{k}]') for k, feature in enumerate(features))
+  return list(itertools.chain.from_iterable(skipped.usable(row, entries)))
 
 
 def _polygons(feature, place):

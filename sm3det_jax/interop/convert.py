@@ -112,7 +112,8 @@ def load_matching(
 def start_from(model: dict, config: ConfigDict) -> dict:
   """A training's state `model` with the weights that `config.init_from` names."""
   values, report = _matching(model['variables'], config.init_from, config)
-  logger.info('%s\n%s', report.summary(), report.table('copied', 'fresh', *PROBLEMS))
+  whole = report.counted('copied', 'fresh', 'missing', 'unexpected')
+  logger.info('\n'.join(filter(None, (report.summary(), whole, report.table('shape')))))
   filled = {'variables': _filled(model['variables'], values)}
   if 'ema' in model:
     filled['ema'] = _filled({'params': model['ema']}, values)['params']
