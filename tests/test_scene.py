@@ -256,7 +256,7 @@ def test_interrupted_it_resumes(tmp_path, config, detector, monkeypatch, caplog)
   caplog.set_level(logging.INFO)
   image, dots = dotted(300, 420)
   path = write(tmp_path / 'scene.tif', image)
-  monkeypatch.setattr(predict.Detector, 'from_checkpoint', lambda workdir: detector)
+  monkeypatch.setattr(predict.Detector, 'from_checkpoint', lambda *_: detector)
   steps, computed, limit = detector._steps, [], [5]
 
   def step(*arguments):
@@ -314,7 +314,7 @@ def test_a_journal_gives_back_exactly_what_it_was_given(tmp_path):
 
 def test_an_output_that_cannot_be_is_told_before_the_work(tmp_path, detector, monkeypatch):
   path = write(tmp_path / 'a.tif', dotted(300, 420)[0])
-  monkeypatch.setattr(predict.Detector, 'from_checkpoint', lambda workdir: detector)
+  monkeypatch.setattr(predict.Detector, 'from_checkpoint', lambda *_: detector)
   monkeypatch.setattr(detector, '_steps', lambda task: pytest.fail('computed'))
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError):
