@@ -21,7 +21,7 @@ from data_pipelines import mixture
 from data_pipelines import objects as objects_lib
 from data_pipelines.errors import UserError
 from data_pipelines.task import Task
-from sm3det_jax import logs, sharding, tta
+from sm3det_jax import logs, preprocess, sharding, tta
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import M2Det, build
 from sm3det_jax.inference import own_labels, reconstruct_step, to_image
@@ -171,7 +171,7 @@ class Boxes:
     shift, quads = np.tile(window['offset'], 4), box_lib.to_polygon(window['boxes'])
     shown = window['scores'] >= SHOWN
     return draw.compare(
-      _unpadded(batch, row),
+      preprocess.shown(_unpadded(batch, row), self.config),
       truth | {'polygons': (truth['polygons'] - shift) * scale},
       {
         'polygons': (quads[shown] - shift) * scale,
@@ -203,7 +203,7 @@ class Pictures:
   """Evaluates a task of images: what the model makes of them, by PSNR and SSIM of every window."""
 
   def __init__(self, model: Any, config: ConfigDict, task: str, protocols, augmentation=None):
-    self.step = reconstruct_step(model, config, task)
+    self.step, self.config = reconstruct_step(model, config, task), config.tasks[task]
 
   def seen(self, found: Any, row: int, batch: dict, window: dict) -> dict:
     """`window` with its `psnr` and `ssim`."""
@@ -216,8 +216,8 @@ class Pictures:
     return draw.beside(truth, np.rint(made).astype(truth.dtype))
 
   def _pair(self, found, row, batch):
-    """The image and what is made of it, in the image's range."""
-    truth = _unpadded(batch, row)
+    """The image, as the task's `input` has it, and what is made of it, in its range."""
+    truth = preprocess.shown(_unpadded(batch, row), self.config)
     made = found[row, : truth.shape[0], : truth.shape[1]]
     return truth, np.clip(made, 0, similarity.peak_of(truth.dtype))
 

@@ -306,7 +306,7 @@ def test_a_detector_looks_at_all_views(config, lights, monkeypatch):
   monkeypatch.setattr(predict, 'build', lambda config: Blobs())
   variables = {'least': jnp.asarray(0.6)}
   plain = Detector(config, variables).predict(lights[0], 'rgb')
-  found = Detector(config, variables, tta.parse('flips')).predict(lights[0], 'rgb')
+  found = Detector(config, variables, augmentation=tta.parse('flips')).predict(lights[0], 'rgb')
   assert len(plain) == 2 and found.labels.tolist() == plain.labels.tolist()
   np.testing.assert_allclose(found.boxes[:, :4], plain.boxes[:, :4], atol=1e-3)
   assert (found.boxes != plain.boxes).any()  # by rounding

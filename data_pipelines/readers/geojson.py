@@ -1,5 +1,7 @@
 """GeoJSON over GeoTIFF: a file an image, polygons in the file's coordinate system.
 
+The image is placed as predictions are (`georeference`): affine, by control points or by RPCs.
+
 `crs` names the system where it is not longitude and latitude (RFC 7946 knows no other, but GDAL and
 QGIS write it). The class is the property `class`, `label`, `name`, `type` or `category`.
 """
@@ -10,11 +12,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from data_pipelines import georeference
+from data_pipelines.errors import UserError
 from data_pipelines.readers import files, texts
 from data_pipelines.readers.annotation import Annotation, oriented, quadrilateral
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
 PROPERTIES = ('class', 'label', 'name', 'type', 'category', 'class_name')
+
+UNPLACED = 'image without a georeference'
+MISSING = (
+  'it needs a coordinate system with an affine transform or ground control points, '
+  'or RPCs (gdal_edit.py -a_srs EPSG:CODE -a_ullr .. writes the first two)'
+)
 
 
 def read(
@@ -82,22 +92,24 @@ def _to_pixels(crs, image, path):
   import rasterio.warp
 
   try:
-    with rasterio.open(image) as raster:
-      own, transform = raster.crs, raster.transform
-    if own is None or transform.is_identity:
-      raise BadEntry('image without a georeference', image)
-    theirs = rasterio.crs.CRS.from_user_input(crs)
-  except (rasterio.errors.RasterioIOError, UnicodeEncodeError) as error:
+    found = georeference.find(image)
+  except (rasterio.errors.RasterioError, UnicodeEncodeError) as error:
     raise BadEntry('image does not decode', image, str(error)) from None
+  except UserError as error:
+    raise BadEntry(UNPLACED, image, str(error).removeprefix(f'{image}: ')) from None
+  if found is None:
+    raise BadEntry(UNPLACED, image, MISSING)
+  try:
+    theirs = rasterio.crs.CRS.from_user_input(crs)
   except rasterio.errors.CRSError:
     raise BadEntry('coordinate system that is not known', path, f'crs is {crs!r}') from None
 
   def pixels(points, place):
     try:
-      x, y = rasterio.warp.transform(theirs, own, *points.T)
+      x, y = rasterio.warp.transform(theirs, found.crs, *points.T)
     except Exception as error:  # GDAL's have no class in common
       why = f'{points[0].tolist()} does not lie in {crs}: {error}'
       raise BadEntry('coordinates that are not of their system', place, why) from None
-    return np.stack(~transform @ (np.array(x), np.array(y)), -1)
+    return found.to_pixels(np.stack([x, y], -1))
 
   return pixels

@@ -24,6 +24,11 @@ class Report(NamedTuple):
   def problems(self) -> list[Row]:
     return [r for r in self.rows if r.status in PROBLEMS]
 
+  @property
+  def is_detector(self) -> bool:
+    """Whether the file gave a detector, not a backbone alone."""
+    return any(r.status == 'loaded' and r.name.startswith('neck.') for r in self.rows)
+
   def summary(self) -> str:
     """One line: how many arrays of each status."""
     counts = Counter(r.status for r in self.rows)
