@@ -22,6 +22,7 @@ from sm3det_jax import (
   series,
   sharding,
   sources,
+  tta,
 )  # fmt: skip
 from sm3det_jax.config import ConfigDict, copied
 from sm3det_jax.detector import build
