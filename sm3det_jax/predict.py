@@ -14,15 +14,7 @@ import numpy as np
 from data_pipelines import errors, radiometry, rasters, transforms
 from data_pipelines.errors import UserError
 from sm3det_jax import (
-  checkpoint,
-  compilation_cache,
-  journal,
-  preprocess,
-  selection,
-  series,
-  sharding,
-  sources,
-  tta,
+  checkpoint, compilation_cache, journal, preprocess, selection, series, sharding, sources, tta,
 )  # fmt: skip
 from sm3det_jax.config import ConfigDict, copied
 from sm3det_jax.detector import build
