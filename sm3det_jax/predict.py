@@ -14,8 +14,16 @@ import numpy as np
 from data_pipelines import errors, radiometry, rasters, transforms
 from data_pipelines.errors import UserError
 from sm3det_jax import (
-  checkpoint, compilation_cache, journal, preprocess, selection, series, sharding, sources, tta,
-)  # fmt: skip
+  checkpoint,
+  compilation_cache,
+  journal,
+  preprocess,
+  selection,
+  series,
+  sharding,
+  sources,
+  tta,
+)
 from sm3det_jax.config import ConfigDict, copied
 from sm3det_jax.detector import build
 from sm3det_jax.inference import Pass, own_labels
