@@ -22,7 +22,7 @@ COLUMNS = [
   ('backbones', 'necks'),
   ('heads', 'branches'),
   ('detector', 'simmim'),
-  ('model', 'inference'),
+  ('model', 'inference', 'tta'),
   ('optim', 'checkpoint', 'journal', 'logs', 'metrics', 'interop', 'viz'),
   ('results',),
   ('train', 'evaluate', 'predict', 'result_files', 'series', 'scene', 'batches', 'progress')
