@@ -14,8 +14,12 @@ import sys
 
 from data_pipelines import dataset_command, errors, prepare_command
 from data_pipelines.errors import UserError
+from data_pipelines.scenes import large
 from sm3det_jax import __version__, bench, compilation_cache, config, predict_command
 from sm3det_jax.analysis.doctor import command as doctor_command
+from sm3det_jax.interop import command as weights_command
+from sm3det_jax.interop import known_weights
+from sm3det_jax.interop.export import command as export_command
 
 WORKDIR = 'folder of the run: config, checkpoints, logs and results'
 
@@ -34,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
   for library in ('absl', 'jax'):  # their remarks on backends and folders help no user
     logging.getLogger(library).setLevel(logging.ERROR)
   # these load no JAX; `doctor --config` does so itself
-  if args.verb not in ('prepare', 'dataset', 'doctor'):
+  if args.verb not in ('prepare', 'dataset', 'doctor', 'scenes', 'weights'):
     compilation_cache.enable()
   try:
     return args.run(args) or 0
@@ -118,6 +122,9 @@ def _parser():
   p = verb('dataset', run, 'convert, split or tile a data set in its format', workdir=False)
   dataset_command.add_arguments(p)
 
+  what = 'draw large scenes, placed on the Earth, with their labels'
+  large.add_arguments(verb('scenes', large.run, what, workdir=False))
+
   what = 'what is in a data set, raw or prepared, and what is wrong with it: a report page'
   doctor_command.add_arguments(verb('doctor', _doctor, what, True, workdir=False))
 
@@ -139,24 +146,21 @@ def _parser():
   p.add_argument('--size', type=_size, help='HxW of the image; by default each task’s own')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
-  p = verb('convert', _convert, 'official weights -> a workdir, or a workdir -> a state dict', True)
-  way = p.add_mutually_exclusive_group(required=True)
-  way.add_argument('--from', dest='source', choices=['official'], help='makes --out of FILE')
-  way.add_argument('--to', choices=['official'], help='makes FILE of --workdir')
-  p.add_argument('--config', help='of the model, with --from')
-  p.add_argument('--out', help='the new workdir, with --from')
-  p.add_argument('file', metavar='FILE', help='weights: .pth, .safetensors or .npz')
+  what = 'the weights that others publish: config, file, source, the paper’s numbers'
+  verb('weights', lambda args: print(known_weights.table()), what, workdir=False)
 
-  p = verb(
-    'compile', _compile, 'compile training for a TPU slice, on any machine', True, workdir=False
-  )
+  what = 'official weights -> a workdir, or a workdir -> a state dict'
+  weights_command.add_arguments(verb('convert', weights_command.run, what, True))
+
+  export_command.add_arguments(verb('export', export_command.run, export_command.HELP))
+
+  what = 'compile training for a TPU slice, on any machine'
+  p = verb('compile', _compile, what, True, workdir=False)
   p.add_argument('--topology', required=True, help='kind and shape, such as v5e:16x16 or v5p:8x8x8')
-  p.add_argument(
-    '--mesh', type=_mesh, default={}, help='such as data:64,expert:4; by default config.mesh'
-  )
-  p.add_argument(
-    '--saved', action='store_true', help='also compile without remat and zero1: what they save'
-  )
+  axes = 'such as data:64,expert:4; by default config.mesh'
+  p.add_argument('--mesh', type=_mesh, default={}, help=axes)
+  saved = 'also compile without remat and zero1: what they save'
+  p.add_argument('--saved', action='store_true', help=saved)
   p.add_argument('--quick', action='store_true', help='with least effort: a fraction of the time')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
@@ -201,6 +205,7 @@ def _train(args):
 
   sharding.start_processes()
   tasks = mixture.open_tasks(c)
+  mixture.warn_of_missing_tests(c)
   coverage.report(tasks)
   train.train(c, args.workdir, tasks=tasks)
 
@@ -240,21 +245,6 @@ def _account(args):
 
   counts = account.account(c, args.size)
   print(json.dumps(counts) if args.json else account.table(counts))
-
-
-def _convert(args):
-  needed = ('config', 'out') if args.source else ('workdir',)
-  if missing := [f'--{name}' for name in needed if getattr(args, name) is None]:
-    raise UserError(f'{" and ".join(missing)} missing')
-  from sm3det_jax.interop import convert
-
-  if args.to:
-    print(f'{convert.to_file(args.workdir, args.file)} arrays in {args.file}')
-    return
-  c = config.load([f'--config={args.config}', *args.overrides])
-  report = convert.to_workdir(c, args.file, args.out)
-  print(report.table('copied', 'fresh', 'dropped'))
-  print(f'{report.summary()}; all of them in {args.out}/conversion.txt')
 
 
 def _compile(args):

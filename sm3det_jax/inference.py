@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,9 @@ import numpy as np
 from data_pipelines.errors import UserError
 from sm3det_jax import preprocess
 from sm3det_jax.config import ConfigDict, label_space
-from sm3det_jax.detector import M2Det
+
+if TYPE_CHECKING:  # the model's code, which an exported model does without
+  from sm3det_jax.detector import M2Det
 
 
 def on_files(run: Callable, config: ConfigDict, task: str) -> Callable:
@@ -19,15 +21,15 @@ def on_files(run: Callable, config: ConfigDict, task: str) -> Callable:
 
   Args:
     run: what is made of normalised images [n, H, W, bands].
-    config: its task's mean and std normalise.
+    config: its task's `input`, mean and std count.
     task: whose images they are, in the files' own type.
   """
   c = config.tasks[task]
-  normalised = lambda images, shapes: preprocess.normalise(images, c.mean, c.std, shapes)
+  normalised = lambda images, shapes: preprocess.model_input(images, c, shapes)
   return jax.jit(lambda variables, x, shapes: run(variables, normalised(x, shapes), shapes))
 
 
-def detect_step(detector: M2Det, config: ConfigDict, task: str | tuple[str, ...]) -> Callable:
+def detect_step(detector: 'M2Det', config: ConfigDict, task: str | tuple[str, ...]) -> Callable:
   """(variables, images [n, H, W, bands], shapes [n, 2]) -> Detections, of `on_files`.
 
   With several tasks, whose images are read and normalised alike, a tuple of their Detections.
@@ -40,7 +42,7 @@ def reconstruct_step(model: Any, config: ConfigDict, task: str) -> Callable:
   """(variables, images, shapes), as `detect_step`, -> what the model makes of the images.
 
   `model.reconstruct(variables, {task: batch})` gives {task: [n, H, W, bands]} of normalised images;
-  the step's result is in the files' units.
+  the step's result is in the units of the task's mean and std.
   """
   c = config.tasks[task]
 

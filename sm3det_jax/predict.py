@@ -5,19 +5,18 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from data_pipelines import errors, rasters, transforms
-from data_pipelines import images as image_files
+from data_pipelines import errors, radiometry, rasters, transforms
 from data_pipelines.errors import UserError
-from sm3det_jax import checkpoint, compilation_cache, journal, selection, series, sharding, sources
+from sm3det_jax import compilation_cache, journal, preprocess, selection, series, sharding, sources
 from sm3det_jax.config import ConfigDict, copied
-from sm3det_jax.detector import build
 from sm3det_jax.inference import Pass, detect_step, own_labels
+from sm3det_jax.interop.export import reader
 from sm3det_jax.result_files import Folder
 from sm3det_jax.results import Result
 from sm3det_jax.viz import draw
@@ -34,25 +33,33 @@ class Detector:
     config: of its training run.
     variables: Flax dict.
     device: where to compute, as for `predict`; by default where the variables are.
+    steps: task -> what `inference.detect_step` gives; by default made of the config.
 
   Attributes:
     config, variables: as given.
     tasks: names that `predict` takes.
   """
 
-  def __init__(self, config: ConfigDict, variables: dict, device: str | int | None = None):
+  def __init__(
+    self,
+    config: ConfigDict,
+    variables: dict,
+    device: str | int | None = None,
+    steps: Callable | None = None,
+  ):
     self.config, self.variables = config, variables
     self.tasks = tuple(config.tasks)
     model = config
     if device is not None:
       place = selection.device(device)
       self.variables, model = jax.device_put(variables, place), copied(config)
-      if model.dtype == 'auto':  # goes by what computes by default
+      if steps is None and model.dtype == 'auto':  # goes by what computes by default
         model.dtype = 'float32' if place.platform == 'cpu' else 'bfloat16'
-    self._warned = set()  # tasks whose mean and std were said to be of another unit
+    self._warned = set()  # tasks that were said to expect another unit or range
     self._elsewhere = {}  # device -> this detector there
     # of a task, or a tuple of those of one pass, what `inference.detect_step` gives
-    self._steps = functools.cache(functools.partial(detect_step, build(model), config))
+    self._made = steps
+    self._steps = functools.cache(steps or functools.partial(detect_step, build(model), config))
 
   @classmethod
   def from_checkpoint(
@@ -66,11 +73,28 @@ class Detector:
       FileNotFoundError: no run or no checkpoint in `workdir`.
       UserError: no such device.
     """
+    from sm3det_jax import checkpoint  # lazily: an exported model does without
+
     compilation_cache.enable()
     if device is None:
       return cls(*checkpoint.restore_for_inference(workdir))
     mesh = sharding.make_mesh({'data': 1, 'expert': 1}, [selection.device(device)])
     return cls(*checkpoint.restore_for_inference(workdir, mesh), device)
+
+  @classmethod
+  def from_export(cls, file: str | os.PathLike, device: str | int | None = None) -> 'Detector':
+    """The model of one task that `sm3det export --format=stablehlo` wrote.
+
+    It runs with jax and numpy alone: neither Flax nor the code of the model is loaded.
+
+    Raises:
+      FileNotFoundError: no such file.
+      UserError: it or the JSON beside it is damaged or of a newer version; it was made for other
+        platforms, or by a jax that this one does not read; no such device.
+    """
+    compilation_cache.enable()
+    config, variables, steps = reader.load(file)
+    return cls(config, variables, device, steps)
 
   def prepare(self, image, task: str) -> np.ndarray:
     """The image [H, W, bands] as the task's model takes it; raises what `predict` says."""
@@ -79,9 +103,10 @@ class Detector:
       pixels = raster.read(0, 0, raster.width, raster.height)
       if pixels is None:
         pixels = np.zeros((raster.height, raster.width, raster.bands), raster.dtype)
+      pixels = transforms.as_input(pixels, self.config.tasks[task], raster.name)
       self._look(task, raster, pixels)
       series.remark(raster)
-      return transforms.to_bands(pixels, self.config.tasks[task].bands, raster.name)
+      return pixels
 
   def predict(
     self,
@@ -101,7 +126,7 @@ class Detector:
     Args:
       source: one image: path, open raster, or array [H, W] or [H, W, bands] with RGB order; or
         several: a folder, a glob, a text file of paths, a list, a generator. One band serves as all
-        of the task's. Values are taken as they are, as in training; only `plot` stretches them.
+        of the task's. Values are those of the training's files; the task's `input` is applied.
       task: one of `tasks`; several ('sar,rgb', or a sequence), which share a pass of the backbone
         where they read images alike; or 'auto', the one that an image's bands, type of pixels and
         georeference decide (`selection.decide`).
@@ -167,7 +192,7 @@ class Detector:
 
   def _on(self, device):
     if device not in self._elsewhere:
-      self._elsewhere[device] = Detector(self.config, self.variables, device)
+      self._elsewhere[device] = Detector(self.config, self.variables, device, self._made)
     return self._elsewhere[device]
 
   def key(self, *asked) -> str:
@@ -180,9 +205,8 @@ class Detector:
     return journal.fingerprint(self.variables)
 
   def _look(self, task, raster, pixels):
-    """Says once where a task's mean and std are of another unit than pixels."""
-    c = self.config.tasks[task]
-    remark = image_files.mismatch(pixels, c.mean, c.std)
+    """Says once where a task expects another unit or range than that of pixels."""
+    remark = radiometry.mismatch(pixels, task, self.config.tasks[task])
     if remark and task not in self._warned:
       self._warned.add(task)
       logger.warning('%s: %s', raster.name, remark)
@@ -191,17 +215,26 @@ class Detector:
     self, image, found: Result, task: str, path: str | os.PathLike | None = None, title: str = ''
   ) -> np.ndarray:
     """A picture (uint8 RGB) of `predict`'s result, written as PNG to `path` if that is given."""
-    names = tuple(self.config.tasks[task].classes)
+    c = self.config.tasks[task]
     raster = image if isinstance(image, rasters.Raster) else rasters.open_raster(image)
     pixels, scale = raster.overview(PICTURE)
     if raster is not image:
       raster.close()
+    pixels = preprocess.shown(transforms.as_input(pixels, c, raster.name), c)
     boxes = np.array(found['boxes'], np.float64)
     boxes[:, :4] *= scale
-    picture = draw.draw(pixels, boxes, found['labels'], names, found['scores'], title or task)
+    names, title = tuple(c.classes), title or task
+    picture = draw.draw(pixels, boxes, found['labels'], names, found['scores'], title)
     if path is not None:
       draw.save(pathlib.Path(path), picture)
     return picture
+
+
+def build(config):
+  """As `detector.build`."""
+  from sm3det_jax import detector  # lazily: an exported model does without
+
+  return detector.build(config)
 
 
 def predict(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
-from data_pipelines import images, rasters, transforms
+from data_pipelines import radiometry, rasters, transforms
 from data_pipelines.errors import UserError
 from data_pipelines.georeference import Georeference
 from sm3det_jax.config import ConfigDict
@@ -67,7 +67,7 @@ def check_bands(raster: rasters.Raster, tasks: Iterable[str], config: ConfigDict
   """Raises UserError if a task cannot use the raster's bands."""
   one = np.empty((1, 1, raster.bands))
   for task in tasks:
-    transforms.to_bands(one, config.tasks[task].bands, raster.name)  # or what is wrong
+    transforms.as_input(one, config.tasks[task], raster.name)  # or what is wrong
 
 
 def names(task: str | Sequence[str], config: ConfigDict) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ def decide(raster: rasters.Raster, place: Georeference | None, config: ConfigDic
 
   Tasks of as many bands as the image has go before those that one band is repeated for. Complex
   pixels, and ground control points instead of an affine transform, are radar's: tasks whose name or
-  data set says `sar` go before others then. Those whose mean and std are of another range than the
+  data set says `sar` go before others then. Those whose expected range is another than that of the
   pixels go last.
 
   Raises:
@@ -130,7 +130,7 @@ def decide(raster: rasters.Raster, place: Georeference | None, config: ConfigDic
     fit = {n: c for n, c in fit.items() if 'sar' in f'{n} {c.dataset}'.lower()} or fit
   if len(fit) > 1:
     pixels = _middle(raster)
-    fit = {n: c for n, c in fit.items() if pixels is None or _of_range(pixels, c)} or fit
+    fit = {n: c for n, c in fit.items() if pixels is None or _of_range(raster, pixels, n, c)} or fit
   if len(fit) > 1:
     raise UndecidedError(
       f'{raster.name}: bands, type and georeference fit the tasks {", ".join(fit)} alike: name one'
@@ -154,11 +154,11 @@ def _middle(raster):
   return raster.read(x1, y1, x2, y2)
 
 
-def _of_range(pixels, c):
-  """Whether a task's mean and std can be of these pixels."""
-  if pixels.dtype == np.uint8:
+def _of_range(raster, pixels, task, c):
+  """Whether a task can expect these pixels."""
+  if pixels.dtype == np.uint8 and c.input.range == 'as_is':
     return max(c.mean) <= 255
-  return images.mismatch(pixels, c.mean, c.std) is None
+  return radiometry.mismatch(transforms.as_input(pixels, c, raster.name), task, c) is None
 
 
 def parse_threshold(text: str) -> float | dict[str, float]:
