@@ -15,11 +15,12 @@ import sys
 from data_pipelines import dataset_command, errors, prepare_command
 from data_pipelines.errors import UserError
 from data_pipelines.scenes import large
-from sm3det_jax import __version__, arguments, bench, compilation_cache, config, predict_command
+from sm3det_jax import __version__, arguments, bench, compilation_cache, config
 from sm3det_jax.analysis.doctor import command as doctor_command
 from sm3det_jax.interop import command as weights_command
 from sm3det_jax.interop import known_weights
 from sm3det_jax.interop.export import command as export_command
+from sm3det_jax.prediction import command as prediction_command
 
 WORKDIR = 'folder of the run: config, checkpoints, logs and results'
 
@@ -118,8 +119,8 @@ def _parser():
   p.add_argument('--out', help='folder of the results; by default the workdir')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
-  run = predict_command.run
-  predict_command.add_arguments(verb('predict', run, 'detect objects in images'))
+  run = prediction_command.run
+  prediction_command.add_arguments(verb('predict', run, 'detect objects in images'))
 
   p = verb('routing', _routing, 'which experts each modality uses, as JSON and a figure', True)
   p.add_argument('--split', help='of every task, instead of its test split')

@@ -13,11 +13,12 @@ import numpy as np
 
 from data_pipelines import errors, radiometry, rasters, transforms
 from data_pipelines.errors import UserError
-from sm3det_jax import compilation_cache, journal, preprocess, selection, series, sharding, sources
+from sm3det_jax import compilation_cache, preprocess, sharding
 from sm3det_jax.config import ConfigDict, copied
 from sm3det_jax.inference import Pass, own_labels
 from sm3det_jax.interop.export import reader
-from sm3det_jax.result_files import Folder
+from sm3det_jax.prediction import journal, selection, series, sources
+from sm3det_jax.prediction.result_files import Folder
 from sm3det_jax.results import Result
 from sm3det_jax.viz import draw
 

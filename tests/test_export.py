@@ -247,6 +247,7 @@ def all_heads():
 
 
 @pytest.mark.slow
+@pytest.mark.drawn(7)
 @pytest.mark.parametrize('kind', exported.KINDS)
 def test_every_head_as_its_model(kind, all_heads):
   config, variables = all_heads

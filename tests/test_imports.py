@@ -15,7 +15,7 @@ FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob('*.py')
 # named here is a job, such as quickstart.
 COLUMNS = [
   ('data_pipelines', '__version__'),
-  ('config', 'precision', 'compilation_cache', 'atomic'),
+  ('config', 'precision', 'compilation_cache', 'atomic', 'arguments'),
   ('geometry', 'losses', 'sharding', 'weighting', 'preprocess'),
   ('layers',),
   ('moe',),
@@ -23,10 +23,9 @@ COLUMNS = [
   ('heads', 'branches'),
   ('detector', 'simmim'),
   ('model', 'inference', 'tta'),
-  ('optim', 'checkpoint', 'journal', 'logs', 'metrics', 'interop', 'viz'),
+  ('optim', 'checkpoint', 'logs', 'metrics', 'interop', 'viz'),
   ('results',),
-  ('train', 'evaluate', 'predict', 'result_files', 'series', 'scene', 'batches', 'progress')
-  + ('selection', 'sources'),
+  ('train', 'evaluate', 'predict', 'prediction'),
   ('analysis',),
   (),  # jobs
   ('cli', 'bench'),

@@ -18,11 +18,12 @@ from tiny import SIZE, tiny_config
 
 from data_pipelines import rasters
 from data_pipelines.errors import UserError
-from sm3det_jax import batches, cli, predict, scene, selection, sources
+from sm3det_jax import cli, predict
 from sm3det_jax import config as config_lib
 from sm3det_jax.backbones.stages import Backbone
 from sm3det_jax.config import ConfigDict, label_space, task
 from sm3det_jax.detector import build
+from sm3det_jax.prediction import batches, scene, selection, sources
 
 TILE = 64
 
