@@ -88,9 +88,7 @@ def from_state_dict(arrays: dict, config: ml_collections.ConfigDict) -> dict:
   return layouts.variables(entries(config), arrays)
 
 
-def to_state_dict(
-  variables: dict, config: ml_collections.ConfigDict
-) -> dict[str, np.ndarray]:
+def to_state_dict(variables: dict, config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
   """The arrays of our variables, or of a tree of gradients {'params': ..}."""
   return layouts.state_dict(entries(config), variables)
 
