@@ -1,4 +1,4 @@
-"""Dense PVT-v2, Swin and Swin-v2 against `transformers`, which is no dependency: skipped where it is absent.
+"""Dense PVT-v2 and both Swins against `transformers`, no dependency: skipped where it is absent.
 
 pip install torch transformers && pytest -m slow tests/test_backbones_oracle.py
 """

@@ -14,7 +14,7 @@ from sm3det_jax.interop.backbones import blocks_of
 from sm3det_jax.interop.layouts import Entry
 
 MODALITIES = ('opt', 'sar_l1', 'sar_l2', 'ms')
-# What arguments leave out, of the paper and of the released code. `kbias` left out: as `attn` has it
+# what arguments leave out, as the paper or the released code has it
 PROFILES = {
   'paper': dict(
     attn='v2', gelu='erf', eps_patch=1e-5, eps=1e-5, eps_merge=1e-5, eps_final=1e-5,
