@@ -73,6 +73,7 @@ def test_attention_in_windows_and_its_gradients(load):
   all_close(grads, want, 2e-4, 1e-6)
 
 
+@pytest.mark.slow
 def test_the_network_and_its_gradients(load):
   z, want = load('swinv2'), weights(load('swinv2_grads'), 'd_')
   meta, arrays = json.loads(str(z['meta_json'])), weights(z)

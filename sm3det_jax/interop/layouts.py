@@ -95,16 +95,14 @@ def variables(table: Sequence[Entry], state: dict, ignored: tuple[str, ...] = ()
   Raises:
     UserError: names every array that is missing or that nothing here takes.
   """
-  tree, taken, missing = {}, set(), []
-  for entry in table:
-    missing += [n for n in entry.names if n not in state]
-    if missing:
-      continue
-    taken.update(entry.names)
-    put(tree, (entry.collection, *entry.path), jnp.asarray(ours(entry, state)))
-  unexpected = [n for n in state if n not in taken and not n.endswith(ignored)]
-  if missing or (unexpected := sorted(unexpected)):
+  wanted = [name for entry in table for name in entry.names]
+  missing = [name for name in wanted if name not in state]
+  unexpected = sorted(n for n in state.keys() - set(wanted) if not n.endswith(ignored))
+  if missing or unexpected:
     raise UserError(f'state dict does not fit: missing {missing}, unexpected {unexpected}')
+  tree = {}
+  for entry in table:
+    put(tree, (entry.collection, *entry.path), jnp.asarray(ours(entry, state)))
   return tree
 
 
