@@ -53,9 +53,10 @@ def position_bias(size: int, w1: jax.Array, b1: jax.Array, w2: jax.Array) -> jax
   offsets = np.arange(1 - size, size) * (REACH / max(size - 1, 1))
   offsets = np.sign(offsets) * np.log2(np.abs(offsets) + 1) / np.log2(REACH)
   coordinates = np.stack(np.meshgrid(offsets, offsets, indexing='ij'), -1).reshape(-1, 2)
-  coordinates = jnp.asarray(coordinates, wide_dtype(w1.dtype))
-  hidden = nn.relu(coordinates @ wide(w1) + wide(b1)[None])
-  table = BIAS * nn.sigmoid(hidden @ wide(w2))  # once for each offset, not for each pair
+  dtype = wide_dtype(w1.dtype)
+  w1, b1, w2 = (a.astype(dtype) for a in (w1, b1, w2))
+  hidden = nn.relu(jnp.asarray(coordinates, dtype) @ w1 + b1[None])
+  table = BIAS * nn.sigmoid(hidden @ w2)  # once for each offset, not for each pair
   return table[relative_positions(size)].transpose(2, 0, 1)
 
 
@@ -78,9 +79,10 @@ def cosine_attention(
   Returns:
     [.., T, heads, c] in the dtype of v.
   """
-  scale = jnp.exp(jnp.minimum(wide(log_scale), LARGEST_LOG_SCALE))
-  q = _unit(q) * scale.reshape((1,) * (q.ndim - 2) + (-1, 1))
-  return attend(q, _unit(k), v, window_bias(bias, mask, q.ndim - 3), scale=1.0)
+  q, k = _unit(q), _unit(k)
+  scale = jnp.exp(jnp.minimum(log_scale.astype(q.dtype), LARGEST_LOG_SCALE))
+  q = q * scale.reshape((1,) * (q.ndim - 2) + (-1, 1))
+  return attend(q, k, v, window_bias(bias, mask, q.ndim - 3), scale=1.0)
 
 
 def _unit(x):
