@@ -151,19 +151,25 @@ def test_profiles_of_ringmoe():
   assert changed.epsilons == (1e-5, 1e-3, 1e-5, 1e-5)
 
 
-def test_each_epsilon_is_that_of_its_norm(monkeypatch):
-  seen = {}
+def test_each_norm_and_ffn_has_its_own_options(monkeypatch):
+  seen, gelus = {}, set()
 
   def record(self, x):
     seen[self.name] = self.epsilon
     return x
 
+  def record_gelu(self, x):
+    gelus.add((self.hidden, self.gelu))
+    return x
+
   monkeypatch.setattr(swin_v2.Norm, '__call__', record)
-  changes = dict(eps_patch=0.1, eps=0.2, eps_merge=0.3, eps_final=0.4)
+  monkeypatch.setattr(swin_v2.FeedForward, '__call__', record_gelu)
+  changes = dict(gelu='tanh', eps_patch=0.1, eps=0.2, eps_merge=0.3, eps_final=0.4)
   config, module = made(**changes)
   jax.eval_shape(module.init, jax.random.key(0), {'opt': jnp.zeros((1, 32, 32, 3))})
   # the last norm has the name of a block's first
   assert seen == {'stem_opt_norm': 0.1, 'norm2': 0.2, 'downsample1_norm': 0.3, 'norm1': 0.4}
+  assert gelus == {(16, 'tanh'), (32, 'tanh')}
 
 
 @pytest.mark.parametrize('profile', ['paper', 'code'])
