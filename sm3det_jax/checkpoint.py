@@ -24,7 +24,8 @@ from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
 from sm3det_jax import sharding
-from sm3det_jax.config import complete
+from sm3det_jax.atomic import write_atomically
+from sm3det_jax.config import complete, files
 
 # What a run may change when it goes on: it alters neither parameters nor the order of samples.
 # `optim.steps` only says where to stop where the schedule counts milestones; a cosine ends there.
@@ -73,7 +74,7 @@ def load_config(workdir: str | os.PathLike) -> ConfigDict:
   if not path.exists():
     raise FileNotFoundError(f'{path} does not exist: no run was started in this --workdir')
   try:
-    return complete(_unjson(json.loads(path.read_text())))
+    return complete(files.of_json(json.loads(path.read_text())))
   except UserError:
     raise
   except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -187,8 +188,9 @@ def restore_for_inference(
   mesh = mesh or sharding.make_mesh({'data': 1, 'expert': 1}, jax.local_devices()[:1])
   if not (pathlib.Path(workdir) / 'checkpoints').is_dir():
     raise FileNotFoundError(f'{workdir}/checkpoints does not exist: the run has saved nothing yet')
-  # read-only: the run may be saving at this moment
-  with _open(workdir, ocp.CheckpointManagerOptions(read_only=True)) as checkpoints:
+  # read-only: the run may be saving at this moment. Orbax warns of defaults that this excludes
+  options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+  with _open(workdir, options) as checkpoints:
     found, _ = _newest_readable(checkpoints, lambda step: _model_args(checkpoints, step, mesh))
   if found is None:
     raise FileNotFoundError(f'{workdir}/checkpoints is empty: the run has saved nothing yet')
@@ -196,13 +198,6 @@ def restore_for_inference(
   if 'ema' in found.model:
     variables['params'] = found.model['ema']
   return config, variables
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Replaces a file's content, so that a reader sees the old or the new one, never a part."""
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  temporary.write_text(text)
-  os.replace(temporary, path)
 
 
 def _open(workdir, options):
@@ -280,13 +275,3 @@ def _flat(config, prefix='') -> dict[str, Any]:
     else:
       flat[prefix + key] = json.loads(json.dumps(value))
   return flat
-
-
-def _unjson(value):
-  """A ConfigDict with tuples, as configs are written, out of parsed JSON."""
-  if isinstance(value, dict):
-    config = ConfigDict(sort_keys=False)
-    for key, item in value.items():
-      config[key] = _unjson(item)
-    return config
-  return tuple(map(_unjson, value)) if isinstance(value, list) else value

@@ -14,8 +14,12 @@ import sys
 
 from data_pipelines import dataset_command, errors, prepare_command
 from data_pipelines.errors import UserError
-from sm3det_jax import __version__, bench, compilation_cache, config
+from data_pipelines.scenes import large
+from sm3det_jax import __version__, arguments, bench, compilation_cache, config, predict_command
 from sm3det_jax.analysis.doctor import command as doctor_command
+from sm3det_jax.interop import command as weights_command
+from sm3det_jax.interop import known_weights
+from sm3det_jax.interop.export import command as export_command
 
 WORKDIR = 'folder of the run: config, checkpoints, logs and results'
 
@@ -34,12 +38,12 @@ def main(argv: list[str] | None = None) -> int:
   for library in ('absl', 'jax'):  # their remarks on backends and folders help no user
     logging.getLogger(library).setLevel(logging.ERROR)
   # these load no JAX; `doctor --config` does so itself
-  if args.verb not in ('prepare', 'dataset', 'doctor'):
+  if args.verb not in ('prepare', 'dataset', 'doctor', 'scenes', 'weights'):
     compilation_cache.enable()
   try:
     return args.run(args) or 0
-  except KeyboardInterrupt:
-    print(f'sm3det {args.verb}: interrupted', file=sys.stderr)
+  except KeyboardInterrupt as error:
+    print(f'sm3det {args.verb}: {str(error) or "interrupted"}', file=sys.stderr)
     return 128 + signal.SIGINT
   except Exception as error:
     line = errors.line(error)
@@ -76,24 +80,6 @@ def _joined(argv):
   return joined
 
 
-def _count(text):
-  if not (text.isdigit() and int(text)):
-    raise argparse.ArgumentTypeError(f'{text!r}: expected a whole number from 1 on')
-  return int(text)
-
-
-def _size(text):
-  if not re.fullmatch('[1-9][0-9]*x[1-9][0-9]*', text):
-    raise argparse.ArgumentTypeError(f'{text!r}: expected HxW, such as 800x800')
-  return tuple(map(int, text.split('x')))
-
-
-def _mesh(text):
-  if not re.fullmatch(r'\w+:[1-9][0-9]*(,\w+:[1-9][0-9]*)*', text):
-    raise argparse.ArgumentTypeError(f'{text!r}: expected sizes of axes, as data:64,expert:4')
-  return {name: int(size) for name, size in (axis.split(':') for axis in text.split(','))}
-
-
 def _parser():
   parser = _Parser('sm3det', description='SM3Det: one detector, any sensor.')
   parser.add_argument('--version', action='version', version=f'sm3det {__version__}')
@@ -108,7 +94,7 @@ def _parser():
 
   p = verb('quickstart', _quickstart, 'train a small SM3Det on drawn scenes and evaluate it', True)
   p.set_defaults(workdir='sm3det_quickstart')
-  p.add_argument('--steps', type=_count, help='training steps, instead of the config’s')
+  p.add_argument('--steps', type=arguments.count, help='training steps, instead of the config’s')
 
   run = lambda args: print(prepare_command.show(args))
   p = verb('prepare', run, 'turn a data set into what training reads', workdir=False)
@@ -118,59 +104,51 @@ def _parser():
   p = verb('dataset', run, 'convert, split or tile a data set in its format', workdir=False)
   dataset_command.add_arguments(p)
 
+  what = 'draw large scenes, placed on the Earth, with their labels'
+  large.add_arguments(verb('scenes', large.run, what, workdir=False))
+
   what = 'what is in a data set, raw or prepared, and what is wrong with it: a report page'
   doctor_command.add_arguments(verb('doctor', _doctor, what, True, workdir=False))
 
   verb('train', _train, 'train, or go on with a run; --config.a.b=c changes a value', True)
 
   p = verb('evaluate', _evaluate, 'score a run on all its tasks', True)
+  arguments.add_tta(p)
   p.add_argument('--split', help='of every task, instead of its test split')
   p.add_argument('--out', help='folder of the results; by default the workdir')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
-  p = verb('predict', _predict, 'detect objects in images')
-  p.add_argument('--task', required=True, help='task whose head looks at them, e.g. sar')
-  p.add_argument('--out', required=True, help='folder of the pictures and JSON files')
-  p.add_argument('--score_threshold', type=float, default=0.3)
-  p.add_argument('--save', default='', help='further formats: geojson,gpkg,coco,dota,yolo_obb,csv')
-  p.add_argument('--resume', action='store_true', help='go on where this was interrupted')
-  p.add_argument('images', nargs='+', metavar='IMAGE', help='image files or folders of them')
+  run = predict_command.run
+  predict_command.add_arguments(verb('predict', run, 'detect objects in images'))
 
   p = verb('routing', _routing, 'which experts each modality uses, as JSON and a figure', True)
   p.add_argument('--split', help='of every task, instead of its test split')
   p.add_argument('--out', help='folder of the results; by default WORKDIR/routing')
 
   p = verb('account', _account, 'parameters and multiply-accumulates, by part', True, workdir=False)
-  p.add_argument('--size', type=_size, help='HxW of the image; by default each task’s own')
+  p.add_argument('--size', type=arguments.size, help='HxW of the image; by default each task’s own')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
-  p = verb('convert', _convert, 'official weights -> a workdir, or a workdir -> a state dict', True)
-  way = p.add_mutually_exclusive_group(required=True)
-  way.add_argument('--from', dest='source', choices=['official'], help='makes --out of FILE')
-  way.add_argument('--to', choices=['official'], help='makes FILE of --workdir')
-  p.add_argument('--config', help='of the model, with --from')
-  p.add_argument('--out', help='the new workdir, with --from')
-  p.add_argument('file', metavar='FILE', help='weights: .pth, .safetensors or .npz')
+  what = 'the weights that others publish: config, file, source, the paper’s numbers'
+  verb('weights', lambda args: print(known_weights.table()), what, workdir=False)
 
-  p = verb(
-    'compile', _compile, 'compile training for a TPU slice, on any machine', True, workdir=False
-  )
+  what = 'official weights -> a workdir, or a workdir -> a state dict'
+  weights_command.add_arguments(verb('convert', weights_command.run, what, True))
+
+  export_command.add_arguments(verb('export', export_command.run, export_command.HELP))
+
+  what = 'compile training for a TPU slice, on any machine'
+  p = verb('compile', _compile, what, True, workdir=False)
   p.add_argument('--topology', required=True, help='kind and shape, such as v5e:16x16 or v5p:8x8x8')
-  p.add_argument(
-    '--mesh', type=_mesh, default={}, help='such as data:64,expert:4; by default config.mesh'
-  )
-  p.add_argument(
-    '--saved', action='store_true', help='also compile without remat and zero1: what they save'
-  )
+  axes = 'such as data:64,expert:4; by default config.mesh'
+  p.add_argument('--mesh', type=arguments.mesh, default={}, help=axes)
+  saved = 'also compile without remat and zero1: what they save'
+  p.add_argument('--saved', action='store_true', help=saved)
   p.add_argument('--quick', action='store_true', help='with least effort: a fraction of the time')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
   p = verb('bench', _bench, 'measure a speed, or whether a model learns', True, workdir=False)
-  found = bench.names()
-  what = '; '.join(f'{name}: {text}' for name, text in found.items()).replace('%', '%%')
-  p.add_argument('name', choices=found, help=what)
-  p.add_argument('--steps', type=_count, help='to time, or to train for')
-  p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
+  bench.add_arguments(p)
   return parser
 
 
@@ -206,6 +184,7 @@ def _train(args):
 
   sharding.start_processes()
   tasks = mixture.open_tasks(c)
+  mixture.warn_of_missing_tests(c)
   coverage.report(tasks)
   train.train(c, args.workdir, tasks=tasks)
 
@@ -213,30 +192,20 @@ def _train(args):
 def _evaluate(args):
   import rich
 
-  from sm3det_jax import checkpoint, evaluate, sharding
+  from sm3det_jax import checkpoint, evaluate, sharding, tta
   from sm3det_jax.metrics import table
 
+  augmentation = tta.parse(args.tta, args.tta_merge)
   sharding.start_processes()
   c = config.override(checkpoint.load_config(args.workdir), args.overrides)
   mesh = sharding.evaluation_mesh(c.mesh)
   out = _folder(args.out or args.workdir)
   _, variables = checkpoint.restore_for_inference(args.workdir, mesh)
-  metrics = evaluate.evaluate(
-    c, variables, mesh=mesh, split=args.split, out_dir=out, progress=not args.json
-  )
+  options = dict(split=args.split, out_dir=out, augmentation=augmentation)
+  metrics = evaluate.evaluate(c, variables, mesh=mesh, progress=not args.json, **options)
   rich.print(table.render(metrics), file=sys.stderr if args.json else sys.stdout)
   if args.json:
     print(json.dumps(metrics))
-
-
-def _predict(args):
-  from sm3det_jax import predict
-
-  save = [name for name in args.save.split(',') if name]
-  errors = predict.predict(
-    args.workdir, args.task, args.images, args.out, args.score_threshold, save, args.resume
-  )
-  return 1 if errors else 0
 
 
 def _routing(args):
@@ -257,21 +226,6 @@ def _account(args):
   print(json.dumps(counts) if args.json else account.table(counts))
 
 
-def _convert(args):
-  needed = ('config', 'out') if args.source else ('workdir',)
-  if missing := [f'--{name}' for name in needed if getattr(args, name) is None]:
-    raise UserError(f'{" and ".join(missing)} missing')
-  from sm3det_jax.interop import convert
-
-  if args.to:
-    print(f'{convert.to_file(args.workdir, args.file)} arrays in {args.file}')
-    return
-  c = config.load([f'--config={args.config}', *args.overrides])
-  report = convert.to_workdir(c, args.file, args.out)
-  print(report.table('copied', 'fresh', 'dropped'))
-  print(f'{report.summary()}; all of them in {args.out}/conversion.txt')
-
-
 def _compile(args):
   c = config.load(args.overrides)
   from sm3det_jax.analysis import compile_step
@@ -286,9 +240,7 @@ def _compile(args):
 
 
 def _bench(args):
-  c = config.load(args.overrides)
-  measure = bench.load(args.name)
-  result = measure(c) if args.steps is None else measure(c, args.steps)
+  result = bench.run(args)
   if args.json:
     print(json.dumps(result))
   else:

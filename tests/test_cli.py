@@ -15,8 +15,8 @@ import pytest
 from tiny import config_file
 
 import sm3det_jax
-from data_pipelines import errors, mixture
-from sm3det_jax import Detector, bench, checkpoint, cli, config, logs, quickstart
+from data_pipelines import errors, mixture, prepare
+from sm3det_jax import Detector, bench, checkpoint, cli, config, logs, quickstart, train
 from sm3det_jax.analysis import coverage
 from sm3det_jax.config.small import shortened
 from sm3det_jax.detector import build
@@ -77,13 +77,31 @@ def test_a_benchmark_is_found_by_its_file(tmp_path, monkeypatch, capsys):
     'def measure(config, steps=3):\n  return {"steps": steps, "batch": config.batch_size}\n'
   )
   monkeypatch.setattr(bench, '__path__', [*bench.__path__, str(tmp_path)])
-  assert set(bench.names()) == {'train_step', 'overfit', 'predict', 'first_batch'}
+  assert set(bench.names()) == {'train_step', 'overfit', 'predict', 'tta', 'first_batch'}
   assert bench.names()['train_step'].startswith('how long')
   with pytest.raises(SystemExit):
     run('bench', '--help')
   assert 'first_batch: 100 % of nothing.' in ' '.join(capsys.readouterr().out.split())
   assert run('bench', 'first_batch', '--config=quickstart', '--steps=2', '--json') == 0
   assert json.loads(capsys.readouterr().out) == {'steps': 2, 'batch': 6}
+
+
+@pytest.mark.slow
+def test_views_are_evaluated_and_measured(tiny_run, tmp_path, monkeypatch, capsys):
+  views = '--tta=flips', '--tta_merge=nms'
+  assert run('evaluate', '--workdir', tiny_run, '--out', tmp_path, *views) == 0
+  metrics = json.loads((tmp_path / 'metrics.json').read_text())
+  assert metrics['tta'] == {'views': 'flips', 'merge': 'nms'}
+  monkeypatch.setattr('sm3det_jax.bench.tta.VIEWS', ('flips',))
+  capsys.readouterr()
+  assert run('bench', 'tta', '--workdir', tiny_run, '--json') == 0
+  result = json.loads(capsys.readouterr().out.splitlines()[-1])
+  names = [f'{what} {how}' for what in ('map50', 'map50/sar', 'map50/rgb', 'map50/ifr', 'time')
+           for how in ('none', 'flips nms', 'flips wbf')]  # fmt: skip
+  assert set(result) == set(names) and result['time none'] == 1
+  assert result['map50 flips nms'] == pytest.approx(metrics['overall']['map50'])
+  plain = json.loads((tiny_run / 'metrics.json').read_text())
+  assert result['map50 none'] == pytest.approx(plain['overall']['map50'])
 
 
 def test_routing_shares_add_up(tiny_run):
@@ -147,6 +165,59 @@ def test_a_run_says_the_share_of_every_task(tiny_run, caplog):
     shares = coverage.report(mixture.open_tasks(checkpoint.load_config(tiny_run)))
   assert set(shares) == {'sar', 'rgb', 'ifr'} and min(shares.values()) > 0.8
   assert 'sar: 100.0 %' in caplog.text and 'ATSS' in caplog.text and 'RPN' in caplog.text
+
+
+def test_a_missing_test_split_is_told_when_training_starts(tmp_path, caplog, monkeypatch):
+  (tmp_path / 'in/images').mkdir(parents=True)
+  (tmp_path / 'in/labelTxt').mkdir()
+  cv2.imwrite(str(tmp_path / 'in/images/a.png'), np.zeros((64, 64, 3), np.uint8))
+  (tmp_path / 'in/labelTxt/a.txt').write_text('10 10 30 10 30 20 10 20 ship 0')
+  prepare.prepare('dota_txt', tmp_path / 'in', tmp_path / 'data', name='ships')
+  c = config.default()
+  c.tasks = config.ConfigDict(sort_keys=False)
+  for name, split in (('rgb', 'train'), ('ifr', 'test')):
+    c.tasks[name] = config.task('obb', 'ships', ('ship',), size=(64, 64), test=dict(split=split))
+  c.data_root, c.batch_size = str(tmp_path / 'data'), 2
+  trained = []
+  monkeypatch.setattr(coverage, 'report', lambda tasks: None)
+  monkeypatch.setattr(train, 'train', lambda c, workdir, tasks: trained.append(list(tasks)))
+  file = config_file(tmp_path / 'c.py', c)
+  assert run('train', f'--config={file}', '--workdir', tmp_path / 'run') == 0
+  assert trained == [['rgb', 'ifr']]
+  (line,) = (r.getMessage() for r in caplog.records if r.levelname == 'WARNING')
+  assert line.startswith('training goes on, but `sm3det evaluate` would stop: ifr: ')
+  assert "has no split 'test'; it has train" in line and 'rgb' not in line
+
+
+def test_arrays_of_tasks_that_are_gone_are_one_line(tmp_path, caplog, monkeypatch):
+  ours = {'backbone': {'a': np.zeros(2)}, 'heads_sar': {'b': np.zeros(3), 'c': np.zeros(1)}}
+  more = {t: {f'k{i}': np.zeros(1) for i in range(9)} for t in ('heads_rgb', 'heads_ifr')}
+  there = {'params': ours | more | {'heads_sar': {'b': np.ones(4), 'c': np.ones(1)}}}
+  monkeypatch.setattr(checkpoint, 'restore_for_inference', lambda workdir: (None, there))
+  c = config.ConfigDict({'init_from': str(tmp_path)})
+  caplog.set_level('INFO')
+  model = convert.start_from({'variables': {'params': ours}}, c)
+  assert model['variables']['params']['heads_sar']['c'] == 1
+  lines = caplog.records[-1].getMessage().split('\n')
+  assert lines[1:] == [
+    'unexpected  18 arrays: params/heads_ifr (9), params/heads_rgb (9)',
+    'shape       params/heads_sar/b  (4,) there, (3,) here',
+  ]
+
+
+def test_quickstart_says_how_long_it_takes(tmp_path, caplog):
+  caplog.set_level('INFO')
+  c = config.load(['--config=quickstart'])
+  on_log = quickstart._announced(c, tmp_path)
+  assert 'compiling the training step: about 2 minutes the first time' in caplog.text
+  for done in (10, 20):
+    on_log(done, {'images_per_second': 20.0})
+  # 1190 steps of 6 images
+  assert caplog.text.count('training: about 6 minutes more; then about 2 for evaluation') == 1
+  caplog.clear()
+  (tmp_path / 'metrics.jsonl').write_text(f'{{"step": {c.optim.steps}}}\n')
+  quickstart._announced(c, tmp_path)(c.optim.steps, {'images_per_second': 20.0})
+  assert not caplog.text  # all of it is done
 
 
 def test_the_detector_class(tiny_run):
@@ -216,6 +287,13 @@ QUICK = ('train', '--workdir=w', '--config=quickstart')
     ((*QUICK, '--config.data_dir=d'), 'config.data_dir .*near it: data_root'),
     (('compile', '--config=quickstart', '--topology=v5e:4x4', '--mesh=dat:2'), 'not of dat'),
     (('convert', '--to=official', 'x.npz'), '--workdir missing'),
+    (('evaluate', '--workdir=empty', '--tta=flip'), 'some of flips, turns and scales:0.8:1.25'),
+    (('evaluate', '--workdir=empty', '--tta=flips', '--tta_merge=x'), 'expected nms or wbf'),
+    (('predict', '--workdir=w', '--task=x', '--out=o', '--tta=x', 's'), "--tta=x: .*not 'x'"),
+    (('bench', 'tta'), 'tta measures a trained run: name its folder with --workdir'),
+    (('bench', 'tta', '--workdir=empty'), 'empty/config.json is not a run'),
+    (('bench', 'tta', '--workdir=empty', '--steps=3'), 'tta takes no --steps'),
+    (('bench', 'overfit', '--workdir=w'), 'overfit takes no --workdir'),
   ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, message, odd, capsys):

@@ -14,18 +14,19 @@ FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob('*.py')
 # From left to right; a module imports from its own column and those to its left. Whatever is not
 # named here is a job, such as quickstart.
 COLUMNS = [
-  ('data_pipelines',),
-  ('config', 'precision', 'compilation_cache'),
+  ('data_pipelines', '__version__'),
+  ('config', 'precision', 'compilation_cache', 'atomic'),
   ('geometry', 'losses', 'sharding', 'weighting', 'preprocess'),
   ('layers',),
   ('moe',),
   ('backbones', 'necks'),
   ('heads', 'branches'),
   ('detector', 'simmim'),
-  ('model', 'inference'),
+  ('model', 'inference', 'tta'),
   ('optim', 'checkpoint', 'journal', 'logs', 'metrics', 'interop', 'viz'),
   ('results',),
-  ('train', 'evaluate', 'predict', 'scene'),
+  ('train', 'evaluate', 'predict', 'result_files', 'series', 'scene', 'batches', 'progress')
+  + ('selection', 'sources'),
   ('analysis',),
   (),  # jobs
   ('cli', 'bench'),
@@ -179,6 +180,7 @@ def test_no_path_of_another_machine():
 # what is asked for and imported by a package of ours, but not by us
 INDIRECT = {
   'array_record': 'the files that tensorflow-datasets and grain read and write',
+  'flatbuffers': 'the files that jax.export reads and writes',
 }
 # what a user of it has, and nobody else needs
 OTHERS = {'supervision'}

@@ -54,7 +54,7 @@ def config_file(path, config):
   """A config file, as `--config` takes it."""
   content = json.dumps(config.to_dict())
   path.write_text(
-    'import json\nfrom sm3det_jax import checkpoint\n'
-    f'def get_config():\n  return checkpoint._unjson(json.loads({content!r}))\n'
+    'import json\nfrom sm3det_jax.config import files\n'
+    f'def get_config():\n  return files.of_json(json.loads({content!r}))\n'
   )
   return path

@@ -43,6 +43,16 @@ def arguments(text: str, **defaults) -> ConfigDict:
   return values
 
 
+def of_json(value):
+  """A ConfigDict with tuples, as configs are written, out of parsed JSON."""
+  if isinstance(value, dict):
+    config = ConfigDict(sort_keys=False)
+    for key, item in value.items():
+      config[key] = of_json(item)
+    return config
+  return tuple(map(of_json, value)) if isinstance(value, list) else value
+
+
 def load(arguments: list[str]) -> ConfigDict:
   """The config that command-line arguments name.
 

@@ -1,0 +1,1 @@
+"""Models for where the code of this project is not: StableHLO, and parameters by name."""
