@@ -150,8 +150,8 @@ def use_backbone(config: ConfigDict, kind: str, size: str = 'T') -> None:
 
   Args:
     config: changed in place.
-    kind: 'convnext', 'van', 'lsknet', 'pvt_v2' or 'swin'.
-    size: 'T', 'S' or 'B'; 'L' for ConvNeXt and Swin.
+    kind: a key of `BACKBONES`.
+    size: 'T', 'S' or 'B'; 'L' for ConvNeXt and the two Swins.
 
   Raises:
     UserError: another kind or size.

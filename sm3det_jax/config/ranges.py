@@ -108,6 +108,8 @@ RANGES = {
   'backbone.heads': COUNT,
   'backbone.reductions': COUNT,
   'backbone.window': COUNT,
+  'backbone.windows': COUNT,
+  'backbone.epsilons': Range(0.0, without=0, length=4),
   'backbone.fc2_blocks': NATURAL,
   'backbone.drop_rate': BELOW_ONE,
   'backbone.drop_path_rate': BELOW_ONE,

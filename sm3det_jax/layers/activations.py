@@ -1,4 +1,4 @@
-"""Exact GELU, for which a backward pass keeps one array."""
+"""GELU; for the exact one a backward pass keeps one array."""
 
 import jax
 import jax.numpy as jnp
@@ -29,3 +29,11 @@ def gelu(h: jax.Array) -> jax.Array:
 def _gelu_jvp(primals, tangents):
   y, slope = gelu_and_slope(*primals)
   return y, slope * tangents[0]
+
+
+def gelu_tanh(h: jax.Array) -> jax.Array:
+  """GELU by its approximation with tanh, any shape."""
+  return jax.nn.gelu(wide(h), approximate=True).astype(h.dtype)
+
+
+GELUS = {'erf': gelu, 'tanh': gelu_tanh}  # by the function that they are made of
