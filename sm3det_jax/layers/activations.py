@@ -31,7 +31,7 @@ def _gelu_jvp(primals, tangents):
   return y, slope * tangents[0]
 
 
-def tanh_gelu_and_slope(h: jax.Array) -> tuple[jax.Array, jax.Array]:
+def gelu_tanh_and_slope(h: jax.Array) -> tuple[jax.Array, jax.Array]:
   """As `gelu_and_slope`, of the approximation h (1 + tanh(sqrt(2 / pi) (h + 0.044715 h^3))) / 2."""
   x, scale = wide(h), (2 / jnp.pi) ** 0.5
   tanh = jnp.tanh(scale * (x + 0.044715 * x**3))
@@ -40,12 +40,12 @@ def tanh_gelu_and_slope(h: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.custom_jvp
-def tanh_gelu(h: jax.Array) -> jax.Array:
+def gelu_tanh(h: jax.Array) -> jax.Array:
   """GELU by tanh (Hendrycks and Gimpel 2016, section 2), any shape."""
-  return tanh_gelu_and_slope(h)[0]
+  return gelu_tanh_and_slope(h)[0]
 
 
-@tanh_gelu.defjvp
-def _tanh_gelu_jvp(primals, tangents):
-  y, slope = tanh_gelu_and_slope(*primals)
+@gelu_tanh.defjvp
+def _gelu_tanh_jvp(primals, tangents):
+  y, slope = gelu_tanh_and_slope(*primals)
   return y, slope * tangents[0]

@@ -46,5 +46,5 @@ def _linear_backward(params, x, _, dy):
 
 
 FFN = _ffn(activations.gelu, activations.gelu_and_slope)
-FFNS = {'erf': FFN, 'tanh': _ffn(activations.tanh_gelu, activations.tanh_gelu_and_slope)}
+FFNS = {'erf': FFN, 'tanh': _ffn(activations.gelu_tanh, activations.gelu_tanh_and_slope)}
 LINEAR = Expert(_linear_forward, _linear_backward, hidden=(None, None))
