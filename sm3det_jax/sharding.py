@@ -118,8 +118,8 @@ def make_mesh(mesh: Mapping[str, int], devices: Sequence[jax.Device] | None = No
 
 def _sizes(mesh):
   """{axis: size} of `config.mesh`, without `model` where that is 1."""
-  sizes = {axis: mesh.get(axis, 1) for axis in AXES}
-  return {axis: n for axis, n in sizes.items() if axis != 'model' or n != 1}
+  sizes, model = {'data': mesh['data'], 'expert': mesh['expert']}, mesh.get('model', 1)
+  return sizes if model == 1 else {**sizes, 'model': model}
 
 
 def _text(sizes):

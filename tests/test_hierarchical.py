@@ -249,7 +249,7 @@ def test_bad_options_and_meshes_are_one_line():
     (dict(implementation='fast'), "implementation='fast'.*blocked"),
   ):
     with refused(message):
-      hierarchical.rmoe(layer, x, modality, **options)
+      jax.eval_shape(functools.partial(hierarchical.rmoe, **options), layer, x, modality)
   with refused('a layer without experts'):
     hierarchical.rmoe({}, x, modality)
   for sizes, message in (
@@ -265,15 +265,19 @@ def test_the_module_holds_the_arrays_by_their_names():
     hidden=D, modalities=M, specialised=S, collaborative=E, implementation='dense', top_k=2
   )
   x, modality = jax.random.normal(jax.random.key(1), (3, 2, 2, C)), jnp.asarray([2, 0, 1])
-  params = jax.jit(module.init)(jax.random.key(0), x, modality)['params']
+
+  @jax.jit
+  def run(key):
+    params = module.init(key, x, modality)['params']
+    options = dict(top_k=2, implementation='dense')
+    want = hierarchical.rmoe(params, x.reshape(-1, C), jnp.repeat(modality, 4), **options)
+    return params, module.apply({'params': params}, x, modality), want
+
+  params, (y, balance, routing), want = run(jax.random.key(0))
   assert {k: v.shape for k, v in params.items()} == {k: v.shape for k, v in case()[0].items()}
   assert all(not np.asarray(v).any() for k, v in params.items() if k[-2:] in ('b1', 'b2'))
   assert all(0 < np.abs(params[k]).max() <= C**-0.5 for k in ('spec.router', 'coll.router'))
   assert 0.01 < np.std(params['spec.w1']) < 0.03
-  y, balance, routing = module.apply({'params': params}, x, modality)
-  want = hierarchical.rmoe(
-    params, x.reshape(-1, C), jnp.repeat(modality, 4), top_k=2, implementation='dense'
-  )
   np.testing.assert_array_equal(y.reshape(-1, C), want[0])
   assert balance == want[1] and routing['coll'].weights.shape == (3, 2, 2, 2)
   small = module.clone(specialised=0, shared=False)
