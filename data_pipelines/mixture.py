@@ -43,6 +43,18 @@ def open_tasks(config: ConfigDict) -> dict[str, Task]:
   return {name: Task(config, name, 'train') for name in config.tasks}
 
 
+def warn_of_missing_tests(config: ConfigDict) -> None:
+  """Says in one line which test data are missing or do not fit: hours before `evaluate` does."""
+  missing = []
+  for name in config.tasks:
+    try:
+      Task(config, name, 'test')
+    except (UserError, FileNotFoundError) as error:
+      missing.append(f'{name}: {error}')
+  if missing:
+    logger.warning('training goes on, but `sm3det evaluate` would stop: %s', '; '.join(missing))
+
+
 def train_batches(
   config: ConfigDict,
   step: int = 0,

@@ -11,7 +11,11 @@ from data_pipelines.builders import decisions
 from data_pipelines.builders import scan as scan_lib
 from data_pipelines.builders.decisions import Decisions
 from data_pipelines.errors import UserError
+from data_pipelines.images.statistics import Statistics
 from data_pipelines.raw import Collected, collect
+
+SHOWN = (0.5, 50.0, 99.5)  # percentiles in a report
+BANDS = 8  # in a report at most
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +33,7 @@ class Report:
     places: {reason: its first places}.
     notes: what was decided for the whole data set, and on what evidence.
     fingerprints: {split: hash}.
+    pixels: {split: how its values are distributed (`images.statistics.Statistics.summary`)}.
     note: what else there is to say.
   """
 
@@ -43,6 +48,7 @@ class Report:
   places: dict[str, list[str]]
   notes: list[str]
   fingerprints: dict[str, str]
+  pixels: dict[str, dict]
   note: str = ''
 
   def table(self) -> str:
@@ -53,7 +59,7 @@ class Report:
     rows.append(['objects', *(sum(self.objects[s]) for s in splits)])
     rows += [[f'  {c}', *(self.objects[s][k] for s in splits)] for k, c in enumerate(self.classes)]
     rows.append(['fingerprint', *(self.fingerprints[s] for s in splits)])
-    lines = [columns(rows)]
+    lines = [columns(rows), '', *_values(self.pixels)]
     if self.skipped:
       lines += ['', 'left out or mended']
     for reason, count in self.skipped.items():
@@ -63,6 +69,18 @@ class Report:
 
   def with_note(self, note: str) -> 'Report':
     return dataclasses.replace(self, note=note)
+
+
+def _values(pixels):
+  """Lines on the values of each band of the first split, as a task's mean and std want them."""
+  split, found = next(iter(pixels.items()))
+  rows = [[f'{found["dtype"]} values of {split}', 'mean', 'std', *map('{:g} %'.format, SHOWN)]]
+  for k, table in enumerate(found['percentiles'][:BANDS]):
+    shown = [table[found['levels'].index(level)] for level in SHOWN] if table else []
+    numbers = [found['mean'][k], found['std'][k], *shown] if table else []
+    rows.append([f'  band {k + 1}', *(f'{v:.4g}' for v in numbers)])
+  more = len(found['percentiles']) - BANDS
+  return [columns(rows), *([f'  (and {more} bands more, in metadata.json)'] * (more > 0))]
 
 
 def _counts(entries, classes):
@@ -98,11 +116,12 @@ def prepare(
   """
   c = collect(dataset, source, how=how, **arguments)
   count_unmatched(c, arguments.get('ignore', ()), arguments.get('aliases') or {})
+  pixels = {split: Statistics() for split in c.annotations}
   entries = {
-    split: list(scan_lib.scan(listed, c.box, c.label, c.skipped, how))
+    split: list(scan_lib.scan(listed, c.box, c.label, c.skipped, pixels[split], how))
     for split, listed in c.annotations.items()
   }
-  return _write(c, entries, data_dir)
+  return _write(c, entries, {split: s.summary() for split, s in pixels.items()}, data_dir)
 
 
 def count_unmatched(c: Collected, ignore: Sequence[str], aliases: Mapping[str, str]) -> None:
@@ -119,7 +138,7 @@ def count_unmatched(c: Collected, ignore: Sequence[str], aliases: Mapping[str, s
     c.skipped.add('class of --ignore that never occurs', name)
 
 
-def _write(c, entries, data_dir):
+def _write(c, entries, pixels, data_dir):
   from data_pipelines.builders import detection  # lazily: it imports TFDS
 
   objects = {split: _counts(listed, len(c.classes)) for split, listed in entries.items()}
@@ -131,7 +150,7 @@ def _write(c, entries, data_dir):
   for k, name in enumerate(c.classes if c.asked else ()):
     if not sum(counts[k] for counts in objects.values()):
       c.skipped.add('class of --classes that never occurs', name)
-  folder = detection.build(c.name, c.classes, c.box, entries, data_dir)
+  folder = detection.build(c.name, c.classes, c.box, entries, pixels, data_dir)
   return Report(
     name=c.name,
     folder=str(folder),
@@ -146,4 +165,5 @@ def _write(c, entries, data_dir):
     places=c.skipped.places,
     notes=c.skipped.notes,
     fingerprints={s: detection.fingerprint(listed) for s, listed in entries.items()},
+    pixels=pixels,
   )

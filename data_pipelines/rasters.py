@@ -5,8 +5,9 @@ types and bands, palettes, alpha, white-is-zero. So pixels without data become t
 band's other pixels in the window: it costs no pass over the scene, and a scene put together from
 tiles gives what the tiles give.
 
-TIFF, JPEG 2000 and .npy files are read by windows; the other formats, which have no windows, and
-arrays lie in memory. The limits of `images` hold for what is unpacked at once: a strip or a tile.
+TIFF, JPEG 2000 and .npy files are read by windows; the other formats, which have no windows, are
+unpacked by who reads first, and lie in memory from then on, as arrays do. The limits of `images`
+hold for what is unpacked at once: a strip or a tile.
 """
 
 import os
@@ -72,6 +73,8 @@ class Raster:
   def _part(self, window, shape):
     try:
       pixels, missing = images.as_read(self.header, *self._stored(window, shape))
+    except images.ImageError:  # of the whole file, which names it
+      raise
     except UserError as error:
       raise images.ImageError(f'{self.name}: {error}') from error
     if missing is None or not missing.any():
@@ -88,10 +91,12 @@ def open_raster(source) -> Raster:
 
   Raises:
     FileNotFoundError: no such file.
-    ImageError: truncated, not an image, of a type that is not supported, beyond the limits.
+    ImageError: truncated, not an image, of a type that is not supported, beyond the limits; what is
+      unpacked as a whole may say so when it is read.
   """
   if not isinstance(source, (str, os.PathLike)):
-    return _of_array('the image', *images.checked(source))
+    header, array = images.checked(source)
+    return _of_array('the image', header, lambda: array)
   path = pathlib.Path(source)
   header = images.header(path)
   try:
@@ -102,17 +107,29 @@ def open_raster(source) -> Raster:
       part = lambda window, shape: (files.read(0, window, shape)[0][..., : header.bands], None)
       return Raster(str(path), header, part, files.close)
     if header.form == 'npy':
-      return _of_array(str(path), header, _mapped(path))
+      array = _mapped(path)
+      return _of_array(str(path), header, lambda: array)
   except UserError as error:
     raise images.ImageError(f'{path}: {error}') from error
-  loaded = images.load(path)
-  raster = _of_array(str(path), loaded.header, loaded.pixels)
-  raster.remarks |= loaded.remarks
+  raster = _of_array(str(path), header, lambda: pixels())
+  lock, kept = threading.Lock(), []
+
+  def pixels():
+    with lock:
+      if not kept:
+        loaded = images.load(path)
+        kept.append(loaded.pixels)
+        raster.remarks |= loaded.remarks
+      return kept[0]
+
   return raster
 
 
-def _of_array(name, header, array):
+def _of_array(name, header, get):
+  """A raster of the array [height, width, bands] that `get` gives."""
+
   def part(window, shape):
+    array = get()
     x1, y1, x2, y2 = window
     rows, columns = (
       np.linspace(a, b, n, endpoint=False, dtype=int)

@@ -10,13 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.builders import decisions
+from data_pipelines.builders import decisions, layouts
 from data_pipelines.builders import presets as preset_lib
 from data_pipelines.builders import scan as scan_lib
 from data_pipelines.builders.decisions import Decisions
-from data_pipelines.builders.presets import FORMATS, Preset
+from data_pipelines.builders.presets import FORMATS
 from data_pipelines.errors import UserError
 from data_pipelines.readers import Annotation, Skipped, texts
+
+UNTAKEN = 'list or folder of a split that nothing takes (--splits=NAME=LABELS:IMAGES does)'
 
 logger = logging.getLogger(__name__)
 
@@ -111,9 +113,11 @@ def collect(
 
 def _read(name, datasets, sources, presets, given, how, skipped):
   """({split: [(folder for names, annotations)]}, kind of the first source's boxes)."""
-  found, kinds = collections.defaultdict(list), []
+  found, kinds, units = collections.defaultdict(list), [], {}
   for key, preset, folder, wanted in zip(datasets, presets, sources, given, strict=True):
-    places = locate(key, preset, folder, wanted)
+    places = layouts.locate(key, preset, folder, wanted)
+    for place in [] if wanted else layouts.untaken(preset, folder, places):
+      skipped.add(UNTAKEN, place, level=logging.DEBUG)  # once, in the report
     listed = [(split, *place) for split, several in places.items() for place in several]
     parts, row, options = {}, None, {}
     for split, form, labels, images in listed:
@@ -125,9 +129,12 @@ def _read(name, datasets, sources, presets, given, how, skipped):
       read = row.read(folder, split, labels=labels, images=images, skipped=skipped, **options[form])
       parts[split, len(parts)] = list(read)
     parts = decisions.in_pixels(parts, row.coordinates, how, skipped)
+    if any(a.boxes.shape[1] == 5 and a.boxes[:, 4].any() for p in parts.values() for a in p):
+      units |= {f'{folder} ({form})': o['angle'] for form, o in options.items() if 'angle' in o}
     for (split, k), annotations in parts.items():
       several = len(places[split]) > 1
       found[split].append((folder / listed[k][3] if several else folder, annotations))
+  decisions.note_units(units, skipped)
   return found, kinds[0]
 
 
@@ -185,68 +192,6 @@ def _with_ignored(listed):
     split: [dataclasses.replace(a, extra=none(a) | dict(a.extra)) for a in part]
     for split, part in listed.items()
   }
-
-
-def locate(
-  dataset: str, preset: Preset, source: pathlib.Path, splits: Mapping[str, str] | None = None
-) -> dict[str, list[tuple[str, str, str]]]:
-  """{split: [(format, labels, images)]} of a source.
-
-  Args:
-    dataset: for messages.
-    preset: its layouts.
-    source: its folder.
-    splits: {split: 'LABELS:IMAGES'} as the user says them; {} looks for the preset's layouts. A
-      layout that is one folder for all splits is taken as the training split, unless VOC's
-      `ImageSets/Main/<split>.txt` divides it.
-
-  Raises:
-    FileNotFoundError: nothing is there; lists what was looked for.
-  """
-  if not source.is_dir():
-    raise FileNotFoundError(f'{dataset}: the source {source} is not a folder')
-  if splits:
-    form = preset.layouts[0][0]
-    return {s: [(form, *_two(place))] for s, place in splits.items()}
-  lists = {raw for split, raw in preset.splits if texts.list_of(source, split)}
-  found = {}
-  for split, raw in preset.splits:
-    if split in found or (split == 'trainval' and 'train' in found):
-      continue
-    for form, *place in preset.layouts:
-      shared = not any('{raw}' in p for p in place)
-      if shared and (raw not in lists if lists else raw.lower() != 'train'):
-        continue
-      there = _there(source, [p.format(raw=raw, part='{part}') for p in place])
-      if there:
-        found[split] = [(form, *p) for p in there]
-        break
-  if not found:
-    tried = [f'{p[1]} with {p[2]}'.replace('{raw}', 'SPLIT') for p in preset.layouts]
-    raise FileNotFoundError(
-      f'{dataset}: {source} has none of the known layouts; looked for labels with images: '
-      + '; '.join(dict.fromkeys(tried))
-      + f'; SPLIT being {", ".join(raw for _, raw in preset.splits)}. '
-      'Say where they are with --splits=train=LABELS:IMAGES,...'
-    )
-  return found
-
-
-def _there(source, place):
-  """The (labels, images) of a layout that are there; `{part}` stands for any folder."""
-  above, part, _ = place[0].partition('{part}')
-  names = ['']
-  if part:
-    names = sorted(p.name for p in (source / above).iterdir()) if (source / above).is_dir() else []
-  places = [tuple(p.replace('{part}', name) for p in place) for name in names]
-  return [(l, i) for l, i in places if (source / l).exists() and (source / i).is_dir()]
-
-
-def _two(place):
-  if not isinstance(place, str):
-    return tuple(place)
-  labels, _, images = place.partition(':')
-  return labels, images
 
 
 def _unique(parts, subset) -> list[Annotation]:

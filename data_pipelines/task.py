@@ -8,14 +8,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import batch as batch_lib
-from data_pipelines import images, transforms
 from data_pipelines import objects as objects_lib
+from data_pipelines import radiometry, transforms
 from data_pipelines.classes import label_space
 from data_pipelines.errors import UserError
 from data_pipelines.source import Source
 
 ATTEMPTS = 10  # draws for a place in a batch, at most: an augmentation may leave no object
-LOOKS = 4  # images whose range is compared with the task's mean and std
+LOOKS = 4  # images whose range is compared with what the task expects
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ class Task:
   """
 
   def __init__(self, config: ConfigDict, name: str, role: str, split: str | None = None):
-    self.name, self.config = name, config.tasks[name]
+    self.name = name
+    self.config = radiometry.resolved(config.data_root, name, config.tasks[name])
     self.seed = (config.seed, zlib.crc32(name.encode()))
     split = split or self.config[role].split
     where = f'config.tasks.{name}: data set {self.config.dataset!r}, split {split!r}'
@@ -84,11 +85,12 @@ class Task:
       )
 
   def _looked_at(self, where):
-    """The type of the pixels; says so where the task's mean and std are of another unit."""
+    """The type of the pixels; says so where the task expects another unit or range."""
     dtype = self.source[self.pool[0]]['image'].dtype
-    if dtype != np.uint8:
+    if dtype != np.uint8 or self.config.input.range != 'as_is':
       for i in self.pool[:: -(-len(self.pool) // LOOKS)]:
-        remark = images.mismatch(self.source[i]['image'], self.config.mean, self.config.std)
+        image = transforms.as_input(self.source[i]['image'], self.config, where)
+        remark = radiometry.mismatch(image, self.name, self.config)
         if remark:
           logger.warning('%s: %s', where, remark)
           break

@@ -15,12 +15,14 @@ pixels about (W - 1) / 2; here both turn about the latter.)
 """
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from data_pipelines import boxes as box_lib
 from data_pipelines import objects as objects_lib
+from data_pipelines import radiometry
 from data_pipelines.errors import UserError
 
 RIGHT_ANGLES = (90, 180, -90, -180)
@@ -90,8 +92,14 @@ def flip(sample: dict, probabilities: tuple[float, float, float], rng: np.random
   return _changed(sample, np.ascontiguousarray(image), flipped)
 
 
-def rotate(sample: dict, probability: float, right_angles: bool, rng: np.random.Generator) -> dict:
-  """Turns image and oriented boxes about the middle, on the same canvas, with zeros outside.
+def rotate(
+  sample: dict,
+  probability: float,
+  right_angles: bool,
+  rng: np.random.Generator,
+  outside: float = 0.0,
+) -> dict:
+  """Turns image and oriented boxes about the middle, on the same canvas.
 
   Args:
     sample: with oriented boxes, or without objects.
@@ -99,6 +107,7 @@ def rotate(sample: dict, probability: float, right_angles: bool, rng: np.random.
     right_angles: draw from 90, 180, -90 and -180 degrees, not from all between -180 and 180: for
       samples with round objects, whose boxes do not turn with them.
     rng: draws.
+    outside: what stands where the image does not reach, rounded down for whole numbers.
   """
   if rng.random() >= probability:
     return sample
@@ -107,8 +116,12 @@ def rotate(sample: dict, probability: float, right_angles: bool, rng: np.random.
   height, width = image.shape[:2]
   middle = (width - 1) / 2, (height - 1) / 2
   matrix = cv2.getRotationMatrix2D(middle, degrees, 1.0)  # counter-clockwise on the screen
+  border = (math.floor(outside) if image.dtype.kind in 'ui' else outside,) * 4
   image = _by_bands(
-    image, lambda part: cv2.warpAffine(part, matrix, (width, height), flags=cv2.INTER_LINEAR)
+    image,
+    lambda part: cv2.warpAffine(
+      part, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=border
+    ),
   )
 
   def turned(boxes):
@@ -142,9 +155,39 @@ def to_bands(image: np.ndarray, bands: int, name: str = 'image') -> np.ndarray:
   if image.shape[2] not in (1, bands):
     raise UserError(
       f'{name} has {image.shape[2]} bands, the task has bands={bands}; only one band is repeated: '
-      f'set bands, mean and std of the task, or convert the images'
+      f'set bands, mean and std of the task (input.bands chooses some), or convert the images'
     )
   return np.broadcast_to(image, (*image.shape[:2], bands))
+
+
+def chosen_bands(image: np.ndarray, bands: Sequence[int], name: str = 'image') -> np.ndarray:
+  """Those bands of the image, from 1 on, in this order; all of them for ().
+
+  Raises:
+    UserError: it has not so many.
+  """
+  if not bands:
+    return image
+  if max(bands) > image.shape[2]:
+    raise UserError(
+      f"{name} has {image.shape[2]} bands, the task's input.bands={tuple(bands)} are not all among "
+      'them; name others, or convert the images'
+    )
+  return image[..., [k - 1 for k in bands]]
+
+
+def as_input(image: np.ndarray, config, name: str = 'image') -> np.ndarray:
+  """The image with the bands that the task's model takes, in the file's own type and unit.
+
+  Args:
+    image: [H, W, bands] of a file.
+    config: of the task; `input` and `bands`.
+    name: for messages.
+
+  Raises:
+    UserError: bands that are not there, or another number of them.
+  """
+  return to_bands(chosen_bands(image, config.input.bands, name), config.bands, name)
 
 
 def train_transform(sample: dict, config, rng: np.random.Generator, classes=None) -> dict:
@@ -152,23 +195,24 @@ def train_transform(sample: dict, config, rng: np.random.Generator, classes=None
 
   Args:
     sample: from a Source.
-    config: of the task (`sm3det_jax.config.task`); `size`, `bands`, `kind` and its `train` part.
+    config: of the task (`sm3det_jax.config.task`); `size`, `bands`, `kind`, its `input` and
+      `train` parts.
     rng: the sample's own generator.
     classes: names of the sample's labels; the task's own if not given.
 
   Raises:
     UserError: horizontal boxes with a rotation, whose envelopes would not be tight; bands.
   """
-  train = config.train
-  sample = resize_keep_ratio(sample, config.size)
+  train, outside = config.train, radiometry.outside(config.input)
+  sample = resize_keep_ratio(_chosen(sample, config), config.size)
   sample = flip(sample, train.flip, rng)
   if config.kind == 'obb':
     classes = config.classes if classes is None else classes
     round_ones = [k for k, name in enumerate(classes) if name in train.right_angles]
     right_angles = bool(np.isin(sample['objects']['labels'], round_ones).any())
-    sample = rotate(sample, train.rotate, right_angles, rng)
+    sample = rotate(sample, train.rotate, right_angles, rng, outside)
   elif config.kind == 'image':
-    sample = rotate(sample, train.rotate, False, rng)
+    sample = rotate(sample, train.rotate, False, rng, outside)
   elif train.rotate:
     raise UserError(
       f'train.rotate={train.rotate} needs oriented boxes, the task has {config.kind!r}'
@@ -180,11 +224,16 @@ def train_transform(sample: dict, config, rng: np.random.Generator, classes=None
 
 def test_transform(sample: dict, config) -> dict:
   """Resizes only; every object stays."""
-  sample = resize_keep_ratio(sample, config.size)
+  sample = resize_keep_ratio(_chosen(sample, config), config.size)
   return sample | {'image': to_bands(sample['image'], config.bands, sample['id'])}
 
 
 test_transform.__test__ = False  # its name is not a test's
+
+
+def _chosen(sample, config):
+  """The sample with the bands that count, before anything is done to the others."""
+  return sample | {'image': chosen_bands(sample['image'], config.input.bands, sample['id'])}
 
 
 def _horizontal(boxes):

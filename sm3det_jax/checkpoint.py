@@ -187,8 +187,9 @@ def restore_for_inference(
   mesh = mesh or sharding.make_mesh({'data': 1, 'expert': 1}, jax.local_devices()[:1])
   if not (pathlib.Path(workdir) / 'checkpoints').is_dir():
     raise FileNotFoundError(f'{workdir}/checkpoints does not exist: the run has saved nothing yet')
-  # read-only: the run may be saving at this moment
-  with _open(workdir, ocp.CheckpointManagerOptions(read_only=True)) as checkpoints:
+  # read-only: the run may be saving at this moment. Orbax warns of defaults that this excludes
+  options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+  with _open(workdir, options) as checkpoints:
     found, _ = _newest_readable(checkpoints, lambda step: _model_args(checkpoints, step, mesh))
   if found is None:
     raise FileNotFoundError(f'{workdir}/checkpoints is empty: the run has saved nothing yet')

@@ -14,8 +14,11 @@ import sys
 
 from data_pipelines import dataset_command, errors, prepare_command
 from data_pipelines.errors import UserError
-from sm3det_jax import __version__, bench, compilation_cache, config
+from data_pipelines.scenes import large
+from sm3det_jax import __version__, bench, compilation_cache, config, predict_command
 from sm3det_jax.analysis.doctor import command as doctor_command
+from sm3det_jax.interop import command as weights_command
+from sm3det_jax.interop import known_weights
 
 WORKDIR = 'folder of the run: config, checkpoints, logs and results'
 
@@ -34,12 +37,12 @@ def main(argv: list[str] | None = None) -> int:
   for library in ('absl', 'jax'):  # their remarks on backends and folders help no user
     logging.getLogger(library).setLevel(logging.ERROR)
   # these load no JAX; `doctor --config` does so itself
-  if args.verb not in ('prepare', 'dataset', 'doctor'):
+  if args.verb not in ('prepare', 'dataset', 'doctor', 'scenes', 'weights'):
     compilation_cache.enable()
   try:
     return args.run(args) or 0
-  except KeyboardInterrupt:
-    print(f'sm3det {args.verb}: interrupted', file=sys.stderr)
+  except KeyboardInterrupt as error:
+    print(f'sm3det {args.verb}: {str(error) or "interrupted"}', file=sys.stderr)
     return 128 + signal.SIGINT
   except Exception as error:
     line = errors.line(error)
@@ -118,6 +121,9 @@ def _parser():
   p = verb('dataset', run, 'convert, split or tile a data set in its format', workdir=False)
   dataset_command.add_arguments(p)
 
+  what = 'draw large scenes, placed on the Earth, with their labels'
+  large.add_arguments(verb('scenes', large.run, what, workdir=False))
+
   what = 'what is in a data set, raw or prepared, and what is wrong with it: a report page'
   doctor_command.add_arguments(verb('doctor', _doctor, what, True, workdir=False))
 
@@ -128,13 +134,8 @@ def _parser():
   p.add_argument('--out', help='folder of the results; by default the workdir')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
-  p = verb('predict', _predict, 'detect objects in images')
-  p.add_argument('--task', required=True, help='task whose head looks at them, e.g. sar')
-  p.add_argument('--out', required=True, help='folder of the pictures and JSON files')
-  p.add_argument('--score_threshold', type=float, default=0.3)
-  p.add_argument('--save', default='', help='further formats: geojson,gpkg,coco,dota,yolo_obb,csv')
-  p.add_argument('--resume', action='store_true', help='go on where this was interrupted')
-  p.add_argument('images', nargs='+', metavar='IMAGE', help='image files or folders of them')
+  run = predict_command.run
+  predict_command.add_arguments(verb('predict', run, 'detect objects in images'))
 
   p = verb('routing', _routing, 'which experts each modality uses, as JSON and a figure', True)
   p.add_argument('--split', help='of every task, instead of its test split')
@@ -144,13 +145,11 @@ def _parser():
   p.add_argument('--size', type=_size, help='HxW of the image; by default each task’s own')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
-  p = verb('convert', _convert, 'official weights -> a workdir, or a workdir -> a state dict', True)
-  way = p.add_mutually_exclusive_group(required=True)
-  way.add_argument('--from', dest='source', choices=['official'], help='makes --out of FILE')
-  way.add_argument('--to', choices=['official'], help='makes FILE of --workdir')
-  p.add_argument('--config', help='of the model, with --from')
-  p.add_argument('--out', help='the new workdir, with --from')
-  p.add_argument('file', metavar='FILE', help='weights: .pth, .safetensors or .npz')
+  what = 'the weights that others publish: config, file, source, the paper’s numbers'
+  verb('weights', lambda args: print(known_weights.table()), what, workdir=False)
+
+  what = 'official weights -> a workdir, or a workdir -> a state dict'
+  weights_command.add_arguments(verb('convert', weights_command.run, what, True))
 
   p = verb(
     'compile', _compile, 'compile training for a TPU slice, on any machine', True, workdir=False
@@ -206,6 +205,7 @@ def _train(args):
 
   sharding.start_processes()
   tasks = mixture.open_tasks(c)
+  mixture.warn_of_missing_tests(c)
   coverage.report(tasks)
   train.train(c, args.workdir, tasks=tasks)
 
@@ -229,16 +229,6 @@ def _evaluate(args):
     print(json.dumps(metrics))
 
 
-def _predict(args):
-  from sm3det_jax import predict
-
-  save = [name for name in args.save.split(',') if name]
-  errors = predict.predict(
-    args.workdir, args.task, args.images, args.out, args.score_threshold, save, args.resume
-  )
-  return 1 if errors else 0
-
-
 def _routing(args):
   from sm3det_jax import checkpoint
   from sm3det_jax.analysis import routing
@@ -255,21 +245,6 @@ def _account(args):
 
   counts = account.account(c, args.size)
   print(json.dumps(counts) if args.json else account.table(counts))
-
-
-def _convert(args):
-  needed = ('config', 'out') if args.source else ('workdir',)
-  if missing := [f'--{name}' for name in needed if getattr(args, name) is None]:
-    raise UserError(f'{" and ".join(missing)} missing')
-  from sm3det_jax.interop import convert
-
-  if args.to:
-    print(f'{convert.to_file(args.workdir, args.file)} arrays in {args.file}')
-    return
-  c = config.load([f'--config={args.config}', *args.overrides])
-  report = convert.to_workdir(c, args.file, args.out)
-  print(report.table('copied', 'fresh', 'dropped'))
-  print(f'{report.summary()}; all of them in {args.out}/conversion.txt')
 
 
 def _compile(args):

@@ -35,9 +35,13 @@ class Network(nn.Module):
   def features(self, images, task):
     return self.heads[task].inputs(self.backbone({task: images}).stages[task], self.neck)
 
-  def detect(self, images, task, shapes):
-    head = self.heads[task]
-    return head.detect(self.features(images, task), *_canvas(head, images), shapes)
+  def detect(self, images, tasks, shapes):
+    stages, found = self.backbone({tasks[0]: images}).stages[tasks[0]], []
+    for task in tasks:
+      head = self.heads[task]
+      features = head.inputs(stages, self.neck)
+      found.append(head.detect(features, *_canvas(head, images), shapes))
+    return tuple(found)
 
   def losses(self, batch, rng, sampling, phase):
     """(loss, its terms by 'task/term', metrics) in training of batches of some tasks."""
@@ -126,11 +130,18 @@ class M2Det:
       variables, self._compute(images), self._known(task), method='features'
     )
 
-  def detect(self, variables, images, task: str, shapes=None) -> Detections:
-    """Detections of a task, best first, padded to the head's maximum."""
+  def detect(
+    self, variables, images, task: str | tuple[str, ...], shapes=None
+  ) -> Detections | tuple[Detections, ...]:
+    """Detections of a task, best first, padded to the head's maximum.
+
+    Of several tasks, whose backbone has nothing of their own, one pass gives a tuple of them.
+    """
     shapes = self._shapes(images) if shapes is None else shapes
-    images = self._compute(images)
-    return self.network.apply(variables, images, self._known(task), shapes, method='detect')
+    images, alone = self._compute(images), isinstance(task, str)
+    tasks = tuple(map(self._known, (task,) if alone else task))
+    found = self.network.apply(variables, images, tasks, shapes, method='detect')
+    return found[0] if alone else found
 
   def routing(self, variables, images, task: str) -> dict[str, jax.Array]:
     """Experts [B, h, w, K] of every grid cell, the best first, by MoE layer (evaluation mode)."""

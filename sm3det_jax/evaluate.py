@@ -18,9 +18,10 @@ from jax.experimental import multihost_utils
 
 from data_pipelines import boxes as box_lib
 from data_pipelines import mixture
+from data_pipelines import objects as objects_lib
 from data_pipelines.errors import UserError
 from data_pipelines.task import Task
-from sm3det_jax import logs, sharding
+from sm3det_jax import logs, preprocess, sharding
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import M2Det, build
 from sm3det_jax.inference import detect_step, own_labels, reconstruct_step, to_image
@@ -157,15 +158,15 @@ class Boxes:
     return window | to_image(found, row, self.own, float(batch['scales'][row]), window['offset'])
 
   def picture(self, found: Any, row: int, batch: dict, window: dict) -> np.ndarray | None:
-    """Ground truth beside detections; None of a window without objects."""
+    """Ground truth, regions to ignore dashed, beside detections; None without any object."""
     truth, scale = window['truth'], float(batch['scales'][row])
-    if not len(truth['labels']):
+    if not objects_lib.valid({'labels': truth['labels']} | truth).any():
       return None
     shift, quads = np.tile(window['offset'], 4), box_lib.to_polygon(window['boxes'])
     shown = window['scores'] >= SHOWN
     return draw.compare(
-      _unpadded(batch, row),
-      {'polygons': (truth['polygons'] - shift) * scale, 'labels': truth['labels']},
+      preprocess.shown(_unpadded(batch, row), self.config),
+      truth | {'polygons': (truth['polygons'] - shift) * scale},
       {
         'polygons': (quads[shown] - shift) * scale,
         'labels': window['labels'][shown],
@@ -196,7 +197,7 @@ class Pictures:
   """Evaluates a task of images: what the model makes of them, by PSNR and SSIM of every window."""
 
   def __init__(self, model: Any, config: ConfigDict, task: str, protocols: tuple[str, ...]):
-    self.step = reconstruct_step(model, config, task)
+    self.step, self.config = reconstruct_step(model, config, task), config.tasks[task]
 
   def seen(self, found: Any, row: int, batch: dict, window: dict) -> dict:
     """`window` with its `psnr` and `ssim`."""
@@ -209,8 +210,8 @@ class Pictures:
     return draw.beside(truth, np.rint(made).astype(truth.dtype))
 
   def _pair(self, found, row, batch):
-    """The image and what is made of it, in the image's range."""
-    truth = _unpadded(batch, row)
+    """The image, as the task's `input` has it, and what is made of it, in its range."""
+    truth = preprocess.shown(_unpadded(batch, row), self.config)
     made = found[row, : truth.shape[0], : truth.shape[1]]
     return truth, np.clip(made, 0, similarity.peak_of(truth.dtype))
 

@@ -1,6 +1,7 @@
 """What evaluation, prediction and routing share: the jitted pass, and windows to whole images."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,25 +19,28 @@ def on_files(run: Callable, config: ConfigDict, task: str) -> Callable:
 
   Args:
     run: what is made of normalised images [n, H, W, bands].
-    config: its task's mean and std normalise.
+    config: its task's `input`, mean and std count.
     task: whose images they are, in the files' own type.
   """
   c = config.tasks[task]
-  normalised = lambda images, shapes: preprocess.normalise(images, c.mean, c.std, shapes)
+  normalised = lambda images, shapes: preprocess.model_input(images, c, shapes)
   return jax.jit(lambda variables, x, shapes: run(variables, normalised(x, shapes), shapes))
 
 
-def detect_step(detector: M2Det, config: ConfigDict, task: str) -> Callable:
-  """(variables, images [n, H, W, bands], shapes [n, 2]) -> Detections, of `on_files`."""
+def detect_step(detector: M2Det, config: ConfigDict, task: str | tuple[str, ...]) -> Callable:
+  """(variables, images [n, H, W, bands], shapes [n, 2]) -> Detections, of `on_files`.
+
+  With several tasks, whose images are read and normalised alike, a tuple of their Detections.
+  """
   run = lambda variables, images, shapes: detector.detect(variables, images, task, shapes)
-  return on_files(run, config, task)
+  return on_files(run, config, task if isinstance(task, str) else task[0])
 
 
 def reconstruct_step(model: Any, config: ConfigDict, task: str) -> Callable:
   """(variables, images, shapes), as `detect_step`, -> what the model makes of the images.
 
   `model.reconstruct(variables, {task: batch})` gives {task: [n, H, W, bands]} of normalised images;
-  the step's result is in the files' units.
+  the step's result is in the units of the task's mean and std.
   """
   c = config.tasks[task]
 
@@ -82,3 +86,45 @@ def to_image(found, row: int, own: np.ndarray, scale: float = 1.0, offset=(0, 0)
     'labels': labels[keep],
     'full': bool(found.valid[row].all()),
   }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pass:
+  """Heads that look at the same windows on one pass of the backbone.
+
+  Attributes:
+    tasks: their configs, which have one canvas, bands and windows.
+    step: (images [n, H, W, bands], shapes [n, 2]) -> Detections of each task, in their order;
+      called without waiting for what it gives.
+    own: of each task, from `inference.own_labels`.
+    thresholds: [classes] of each task; weaker detections are left out before others could yield to
+      them.
+    look: called with each raster and the first of its windows that has data.
+  """
+
+  tasks: Mapping[str, ConfigDict]
+  step: Callable
+  own: Mapping[str, np.ndarray]
+  thresholds: Mapping[str, np.ndarray]
+  look: Callable = lambda raster, pixels: None
+
+  @property
+  def config(self) -> ConfigDict:
+    """Of the first task: what holds for the windows holds for all."""
+    return next(iter(self.tasks.values()))
+
+  def rows(self, found: Sequence, row: int, place: tuple, scale: float) -> dict:
+    """{task: what it found in the image's pixels} of one window of a batch, on the host."""
+    rows = {}
+    for task, detections in zip(self.tasks, found, strict=True):
+      one = to_image(detections, row, self.own[task], scale, place[:2])
+      keep = one['scores'] >= self.thresholds[task][one['labels']]
+      columns = {k: one[k][keep] for k in ('boxes', 'scores', 'labels')}
+      rows[task] = {'window': place} | columns
+    return rows
+
+  def nothing(self, place: tuple) -> dict:
+    """`rows` of a window without any data."""
+    sides = {task: 4 if c.kind == 'hbb' else 5 for task, c in self.tasks.items()}
+    none = {'scores': np.zeros(0), 'labels': np.zeros(0, int)}
+    return {t: {'window': place, 'boxes': np.zeros((0, n))} | none for t, n in sides.items()}

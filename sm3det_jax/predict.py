@@ -1,26 +1,33 @@
 """Detection on images: the user's `Detector` over a checkpoint, and `predict` over files."""
 
-import contextlib
-import dataclasses
 import functools
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
-from data_pipelines import georeference, rasters, transforms
-from data_pipelines import images as image_files
+from data_pipelines import errors, radiometry, rasters, transforms
 from data_pipelines.errors import UserError
-from sm3det_jax import checkpoint, compilation_cache, scene
-from sm3det_jax import journal as journal_lib
-from sm3det_jax.config import ConfigDict
+from sm3det_jax import (
+  checkpoint,
+  compilation_cache,
+  journal,
+  preprocess,
+  selection,
+  series,
+  sharding,
+  sources,
+)  # fmt: skip
+from sm3det_jax.config import ConfigDict, copied
 from sm3det_jax.detector import build
-from sm3det_jax.inference import detect_step, own_labels
-from sm3det_jax.results import Result, formats
-from sm3det_jax.results.places import of_images as _files
+from sm3det_jax.inference import Pass, detect_step, own_labels
+from sm3det_jax.result_files import Folder
+from sm3det_jax.results import Result
 from sm3det_jax.viz import draw
 
 PICTURE = 4096  # px, longest side of a picture; larger images are shown smaller
@@ -34,123 +41,156 @@ class Detector:
   Args:
     config: of its training run.
     variables: Flax dict.
+    device: where to compute, as for `predict`; by default where the variables are.
 
   Attributes:
     config, variables: as given.
     tasks: names that `predict` takes.
   """
 
-  def __init__(self, config: ConfigDict, variables: dict):
+  def __init__(self, config: ConfigDict, variables: dict, device: str | int | None = None):
     self.config, self.variables = config, variables
     self.tasks = tuple(config.tasks)
-    self._detector = build(config)
-    self._warned = set()  # tasks whose mean and std were said to be of another unit
-    self._steps = functools.cache(functools.partial(detect_step, self._detector, config))
+    model = config
+    if device is not None:
+      place = selection.device(device)
+      self.variables, model = jax.device_put(variables, place), copied(config)
+      if model.dtype == 'auto':  # goes by what computes by default
+        model.dtype = 'float32' if place.platform == 'cpu' else 'bfloat16'
+    self._warned = set()  # tasks that were said to expect another unit or range
+    self._elsewhere = {}  # device -> this detector there
+    # of a task, or a tuple of those of one pass, what `inference.detect_step` gives
+    self._steps = functools.cache(functools.partial(detect_step, build(model), config))
 
   @classmethod
-  def from_checkpoint(cls, workdir: str | os.PathLike) -> 'Detector':
+  def from_checkpoint(
+    cls, workdir: str | os.PathLike, device: str | int | None = None
+  ) -> 'Detector':
     """The newest checkpoint of a training run.
 
     What is compiled for it is kept for the next time (`compilation_cache`).
 
     Raises:
       FileNotFoundError: no run or no checkpoint in `workdir`.
+      UserError: no such device.
     """
     compilation_cache.enable()
-    return cls(*checkpoint.restore_for_inference(workdir))
-
-  def open(self, image, task: str) -> rasters.Raster:
-    """The image, opened and found to have the task's bands; raises what `predict` says."""
-    if task not in self.tasks:
-      raise UserError(f'unknown task {task!r}; the model has {", ".join(self.tasks)}')
-    raster = image if isinstance(image, rasters.Raster) else rasters.open_raster(image)
-    one = np.empty((1, 1, raster.bands))
-    transforms.to_bands(one, self.config.tasks[task].bands, raster.name)  # or what is wrong
-    return raster
+    if device is None:
+      return cls(*checkpoint.restore_for_inference(workdir))
+    mesh = sharding.make_mesh({'data': 1, 'expert': 1}, [selection.device(device)])
+    return cls(*checkpoint.restore_for_inference(workdir, mesh), device)
 
   def prepare(self, image, task: str) -> np.ndarray:
     """The image [H, W, bands] as the task's model takes it; raises what `predict` says."""
-    with self.open(image, task) as raster:
+    with rasters.open_raster(image) as raster:
+      selection.check_bands(raster, selection.names(task, self.config), self.config)
       pixels = raster.read(0, 0, raster.width, raster.height)
       if pixels is None:
         pixels = np.zeros((raster.height, raster.width, raster.bands), raster.dtype)
-      self._look(raster, task, pixels)
-      _remark(raster)
-      return transforms.to_bands(pixels, self.config.tasks[task].bands, raster.name)
+      pixels = transforms.as_input(pixels, self.config.tasks[task], raster.name)
+      self._look(task, raster, pixels)
+      series.remark(raster)
+      return pixels
 
   def predict(
     self,
-    image,
-    task: str,
-    score_threshold: float = 0.3,
-    journal: journal_lib.Journal | None = None,
+    source: Any,
+    task: str | Sequence[str],
+    score_threshold: float | Mapping[str, float] = selection.SCORE,
+    stream: bool = False,
+    device: str | int | None = None,
     progress: bool = False,
-  ) -> Result:
-    """Detections in one image of any size.
+  ) -> Result | dict[str, Result] | list | Iterator:
+    """Detections in images of any size and number.
 
     An image that is larger than what the task's model sees at once is cut into overlapping windows
-    (`config.tasks.<task>.test.tile`), which are read as they are needed (`scene.detect`).
+    (`config.tasks.<task>.test.tile`), which are read as they are needed (`scene.detect`); images of
+    one window share batches.
 
     Args:
-      image: path, open raster, or array [H, W] or [H, W, bands] with RGB order. One band serves as
-        all of the task's. Values are taken as they are, as in training; only `plot` stretches them.
-      task: one of `tasks`.
-      score_threshold: weaker detections are left out.
-      journal: keeps what is found and has what was found before.
-      progress: show how far an image of many windows is.
+      source: one image: path, open raster, or array [H, W] or [H, W, bands] with RGB order; or
+        several: a folder, a glob, a text file of paths, a list, a generator. One band serves as all
+        of the task's. Values are those of the training's files; the task's `input` is applied.
+      task: one of `tasks`; several ('sar,rgb', or a sequence), which share a pass of the backbone
+        where they read images alike; or 'auto', the one that an image's bands, type of pixels and
+        georeference decide (`selection.decide`).
+      score_threshold: weaker detections are left out; one number, or {class: number}.
+      stream: give an iterator, that reads and computes a few images ahead and keeps none.
+      device: where to compute: 'cpu', 'gpu', 'tpu', with ':1' the second of them, or an index.
+      progress: show how far it is.
 
     Returns:
-      `Result`: `boxes` [k, 4 | 5] in the image's pixels, best first; `scores` [k], `labels` [k]
-      (the task's own), `names` [k]; where a file lies on the Earth; `plot` and `save`.
+      Of one image a `Result`: `boxes` [k, 4 | 5] in the image's pixels, best first; `scores` [k],
+      `labels` [k] (the task's own), `names` [k]; where a file lies on the Earth; `plot` and `save`.
+      Of several images a list, with `stream` an iterator. Of several tasks each is {task: Result}.
+      What cannot be used of several images is left out, with a line in the log each.
 
     Raises:
-      UserError: an unknown task; a file that is no image; bands that the task cannot use; a
-        threshold that is no score.
+      UserError: an unknown task, class or device; a threshold that is no score; an image that
+        several tasks fit ('auto'); one image, or all, that cannot be used: no image, of bands that
+        the task cannot use.
       FileNotFoundError: no such file.
     """
-    _check_threshold(score_threshold)
-    raster, c = self.open(image, task), self.config.tasks[task]
-    try:
-      step = functools.partial(self._steps(task), self.variables)
-      look = functools.partial(self._look, raster, task)
-      own = own_labels(self.config, task)
-      result = scene.detect(raster, c, step, own, score_threshold, look, journal, progress)
-      _remark(raster)
-    finally:
-      if raster is not image:
-        raster.close()
-    size = raster.height, raster.width
-    found = (result[key] for key in ('boxes', 'scores', 'labels'))
-    result = Result(*found, tuple(c.classes), task, image, size)
-    return _of_file(result, image) if isinstance(image, (str, os.PathLike)) else result
+    if device is not None:
+      return self._on(device).predict(source, task, score_threshold, stream, None, progress)
+    alone, total, images = sources.images(source)
+    refused = []
 
-  def journal(
-    self,
-    raster: rasters.Raster,
-    task: str,
-    score_threshold: float,
-    place: pathlib.Path,
-    resume: bool,
-  ):
-    """A context: the journal, beside the file `place`, of what `predict` finds in a raster's file.
+    def refuse(image, error):
+      if alone:
+        raise error
+      refused.append(errors.line(error))
+      logger.error('%s', refused[-1])
 
-    It is None for an image of one window. Raises OSError where it cannot be written.
-    """
-    windows = scene.windows(raster.height, raster.width, self.config.tasks[task])
-    if len(windows) == 1:
-      return contextlib.nullcontext()
-    setting = json.dumps(self.config.to_dict(), sort_keys=True), task, score_threshold
-    key = journal_lib.key(raster.name, *setting, windows.tobytes(), self._fingerprint)
-    return journal_lib.Journal(place.with_suffix('.journal'), key, resume)
+    asked = selection.Asked(self.config, task, score_threshold)
+
+    def results():
+      found, done = series.results(images, asked, self.passes, refuse, total, progress), False
+      for _, by_task in found:
+        done = True
+        yield by_task if asked.several else next(iter(by_task.values()))
+      if refused and not done:
+        raise UserError(f'none of {len(refused)} images could be used; the first: {refused[0]}')
+
+    if stream:
+      return results()
+    found = list(results())
+    return found[0] if alone else found
+
+  def passes(self, tasks: tuple[str, ...], asked: selection.Asked) -> list[Pass]:
+    """The passes of the backbone that give the detections of some tasks."""
+    passes = []
+    for group in selection.of_one_pass(tasks, self.config):
+      step = self._steps(group if len(group) > 1 else group[0])
+      run = lambda images, shapes, step=step: step(self.variables, images, shapes)
+      passes.append(
+        Pass(
+          {name: self.config.tasks[name] for name in group},
+          run if len(group) > 1 else lambda images, shapes, run=run: (run(images, shapes),),
+          {name: own_labels(self.config, name) for name in group},
+          {name: asked.thresholds[name] for name in group},
+          functools.partial(self._look, group[0]),
+        )
+      )
+    return passes
+
+  def _on(self, device):
+    if device not in self._elsewhere:
+      self._elsewhere[device] = Detector(self.config, self.variables, device)
+    return self._elsewhere[device]
+
+  def key(self, *asked) -> str:
+    """What detections depend on: the model and what is asked for, as for `journal.key`."""
+    setting = json.dumps(self.config.to_dict(), sort_keys=True)
+    return journal.key(self._fingerprint, setting, *asked)
 
   @functools.cached_property
   def _fingerprint(self):
-    return journal_lib.fingerprint(self.variables)
+    return journal.fingerprint(self.variables)
 
-  def _look(self, raster, task, pixels):
-    """Says once where a task's mean and std are of another unit than pixels."""
-    c = self.config.tasks[task]
-    remark = image_files.mismatch(pixels, c.mean, c.std)
+  def _look(self, task, raster, pixels):
+    """Says once where a task expects another unit or range than that of pixels."""
+    remark = radiometry.mismatch(pixels, task, self.config.tasks[task])
     if remark and task not in self._warned:
       self._warned.add(task)
       logger.warning('%s: %s', raster.name, remark)
@@ -159,108 +199,63 @@ class Detector:
     self, image, found: Result, task: str, path: str | os.PathLike | None = None, title: str = ''
   ) -> np.ndarray:
     """A picture (uint8 RGB) of `predict`'s result, written as PNG to `path` if that is given."""
-    names = tuple(self.config.tasks[task].classes)
+    c = self.config.tasks[task]
     raster = image if isinstance(image, rasters.Raster) else rasters.open_raster(image)
     pixels, scale = raster.overview(PICTURE)
     if raster is not image:
       raster.close()
+    pixels = preprocess.shown(transforms.as_input(pixels, c, raster.name), c)
     boxes = np.array(found['boxes'], np.float64)
     boxes[:, :4] *= scale
-    picture = draw.draw(pixels, boxes, found['labels'], names, found['scores'], title or task)
+    names, title = tuple(c.classes), title or task
+    picture = draw.draw(pixels, boxes, found['labels'], names, found['scores'], title)
     if path is not None:
       draw.save(pathlib.Path(path), picture)
     return picture
 
 
-def _remark(raster):
-  for remark, count in raster.remarks.items():
-    logger.warning('%s: %s%s', raster.name, remark, f' ({count})' if count > 1 else '')
-  if (turn := raster.header.orientation) != 1:
-    logger.warning(
-      '%s: EXIF orientation %d is not applied: boxes are of stored pixels', raster.name, turn
-    )
-
-
-def _of_file(result, path):
-  return dataclasses.replace(result, image=path, georeference=georeference.read(path))
-
-
-def _check_threshold(score):
-  if not 0 <= score <= 1:
-    raise UserError(f'score_threshold={score:g}: scores are between 0 and 1')
-
-
 def predict(
   workdir: str | os.PathLike,
-  task: str,
+  task: str | Sequence[str],
   images: Sequence[str | os.PathLike],
   out: str | os.PathLike,
-  score_threshold: float = 0.3,
+  score_threshold: float | Mapping[str, float] = selection.SCORE,
   save: Sequence[str] = (),
   resume: bool = False,
+  device: str | int | None = None,
 ) -> list[str]:
   """Writes `<name>_detections.png` and `<name>_detections.json` of every image into `out`.
 
   The names are the images' paths below the folder that they have in common, so that `out` mirrors
-  their tree; of names that differ in their suffix only, the suffix is kept.
+  their tree; of names that differ in their suffix only, the suffix is kept. Of several tasks there
+  are `<name>.<task>_detections.json` and so on.
 
   Args:
     workdir: of a training run.
-    task: whose head looks at the images.
-    images: files, or folders whose image files are meant.
+    task, score_threshold, device: as `Detector.predict` takes them.
+    images: files, folders whose image files are meant, globs, text files of paths.
     out: folder, made if absent.
-    score_threshold: weaker detections are left out.
     save: further formats, of `results.formats.FORMATS`: `<name>_detections.geojson` and so on.
-    resume: go on where the same command was interrupted: what is in the journals of images of
-      several windows, `<name>_detections.journal`, is not computed again. A command that comes to
-      its end removes them.
+    resume: go on where the same command was interrupted: images that `predict.journal` says are
+      done, and windows that are in the journal of a large image, `<name>_detections.journal`, are
+      not computed again. A command that comes to its end leaves neither.
 
   Returns:
     One line for each file that could not be used, or not be saved so; the others are done all the
     same.
 
   Raises:
-    UserError: unknown task or format; no image at all; a threshold that is no score.
+    UserError: as `Detector.predict`; an unknown format; no image at all.
     FileNotFoundError: no run or no checkpoint in `workdir`.
   """
-  wanted = formats.checked(dict.fromkeys(('json', *save)))
-  detector, out, errors = Detector.from_checkpoint(workdir), pathlib.Path(out), []
-  if task not in detector.tasks:
-    raise UserError(f'unknown task {task!r}; {workdir} has {", ".join(detector.tasks)}')
-  _check_threshold(score_threshold)
-  out.mkdir(parents=True, exist_ok=True)  # one that cannot be is told before the work
-  journals = []
-  for path, name in _files(images):
-    place = out / f'{name}_detections.json'
-    try:
-      raster = detector.open(path, task)
-    except (OSError, ValueError) as error:
-      errors.append(f'{path}: {error.strerror}' if isinstance(error, OSError) else str(error))
-      logger.error('%s', errors[-1])
-      continue
-    place.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      with raster, detector.journal(raster, task, score_threshold, place, resume) as journal:
-        found = detector.predict(raster, task, score_threshold, journal, progress=True)
-        detector.plot(raster, found, task, place.with_suffix('.png'), title=path.name)
-    except image_files.ImageError as error:  # found when it came to that part of the file
-      errors.append(str(error))
-      logger.error('%s', error)
-      continue
-    journals.append(place.with_suffix('.journal'))
-    errors += _saved(_of_file(found, path), out / f'{name}_detections', wanted)
-  for journal in journals:
-    journal.unlink(missing_ok=True)
-  return errors
-
-
-def _saved(found, place, wanted):
-  """Saves a result in some formats; what could not be, a line each."""
-  errors = []
-  for format in wanted:
-    try:
-      found.save(place.with_name(place.name + formats.FORMATS[format].suffix), format)
-    except UserError as error:  # such as no georeference
-      errors.append(str(error))
-      logger.error('%s', error)
-  return errors
+  detector = Detector.from_checkpoint(workdir, device)
+  asked = selection.Asked(detector.config, task, score_threshold)
+  key = functools.partial(detector.key, task, score_threshold)
+  with Folder(out, images, save, asked.several, key, resume) as folder:
+    paths = folder.paths
+    found = series.results(
+      paths, asked, detector.passes, folder.refuse, len(paths), True, folder.journals
+    )
+    for one, results in found:
+      folder.save(one, results, functools.partial(detector.plot, title=one.source.name))
+    return folder.end()

@@ -13,6 +13,8 @@ from sm3det_jax.analysis import routing
 from sm3det_jax.metrics import table
 from sm3det_jax.viz import report
 
+COMPILING = 2  # minutes, of the step, on two CPU cores
+REST = 2  # minutes of evaluation and report there, compiling included
 SEED = 0  # of the scenes
 SCENES = 480  # a modality, to train on; at most
 SOURCES = {'sar': 'coco', 'optical': 'dota_txt', 'infrared': 'dronevehicle'}
@@ -43,7 +45,7 @@ def run(c: config.ConfigDict, workdir: str | os.PathLike, counts: dict[str, int]
   """
   workdir = pathlib.Path(workdir)
   draw_and_prepare(c, workdir, counts)
-  train.train(c, workdir)
+  train.train(c, workdir, on_log=_announced(c, workdir))
   c, variables = checkpoint.restore_for_inference(workdir)
   metrics = evaluate.evaluate(c, variables, out_dir=workdir, progress=True)
   if any(c.moe.blocks):
@@ -51,6 +53,24 @@ def run(c: config.ConfigDict, workdir: str | os.PathLike, counts: dict[str, int]
   page = report.write(workdir, logs.read(workdir), 'SM3Det quickstart')
   rich.print(table.render(metrics))
   return page
+
+
+def _announced(c, workdir):
+  """Says that compiling comes first; what `train` is to call, which says how long all will take."""
+  lines, told = logs.read(workdir), []
+  if not lines or lines[-1]['step'] < c.optim.steps:
+    logger.info('compiling the training step: about %d minutes the first time', COMPILING)
+
+  def on_log(done, metrics):
+    if not told and done < c.optim.steps:
+      minutes = (c.optim.steps - done) * c.batch_size / metrics['images_per_second'] / 60
+      logger.info(
+        'training: about %.0f minutes more; then about %d for evaluation and report',
+        max(minutes, 1), REST,
+      )  # fmt: skip
+    told.append(done)
+
+  return on_log
 
 
 def draw_and_prepare(c: config.ConfigDict, workdir: pathlib.Path, counts: dict[str, int]) -> None:

@@ -1,40 +1,40 @@
-"""Detection on a scene of any size: reading, computing and putting together overlap.
+"""Detection in images of any size: reading, computing and putting together overlap.
 
-    threads   windows of the raster -> canvases, a few batches ahead
+    threads   windows of the images -> canvases, a few batches ahead
     device    one batch is computed while the next one waits for it
-    here      detections -> the scene's pixels -> journal; merged when all are there
+    here      detections -> pixels of their image -> journal; merged when all of an image are there
 
-Memory is bounded by the batches ahead (`AHEAD`) and the detections, not by the scene.
+A batch has windows of whichever images come one after the other, so that small images, of one
+window each, fill it together. Memory is bounded by the batches ahead (`AHEAD`), the images that
+wait for a batch (`PATIENCE`) and their detections, not by the size of an image or their number.
 """
 
 import collections
+import contextlib
 import dataclasses
-import logging
+import itertools
+import math
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipelines import rasters, tiling, transforms
-from sm3det_jax import logs
+from data_pipelines.errors import UserError
+from sm3det_jax.batches import BATCH, Flow
 from sm3det_jax.config import ConfigDict
-from sm3det_jax.inference import to_image
+from sm3det_jax.inference import Pass
 from sm3det_jax.journal import Journal
 from sm3det_jax.metrics import merge
+from sm3det_jax.progress import Shown
 
-BATCH = 4  # windows at once
 LARGE = 2  # an image beyond so many canvases is cut into windows, even for a task of whole images
 THREADS = min(4, os.cpu_count() or 1)
 AHEAD = 2**27  # bytes of windows that are read ahead, at most (but one batch a thread)
-IN_FLIGHT = 2  # batches on the device
-EVERY = 10.0  # s between two lines of progress where there is no terminal
-
-logger = logging.getLogger(__name__)
+PATIENCE = 64  # images, behind the oldest, that may come before its batch is computed unfilled
 
 
 def windows(height: int, width: int, c: ConfigDict) -> np.ndarray:
@@ -46,103 +46,190 @@ def windows(height: int, width: int, c: ConfigDict) -> np.ndarray:
   return tiling.windows(height, width, size, overlap)
 
 
-def detect(
-  raster: rasters.Raster,
-  c: ConfigDict,
-  step: Callable,
-  own: np.ndarray,
-  score_threshold: float | np.ndarray,
-  look: Callable = lambda pixels: None,
-  journal: Journal | None = None,
-  progress: bool = False,
-) -> dict:
-  """Detections of a whole scene; windows without any data are skipped.
+class Scene:
+  """An image and what its windows have shown so far.
 
   Args:
     raster: open.
-    c: of the task.
-    step: (images [n, H, W, bands], shapes [n, 2]) -> Detections, as `inference.detect_step` with
-      its variables; called without waiting for what it gives.
-    own: from `inference.own_labels`.
-    score_threshold: one, or one a class of the task; weaker detections are left out before others
-      could yield to them.
-    look: called with the pixels of the first window that has data.
-    journal: keeps what is found, and has what was found before.
-    progress: show how far it is, if there are more windows than one batch.
+    passes: over it.
+    source: what the raster was opened from.
+    journals: by task; they keep what is found, and have what was found before.
+    owned: whether `close` ends the reading of the raster.
 
-  Returns:
-    `boxes` [k, 4 | 5] in the scene's pixels, `scores` [k], `labels` [k], best first.
-
-  Raises:
-    ImageError: a part of the file does not decode.
+  Attributes:
+    raster, passes, source: as given.
+    tasks: the configs of all that look.
+    todo: {pass: windows that no journal has}.
+    error: why a part of the file could not be read, once that is known.
+    reading: groups of its windows that are being read.
   """
-  places = [tuple(w) for w in windows(raster.height, raster.width, c).tolist()]
-  done = dict(journal.rows) if journal else {}
-  todo = [place for place in places if place not in done]
-  batch = 1 if len(places) == 1 else BATCH
-  thresholds = np.broadcast_to(score_threshold, len(c.classes))
 
-  def found_of(found, placed):
-    found = jax.device_get(found)
-    for row, (place, scale) in enumerate(placed):
-      one = to_image(found, row, own, scale, place[:2])
-      keep = one['scores'] >= thresholds[one['labels']]
-      yield {'window': place} | {k: one[k][keep] for k in ('boxes', 'scores', 'labels')}
+  def __init__(
+    self,
+    raster: rasters.Raster,
+    passes: Sequence[Pass],
+    source: Any = None,
+    journals: Mapping[str, Journal] | None = None,
+    owned: bool = False,
+  ):
+    self.raster, self.passes, self.source, self.error = raster, passes, source, None
+    self._journals, self._owned = journals or {}, owned
+    self.tasks = {task: c for p in passes for task, c in p.tasks.items()}
+    size = raster.height, raster.width
+    self._places = {p: [tuple(w) for w in windows(*size, p.config).tolist()] for p in passes}
+    old = {t: self._journals[t].rows if t in self._journals else {} for t in self.tasks}
+    self._rows = {t: dict(rows) for t, rows in old.items()}
+    self.todo = {
+      p: [place for place in places if not all(place in old[t] for t in p.tasks)]
+      for p, places in self._places.items()
+    }
+    self._left, self._seen, self.reading = sum(map(len, self.todo.values())), set(), 0
 
-  with _shown(len(places), progress and len(places) > batch) as shown:
-    shown.add(done.values())
-    for rows in _computed(raster, c, step, todo, batch, look, found_of):
-      done |= {row['window']: row for row in rows}
-      if journal:
-        journal.add(rows)
-      shown.add(rows)
-  return merge.merge_scene(
-    [done[place] for place in places], merge.IOU[c.kind], raster.height, raster.width
-  )
+  @property
+  def count(self) -> int:
+    """How many windows there are, over all passes."""
+    return sum(map(len, self._places.values()))
+
+  @property
+  def done(self) -> int:
+    """How many of them are done."""
+    return self.count - self._left
+
+  @property
+  def finished(self) -> bool:
+    """Whether nothing more will come, and nobody reads."""
+    return not self.reading and (not self._left or self.error is not None)
+
+  @property
+  def objects(self) -> int:
+    """How many objects they have shown, before merging."""
+    return sum(len(row['scores']) for rows in self._rows.values() for row in rows.values())
+
+  def look(self, p: Pass, pixels: np.ndarray) -> None:
+    """Shows a pass the first pixels."""
+    if p not in self._seen:
+      self._seen.add(p)
+      p.look(self.raster, pixels)
+
+  def add(self, p: Pass, rows: list[dict]) -> None:
+    """Takes `Pass.rows` of some windows."""
+    if self.error is not None:  # it may be closed
+      return
+    self._left -= len(rows)
+    for task in p.tasks:
+      new = [row[task] for row in rows if row[task]['window'] not in self._rows[task]]
+      self._rows[task] |= {row['window']: row for row in new}
+      if new and task in self._journals:
+        self._journals[task].add(new)
+
+  def found(self, task: str) -> dict:
+    """`boxes` [k, 4 | 5] in the image's pixels, `scores` [k], `labels` [k], best first."""
+    places = next(places for p, places in self._places.items() if task in p.tasks)
+    iou = merge.IOU[self.tasks[task].kind]
+    rows = [self._rows[task][place] for place in places]
+    return merge.merge_scene(rows, iou, self.raster.height, self.raster.width)
+
+  def close(self) -> None:
+    """Ends reading and writing."""
+    for journal in self._journals.values():
+      journal.close()
+    if self._owned:
+      self.raster.close()
 
 
-def _computed(raster, c, step, todo, batch, look, found_of) -> Iterator[list[dict]]:
-  """The rows of some windows after the other, while others are read and computed."""
-  size = batch * np.prod(c.size) * c.bands * raster.dtype.itemsize
-  ahead = int(np.clip(AHEAD // size, THREADS, 4 * THREADS))
-  groups = (todo[i : i + batch] for i in range(0, len(todo), batch))
-  read = lambda group: [(place, *_canvas(raster, c, place)) for place in group]
-  flight, waiting, seen = collections.deque(), [], False
-  empty = {'boxes': np.zeros((0, 4 if c.kind == 'hbb' else 5))}
-  empty |= {'scores': np.zeros(0), 'labels': np.zeros(0, int)}
+@dataclasses.dataclass
+class Refused:
+  """Stands among scenes for an image that could not be opened, so that it is told in its turn."""
 
-  def start(some):
-    images = np.zeros((batch, *c.size, c.bands), raster.dtype)
-    shapes = np.full((batch, 2), c.size, np.int32)
-    for i, (_, image, _) in enumerate(some):
-      images[i, : image.shape[0], : image.shape[1]], shapes[i] = image, image.shape[:2]
-    flight.append((step(images, shapes), [(place, scale) for place, _, scale in some]))
+  source: Any
+  error: Exception
+  passes = ()
+  todo = types.MappingProxyType({})
+  count = done = objects = 0
+  reading: int = 0
 
-  for group in _ahead(read, groups, THREADS, ahead):
-    if skipped := [{'window': place} | empty for place, image, _ in group if image is None]:
-      yield skipped
-    waiting += [entry for entry in group if entry[1] is not None]
-    if waiting and not seen:
-      seen = True
-      look(waiting[0][1])
-    if len(waiting) >= batch:
-      start(waiting[:batch])
-      waiting = waiting[batch:]
-    if len(flight) > IN_FLIGHT:
-      yield list(found_of(*flight.popleft()))
-  if waiting:
-    start(waiting)
-  for entry in flight:
-    yield list(found_of(*entry))
+  @property
+  def finished(self) -> bool:
+    """As of a scene."""
+    return not self.reading
+
+  def close(self) -> None:
+    """There is nothing to end."""
 
 
-def _canvas(raster, c, place):
-  """(image as the task's model takes it, resized / original size); None, 1 without any data."""
-  pixels = raster.read(*place)
-  if pixels is None:
-    return None, 1.0
-  sample = transforms.test_transform({'image': pixels, 'objects': {}, 'id': raster.name}, c)
-  return sample['image'], sample['scale']
+def detect(
+  scenes: Iterable[Scene | Refused], shown: Shown | None = None
+) -> Iterator[Scene | Refused]:
+  """Yields the scenes in their order, each when it is finished; closes it after that.
+
+  Windows without any data are skipped. What has an `error` has no detections.
+
+  Args:
+    scenes: taken a few ahead of what is yielded.
+    shown: is told what is done.
+  """
+  shown, scenes = shown or Shown(active=False), iter(scenes)
+  first = list(itertools.islice(scenes, 2))
+  if not first:
+    return
+  alone = len(first) == 1 and first[0].count == len(first[0].passes)
+  batch = 1 if alone else BATCH  # one window would be computed BATCH times
+  order, flow = collections.deque(), Flow(batch, shown)
+
+  def groups():
+    for scene in itertools.chain(first, scenes):
+      order.append(scene)
+      shown.opened(scene.count, scene.done, scene.objects)
+      if scene.finished:
+        scene.reading += 1
+        yield scene, None, []  # it counts among those ahead
+      for p, places in scene.todo.items():
+        for i in range(0, len(places), batch):
+          if scene.error is None:
+            scene.reading += 1
+            yield scene, p, places[i : i + batch]
+
+  def finished():
+    while order and order[0].finished:
+      try:
+        yield order[0]
+      finally:
+        order.popleft().close()
+
+  bytes_of = lambda scene, c: math.prod(c.size) * c.bands * scene.raster.dtype.itemsize
+  largest = max((bytes_of(s, p.config) for s in first for p in s.passes), default=AHEAD)
+  ahead = min(max(AHEAD // (BATCH * largest), THREADS), 4 * THREADS)
+  try:
+    with contextlib.closing(_ahead(_read, groups(), THREADS, ahead)) as reading:
+      for scene, p, canvases in reading:
+        scene.reading -= 1
+        flow.put(scene, p, canvases, late=order[0] if len(order) > PATIENCE else None)
+        yield from finished()
+    flow.end()
+    yield from finished()
+  finally:
+    for scene in order:
+      scene.close()
+
+
+def _read(group):
+  """(scene, pass, [(window, image as the pass takes it, resized / original size)]) of windows.
+
+  The image is None without any data.
+  """
+  scene, p, places = group
+  canvases = []
+  try:
+    for place in places:
+      pixels, image, scale = scene.raster.read(*place), None, 1.0
+      if pixels is not None:
+        sample = {'image': pixels, 'objects': {}, 'id': scene.raster.name}
+        sample = transforms.test_transform(sample, p.config)
+        image, scale = sample['image'], sample['scale']
+      canvases.append((place, image, scale))
+  except (OSError, UserError) as error:
+    scene.error = error
+  return scene, p, canvases
 
 
 def _ahead(function: Callable, items: Iterable, threads: int, most: int) -> Iterator:
@@ -159,47 +246,3 @@ def _ahead(function: Callable, items: Iterable, threads: int, most: int) -> Iter
     finally:
       for future in pending:
         future.cancel()
-
-
-@dataclasses.dataclass
-class _Shown:
-  """How many windows are done, how fast, and how much was found: a bar, or now and then a line."""
-
-  total: int
-  bar: Progress | None
-  active: bool
-  done: int = 0
-  count: int = 0
-  before: int = -1  # windows done when it started
-
-  def __enter__(self):
-    self._start = self._said = time.monotonic()
-    if self.bar:
-      self._task = self.bar.add_task('windows', total=self.total, text='')
-      self.bar.start()
-    return self
-
-  def __exit__(self, *_):
-    if self.bar:
-      self.bar.stop()
-
-  def add(self, rows):
-    rows = list(rows)
-    self.done, self.count = self.done + len(rows), self.count + sum(len(r['scores']) for r in rows)
-    self.before = self.done if self.before < 0 else self.before
-    now = time.monotonic()
-    speed = (self.done - self.before) / max(now - self._start, 1e-9)
-    text = f'{speed:.1f} windows/s, {self.count:,} found before merging'
-    if self.bar:
-      self.bar.update(self._task, completed=self.done, text=text)
-    elif self.active and (now - self._said > EVERY or self.done == self.total):
-      self._said = now
-      logger.info('%d/%d windows, %s', self.done, self.total, text)
-
-
-def _shown(total, active):
-  if not (active and logs.on_terminal()):
-    return _Shown(total, None, active)
-  text = TextColumn('{task.fields[text]}')
-  columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text
-  return _Shown(total, Progress(*columns, console=Console(stderr=True)), active)

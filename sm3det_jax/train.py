@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from data_pipelines import mixture
+from data_pipelines import mixture, radiometry
 from data_pipelines.errors import NotFiniteError, UserError
 from data_pipelines.task import Task
 from sm3det_jax import checkpoint, logs, sharding
@@ -63,6 +63,8 @@ def train(
   """
   sharding.start_processes()
   config = batch_scaling.scaled(config)
+  for name, task in config.tasks.items():  # a run's config has the numbers that it trains with
+    config.tasks[name] = radiometry.resolved(config.data_root, name, task)
   model = build(config)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_mesh(config, mesh)

@@ -13,6 +13,7 @@ from data_pipelines.errors import UserError
 from sm3det_jax import backbones
 from sm3det_jax import config as config_lib
 from sm3det_jax.analysis import account
+from sm3det_jax.backbones import stages
 from sm3det_jax.config.backbones import BACKBONES
 from sm3det_jax.interop import backbones as official_backbones
 from sm3det_jax.interop import layouts
@@ -99,6 +100,27 @@ def test_a_mask_needs_a_token():
   mask = {task: jnp.zeros((len(v), 16, 24)) for task, v in x.items()}
   with pytest.raises(ValueError, match='ConvNeXt has no mask token'):
     jax.eval_shape(module.init, jax.random.key(0), x, None, mask)
+
+
+@pytest.mark.parametrize('stems', ['shared', 'per_task'])
+def test_masked_places_hold_the_token_and_the_others_their_embedding(stems, monkeypatch):
+  """Of the right image of the right task, though both go through as one batch."""
+  counts, token = (2, 4), np.arange(8, dtype=np.float32)
+  module, x = made('convnext', stems=stems), images(counts=counts)
+  masked = lambda self, x, mask: jnp.where(mask[..., None] != 0, token[None, None, None], x)
+  monkeypatch.setattr(type(module), 'masked', masked)
+  variables = module.init(jax.random.key(0), x, None, method='_passes')
+  mask = {t: np.random.default_rng(i).integers(0, 2, (counts[i], 16, 24)) for i, t in enumerate(x)}
+
+  def embedded(mask):
+    ((names, found),) = module.apply(variables, x, mask, method='_passes')
+    return dict(zip(names, stages.deinterleave(found, counts), strict=True))
+
+  plain, found = embedded(None), embedded(mask)
+  for task in x:
+    there = mask[task] == 1
+    np.testing.assert_array_equal(found[task], np.where(there[..., None], token, plain[task]))
+    np.testing.assert_array_equal((np.asarray(found[task]) == token).all(-1), there)
 
 
 @each_slowly

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,7 +119,9 @@ def test_nothing_readable_is_an_error(tmp_path):
   assert (tmp_path / 'checkpoints/3').is_dir()  # untouched
 
 
-def test_inference_gets_the_average(tmp_path):
+def test_inference_gets_the_average(tmp_path, monkeypatch):
+  warnings = []
+  monkeypatch.setattr(absl.logging, 'warning', lambda text, *args: warnings.append(text))
   with pytest.raises(FileNotFoundError, match='no run was started'):
     checkpoint.restore_for_inference(tmp_path)
   checkpoint.open_workdir(config_lib.default(), tmp_path)
@@ -130,6 +133,7 @@ def test_inference_gets_the_average(tmp_path):
   want = _create(3)['model']
   _assert_equal(variables, {**want['variables'], 'params': want['ema']})
   assert len(jax.tree.leaves(variables)[0].devices()) == 1
+  assert not [text for text in warnings if 'read_only' in text]  # of options that exclude others
   _, spread = checkpoint.restore_for_inference(
     tmp_path, sharding.make_mesh({'data': 2, 'expert': 4})
   )

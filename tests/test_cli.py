@@ -15,8 +15,8 @@ import pytest
 from tiny import config_file
 
 import sm3det_jax
-from data_pipelines import errors, mixture
-from sm3det_jax import Detector, bench, checkpoint, cli, config, logs, quickstart
+from data_pipelines import errors, mixture, prepare
+from sm3det_jax import Detector, bench, checkpoint, cli, config, logs, quickstart, train
 from sm3det_jax.analysis import coverage
 from sm3det_jax.config.small import shortened
 from sm3det_jax.detector import build
@@ -147,6 +147,59 @@ def test_a_run_says_the_share_of_every_task(tiny_run, caplog):
     shares = coverage.report(mixture.open_tasks(checkpoint.load_config(tiny_run)))
   assert set(shares) == {'sar', 'rgb', 'ifr'} and min(shares.values()) > 0.8
   assert 'sar: 100.0 %' in caplog.text and 'ATSS' in caplog.text and 'RPN' in caplog.text
+
+
+def test_a_missing_test_split_is_told_when_training_starts(tmp_path, caplog, monkeypatch):
+  (tmp_path / 'in/images').mkdir(parents=True)
+  (tmp_path / 'in/labelTxt').mkdir()
+  cv2.imwrite(str(tmp_path / 'in/images/a.png'), np.zeros((64, 64, 3), np.uint8))
+  (tmp_path / 'in/labelTxt/a.txt').write_text('10 10 30 10 30 20 10 20 ship 0')
+  prepare.prepare('dota_txt', tmp_path / 'in', tmp_path / 'data', name='ships')
+  c = config.default()
+  c.tasks = config.ConfigDict(sort_keys=False)
+  for name, split in (('rgb', 'train'), ('ifr', 'test')):
+    c.tasks[name] = config.task('obb', 'ships', ('ship',), size=(64, 64), test=dict(split=split))
+  c.data_root, c.batch_size = str(tmp_path / 'data'), 2
+  trained = []
+  monkeypatch.setattr(coverage, 'report', lambda tasks: None)
+  monkeypatch.setattr(train, 'train', lambda c, workdir, tasks: trained.append(list(tasks)))
+  file = config_file(tmp_path / 'c.py', c)
+  assert run('train', f'--config={file}', '--workdir', tmp_path / 'run') == 0
+  assert trained == [['rgb', 'ifr']]
+  (line,) = (r.getMessage() for r in caplog.records if r.levelname == 'WARNING')
+  assert line.startswith('training goes on, but `sm3det evaluate` would stop: ifr: ')
+  assert "has no split 'test'; it has train" in line and 'rgb' not in line
+
+
+def test_arrays_of_tasks_that_are_gone_are_one_line(tmp_path, caplog, monkeypatch):
+  ours = {'backbone': {'a': np.zeros(2)}, 'heads_sar': {'b': np.zeros(3), 'c': np.zeros(1)}}
+  more = {t: {f'k{i}': np.zeros(1) for i in range(9)} for t in ('heads_rgb', 'heads_ifr')}
+  there = {'params': ours | more | {'heads_sar': {'b': np.ones(4), 'c': np.ones(1)}}}
+  monkeypatch.setattr(checkpoint, 'restore_for_inference', lambda workdir: (None, there))
+  c = config.ConfigDict({'init_from': str(tmp_path)})
+  caplog.set_level('INFO')
+  model = convert.start_from({'variables': {'params': ours}}, c)
+  assert model['variables']['params']['heads_sar']['c'] == 1
+  lines = caplog.records[-1].getMessage().split('\n')
+  assert lines[1:] == [
+    'unexpected  18 arrays: params/heads_ifr (9), params/heads_rgb (9)',
+    'shape       params/heads_sar/b  (4,) there, (3,) here',
+  ]
+
+
+def test_quickstart_says_how_long_it_takes(tmp_path, caplog):
+  caplog.set_level('INFO')
+  c = config.load(['--config=quickstart'])
+  on_log = quickstart._announced(c, tmp_path)
+  assert 'compiling the training step: about 2 minutes the first time' in caplog.text
+  for done in (10, 20):
+    on_log(done, {'images_per_second': 20.0})
+  # 1190 steps of 6 images
+  assert caplog.text.count('training: about 6 minutes more; then about 2 for evaluation') == 1
+  caplog.clear()
+  (tmp_path / 'metrics.jsonl').write_text(f'{{"step": {c.optim.steps}}}\n')
+  quickstart._announced(c, tmp_path)(c.optim.steps, {'images_per_second': 20.0})
+  assert not caplog.text  # all of it is done
 
 
 def test_the_detector_class(tiny_run):

@@ -158,8 +158,8 @@ def test_the_batch_is_that_of_training():
 
 
 class TooLarge:
-  def __init__(self, config, mesh):
-    self.used = 18.97 if config.remat or config.optim.zero1 else 20.5
+  def __init__(self, config, mesh, phase):
+    self.used = (18.97 if config.remat or config.optim.zero1 else 20.5) - phase
 
   def compile(self, compiler_options):
     raise jax.errors.JaxRuntimeError(
@@ -193,6 +193,33 @@ def test_what_does_not_fit_is_reported_with_the_shortfall(counted, monkeypatch, 
   assert cli.main([*arguments, '--saved']) == 0
   out = capsys.readouterr().out
   assert '3.22 GiB TOO MUCH' in out and re.search('saved +1.530 GiB', out)
+
+
+def test_every_phase_is_compiled_and_the_largest_reported(counted, monkeypatch, capsys):
+  monkeypatch.setattr(compile_step, 'slice_devices', lambda _: jax.devices())
+  monkeypatch.setitem(compile_step.CHIPS, 'cpu', compile_step.CHIPS['TPU v5 lite'])
+  compiled = []
+
+  def lowered(config, mesh, phase):
+    compiled.append(phase)
+    rows = jax.ShapeDtypeStruct((2**phase, 2**20), np.float32, sharding=sharding.replicated(mesh))
+    return jax.jit(lambda x: x @ x.T).lower(rows), {'model': rows, 'training': ()}, ()
+
+  monkeypatch.setattr(compile_step, '_lowered', lowered)
+  arguments = ['compile', '--config=quickstart', '--topology=v5e:2x4', '--config.batch_size=24']
+  phases = "--config.phases=((2, None, ('neck/.*',)), (4, None, ('backbone/.*',)), (None,))"
+  assert cli.main([*arguments, phases, '--json']) == 0
+  report = json.loads(capsys.readouterr().out)
+  assert compiled == [0, 1, 2] and report['phase'] == 2
+  assert report['phases'] == sorted(set(report['phases']))
+  assert report['hbm_gib']['used'] == report['phases'][2]
+  assert report['hbm_gib']['parameters'] == 2**-6 and report['roofline']['memory_ms'] > 0
+  assert cli.main([*arguments, phases]) == 0
+  assert (
+    'of phase 2, which needs most; GiB phase by phase: 0.00, 0.01, 0.02' in capsys.readouterr().out
+  )
+  assert cli.main([*arguments, '--json']) == 0
+  assert 'phase' not in json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +279,7 @@ def test_the_experts_transport_is_one_that_the_slice_has(topology, ragged):
 def test_the_compilers_own_refusal_is_understood(topology, gib, counted, monkeypatch):
   """Its words change from release to release."""
 
-  def lowered(config, mesh):
+  def lowered(config, mesh, phase):
     rows = sharding.replicated(mesh)
     held = jax.ShapeDtypeStruct((2**15, 2**20), np.float32, sharding=rows)  # 128 GiB
     return (

@@ -18,12 +18,15 @@ from sm3det_jax.interop import (
   convert,
   convnext,
   layouts,
+  matching,
   official,
   pyramid,
+  recognition,
   sources,
   swin,
 )
 from sm3det_jax.interop.files import state_files
+from sm3det_jax.interop.report import Row
 
 STATUSES = ('loaded', 'copied', 'fresh', 'dropped', 'missing', 'unexpected', 'shape')
 
@@ -47,6 +50,13 @@ def random_state(config, shapes):
 
 def counted(report):
   return {s: n for s in STATUSES if (n := sum(r.status == s for r in report.rows))}
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch):
+  """What a refused file resembles is tested in test_known_weights."""
+  nothing = recognition.Recognised([], None)
+  monkeypatch.setattr(recognition, 'recognise', lambda state: nothing)
 
 
 @pytest.fixture(scope='module')
@@ -162,7 +172,7 @@ def test_imagenet_weights_fill_the_backbone_and_every_expert(config, shapes, tmp
   assert {'neck.lateral_convs.0.conv.weight', 'backbone.norm0.weight'} <= fresh
   params = checkpoint.restore_for_inference(tmp_path / 'run')[1]['params']
   assert np.any(params['neck']['lateral_0']['kernel'])  # as a training begins, not zero
-  for path, array in convert._of_state(config, shapes, mmpretrain(theirs), 'mm')[0].items():
+  for path, array in matching.of_state(config, shapes, mmpretrain(theirs), 'mm')[0].items():
     np.testing.assert_array_equal(layouts.get(params, path[1:]), array)
   backbone = params['backbone']
   np.testing.assert_array_equal(
@@ -182,8 +192,8 @@ def test_imagenet_weights_fill_the_backbone_and_every_expert(config, shapes, tmp
     np.testing.assert_array_equal(bias, theirs['stages.3.0.pwconv1.bias'])
 
   del theirs['stages.1.0.gamma']
-  _, report = convert._of_state(config, shapes, theirs, 'less')
-  assert report.problems == [convert.Row('missing', 'backbone.stages.1.0.gamma', '(16,)')]
+  _, report = matching.of_state(config, shapes, theirs, 'less')
+  assert report.problems == [Row('missing', 'backbone.stages.1.0.gamma', '(16,)')]
 
 
 def with_backbone(config, kind, **changes):
@@ -218,7 +228,7 @@ def test_tasks_with_stems_and_adapters_of_their_own(config):
   new.backbone.update(stems='per_task', adapters=True)
   new.tasks.sar.update(bands=1, mean=(0.0,), std=(1.0,))
   theirs = facebook(config, np.random.default_rng(1))
-  values, report = convert._of_state(config_lib.check(new), shapes_of(new), theirs, 'file')
+  values, report = matching.of_state(config_lib.check(new), shapes_of(new), theirs, 'file')
   assert not report.problems
   stem = theirs['downsample_layers.0.0.weight'].transpose(2, 3, 1, 0)
   for task in ('rgb', 'ifr'):
@@ -248,7 +258,7 @@ def test_other_backbones_of_imagenet(kind, config):
   if kind == 'swin':
     theirs = {n: a for n, a in theirs.items() if not re.match(r'norm\d', n)}  # outputs'
   theirs |= {'head.weight': np.zeros((9, 4)), 'head.bias': np.zeros(9)}
-  values, report = convert._of_state(new, shapes_of(new), theirs, 'file')
+  values, report = matching.of_state(new, shapes_of(new), theirs, 'file')
   assert not report.problems
   fresh = {r.name for r in report.rows if r.status == 'fresh' and r.name.startswith('backbone.')}
   assert all(re.search(r'w_gate|w_noise|backbone\.norm[012]', n) for n in fresh)
@@ -319,7 +329,7 @@ def test_a_checkpoint_of_one_task(config, shapes, tmp_path):
   state = random_state(sar, sar_shapes)
   theirs = of_one_task(state, 'sar', start=1)
   assert {'bbox_head.gfl_cls.weight', 'neck.fpn_convs.4.conv.bias'} <= set(theirs)
-  values, report = convert._of_state(sar, sar_shapes, theirs, 'file')
+  values, report = matching.of_state(sar, sar_shapes, theirs, 'file')
   unread = {f'neck.{k}_convs.0.conv.{p}' for k in ('lateral', 'fpn') for p in ('weight', 'bias')}
   assert {r.name for r in report.rows if r.status != 'loaded'} == unread and not report.problems
   want = official.from_state_dict(state, sar)
@@ -332,7 +342,7 @@ def test_a_checkpoint_of_one_task(config, shapes, tmp_path):
     np.testing.assert_array_equal(array, theirs[name])
 
   with pytest.raises(ValueError, match='config has sar, rgb, ifr. Give one with that task alone'):
-    convert._of_state(config, shapes, theirs, 'file')
+    matching.of_state(config, shapes, theirs, 'file')
   sar.tasks.sar.classes = ('ship', 'car')
   np.savez(tmp_path / 'sar.npz', **theirs)
   with pytest.raises(ValueError, match=r'gfl_cls.*\(shape\).*heads score: sar 2'):
@@ -345,7 +355,7 @@ def test_the_pooled_level_of_one_task_becomes_a_convolution(config, tmp_path):
   theirs = of_one_task(random_state(rgb, shapes), 'rgb', start=0)
   theirs = {n: a for n, a in theirs.items() if not re.match(r'neck\.fpn_convs\.[45]', n)}
   assert {'rpn_head.rpn_cls.weight', 'roi_head.bbox_head.fc_cls.weight'} <= set(theirs)
-  values, report = convert._of_state(rgb, shapes, theirs, 'file')
+  values, report = matching.of_state(rgb, shapes, theirs, 'file')
   assert not report.problems
   kernel = values['params', 'neck', 'extra_0', 'kernel']
   x = np.random.default_rng(0).normal(size=(1, 7, 6, len(kernel[1, 1]))).astype(np.float32)
@@ -354,7 +364,7 @@ def test_the_pooled_level_of_one_task_becomes_a_convolution(config, tmp_path):
   )
   np.testing.assert_array_equal(y, x[:, ::2, ::2])
   with pytest.raises(ValueError, match='reads 4 stages of the backbone, task sar reads 3'):
-    convert._of_state(alone(config, 'sar'), shapes, theirs, 'file')
+    matching.of_state(alone(config, 'sar'), shapes, theirs, 'file')
 
 
 @pytest.mark.parametrize(
@@ -431,7 +441,8 @@ def test_the_official_model_detects_the_same_once_converted(task, row, golden, t
 @pytest.mark.parametrize(
   'arguments, message',
   [
-    (('--from=official', 'a.pth', '--out=x'), '--config missing'),
+    (('--from=official', 'a.pth'), '--out missing'),
+    (('--from=official', 'gone.pth', '--out=x'), 'gone.pth'),
     (('--to=official', 'a.pth'), '--workdir missing'),
     (('--from=official', '--config=quickstart', 'none.pth', '--out=x'), 'none.pth'),
   ],

@@ -106,6 +106,28 @@ def test_compare_and_save(tmp_path):
   assert draw.compare(image, truth, nothing, NAMES).shape == picture.shape
 
 
+def test_regions_to_ignore_are_grey_and_dashed(monkeypatch):
+  written, put = [], cv2.putText
+  monkeypatch.setattr(
+    draw.cv2, 'putText', lambda image, text, *a: (written.append(text), put(image, text, *a))[1]
+  )
+  boxes, ignored = np.array([[10.0, 10, 60, 60], [100, 10, 200, 60]]), np.array([False, True])
+  image = np.zeros((100, 250, 3), np.uint8)
+  picture = draw.draw(image, boxes, [0, 1], NAMES, title='truth', ignored=ignored)
+  assert written == ['ship', 'truth (1)', 'ship 1', 'dashed: to ignore 1']
+  zoom = picture.shape[1] // 250
+  edge = picture[10 * zoom, 100 * zoom : 200 * zoom].astype(int)  # the region's upper one
+  grey = np.abs(edge - draw.GREY).sum(1) < 60
+  assert (np.ptp(edge, 1) < 30).all()  # no class's colour
+  assert 0.3 < grey.mean() < 0.7 and np.abs(np.diff(grey.astype(int))).sum() > 10
+  edge = picture[10 * zoom, 12 * zoom : 58 * zoom].astype(int)
+  assert (np.abs(edge - draw.color(0)).sum(1) < 60).all()  # of the object, unbroken
+  truth = {'boxes': boxes, 'labels': np.array([0, 1]), 'ignored': ignored}
+  found = {'boxes': boxes[:0], 'labels': np.zeros(0, int), 'scores': np.zeros(0)}
+  left = draw.compare(image, truth, found, NAMES)[: len(picture), : picture.shape[1]]
+  np.testing.assert_array_equal(left[: 100 * zoom], picture[: 100 * zoom])
+
+
 def scored():
   """metrics.json and curves of a small SAR and an optical task."""
   hbb = {'id': 'a', 'boxes': [[0, 0, 9, 9], [20, 20, 40, 40]], 'labels': np.array([0, 1])}
@@ -150,6 +172,7 @@ def test_report(tmp_path):
   page = report.write(tmp_path, log_lines(), 'A run of <mine>')
   text = page.read_text()
   assert '<h1>A run of &lt;mine&gt;</h1>' in text and '100.00' in text
+  assert 'rise for a while before they fall' in text
   sources = re.findall('src="([^"]+)"', text)
   assert len(sources) == 3 + 1 + 2 + 1
   assert 'http' not in text and all((tmp_path / s).is_file() for s in sources)
@@ -160,3 +183,5 @@ def test_report(tmp_path):
 
 def test_report_of_little(tmp_path):
   assert 'img' not in report.write(tmp_path).read_text().replace('img {', '')
+  line = {'step': 1, 'lr': 1.0, 'loss/sar/cls': 1.0, 'loss/sar/bbox': 1.0}
+  assert 'rise for a while' not in report.write(tmp_path, [line]).read_text()  # no proposals

@@ -149,6 +149,25 @@ def test_a_perfect_detector_scores_one(config, tmp_path):
   assert (tmp_path / 'pr_curves.png').stat().st_size > 1000
 
 
+def test_pictures_show_regions_to_ignore_apart(config, monkeypatch):
+  boxes = evaluate.Boxes(Oracle(), config, 'sar', ('paper_patches',))
+  quads = box_lib.to_polygon(np.array([[5.0, 5, 25, 20], [30, 20, 50, 44]]))
+  truth = {'id': 'a', 'polygons': quads, 'labels': np.array([0, 1])}
+  none = {'boxes': np.zeros((0, 4)), 'labels': np.zeros(0, int), 'scores': np.zeros(0)}
+  batch = {'scales': [2.0], 'shapes': [(96, 128)], 'images': np.zeros((1, 96, 128, 3), np.uint8)}
+  shown = []
+  monkeypatch.setattr(
+    evaluate.draw, 'compare', lambda image, truth, *rest: shown.append(truth) or 1
+  )
+  picture = lambda ignored: boxes.picture(
+    None, 0, batch, none | {'id': 'a', 'offset': (0, 0), 'truth': truth | ignored}
+  )
+  assert picture({'ignored': np.array([False, True])}) and picture({})
+  assert shown[0]['ignored'].tolist() == [False, True] and 'ignored' not in shown[1]
+  np.testing.assert_array_equal(shown[0]['polygons'], 2 * quads)
+  assert picture({'ignored': np.array([True, True])}) is None
+
+
 def test_shifted_boxes_lose_the_high_thresholds(config):
   metrics = evaluate.evaluate(config, knowledge(config, shift=3.0), detector=Oracle())
   for summary in metrics['tasks'].values():

@@ -25,8 +25,8 @@ from sm3det_jax.config.registry import HeadKind
 from sm3det_jax.detector import build
 from sm3det_jax.geometry import iou
 from sm3det_jax.heads import head_class
-from sm3det_jax.interop import convert, layouts, official
 from sm3det_jax.interop import heads as official_heads
+from sm3det_jax.interop import layouts, matching, official
 
 SIZE, CHANNELS, CLASSES, OBJECTS = 64, 32, 3, 3
 STEPS = 160
@@ -313,6 +313,6 @@ def test_a_detector_with_a_nameless_head_has_no_official_names():
   for e in rest:
     state |= layouts.theirs(e, np.zeros(layouts.get(shapes, (e.collection, *e.path)).shape))
   imagenet = {n[9:]: array for n, array in state.items() if n.startswith('backbone.')}
-  report = convert._of_state(config, shapes, imagenet, 'file')[1]
+  report = matching.of_state(config, shapes, imagenet, 'file')[1]
   assert not report.problems
   assert 'fresh       params/heads_only/cls/kernel  has no official name' in report.table('fresh')

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.readers import BadEntry, Skipped, files, texts
-from sm3det_jax import predict
+from sm3det_jax.results import places
 
 
 def touch(folder, *names):
@@ -194,10 +194,10 @@ def test_what_is_no_json_is_told_by_its_name(tmp_path, text):
 def test_results_of_predict_mirror_the_tree(tmp_path, monkeypatch):
   touch(tmp_path, 'x/scene.png', 'y/scene.png', 'y/scene_1.png', 'y/a.png', 'y/a.jpg')
   touch(tmp_path, 'y/out_detections.png', 'y/out_detections.json')
-  names = lambda *paths: [name for _, name in predict._files([tmp_path / p for p in paths])]
+  names = lambda *paths: [name for _, name in places.of_images([tmp_path / p for p in paths])]
   assert names('x', 'y') == ['x/scene', 'y/a.jpg', 'y/a.png', 'y/scene', 'y/scene_1']
   assert names('y/a.png', 'y/scene.png', 'y/a.png') == ['a', 'scene']
   assert names('x') == ['scene']
   monkeypatch.chdir(tmp_path / 'x')
-  found = predict._files(['../y/scene.png', 'scene.png', '../x', '.'])
+  found = places.of_images(['../y/scene.png', 'scene.png', '../x', '.'])
   assert [name for _, name in found] == ['y/scene', 'x/scene']

@@ -25,7 +25,8 @@ COLUMNS = [
   ('model', 'inference'),
   ('optim', 'checkpoint', 'journal', 'logs', 'metrics', 'interop', 'viz'),
   ('results',),
-  ('train', 'evaluate', 'predict', 'scene'),
+  ('train', 'evaluate', 'predict', 'result_files', 'series', 'scene', 'batches', 'progress')
+  + ('selection', 'sources'),
   ('analysis',),
   (),  # jobs
   ('cli', 'bench'),

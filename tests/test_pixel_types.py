@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from data_pipelines import images, mixture
+from data_pipelines import images, mixture, radiometry
 from data_pipelines.prepare import prepare
 from data_pipelines.source import Source
 from sm3det_jax import config as config_lib
@@ -103,7 +103,7 @@ def test_a_mean_of_another_unit_is_said_once_and_nothing_is_stretched(tmp_path, 
     'dota_txt', write(tmp_path / 'raw', {'a.tif': image, 'b.tif': image}), tmp_path, name='set'
   )
   config = config_of(tmp_path, mean=(120.0,) * 3, std=(60.0,) * 3)
-  said = 'uint16 values up to 8999, mean and std of 8 bits: set them'
+  said = 'uint16 values up to 8999, config.tasks.rgb.mean/std are of 8 bits: set them'
   task = mixture.Task(config, 'rgb', 'train')
   assert caplog.text.count(said) == 1 and "'set', split 'train'" in caplog.text
   caplog.clear()
@@ -120,7 +120,7 @@ def test_a_mean_of_another_unit_is_said_once_and_nothing_is_stretched(tmp_path, 
 @pytest.mark.parametrize(
   'image, mean, std, message',
   [
-    (np.float32([0, 0.7]), 120, 60, 'float32 values from 0 to 0.7, mean 120: set mean and std'),
+    (np.float32([0, 0.7]), 120, 60, 'float32 values from 0 to 0.7, mean 120: set config.tasks.a.m'),
     (np.int16([-30, -2]), 120, 60, 'int16 values from -30 to -2'),
     (np.uint16([3, 4095]), 120, 60, 'uint16 values up to 4095'),
     (np.uint16([3, 4095]), 200, 600, None),  # few bright pixels, and a std that says so
@@ -130,7 +130,8 @@ def test_a_mean_of_another_unit_is_said_once_and_nothing_is_stretched(tmp_path, 
   ],
 )
 def test_which_mean_is_of_another_unit(image, mean, std, message):
-  found = images.mismatch(image, (mean,) * 3, (std,) * 3)
+  task = config_lib.task('obb', 'set', mean=(mean,) * 3, std=(std,) * 3)
+  found = radiometry.mismatch(image, 'a', task)
   assert found is None if message is None else found.startswith(message)
 
 

@@ -84,7 +84,7 @@ def float64_steps(folder, processes):
 
 
 @pytest.mark.slow
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize('processes', [2, 4])
 def test_twenty_steps_in_float64(folder, processes):
   got, want = float64_steps(folder, processes), float64_steps(folder, 1)
@@ -95,6 +95,7 @@ def test_twenty_steps_in_float64(folder, processes):
 
 
 @pytest.mark.slow
+@pytest.mark.drawn(3)
 def test_a_run_of_four_processes_goes_on_with_two_and_with_one(folder, one):
   losses = train(folder, folder / 'four', 4, 2)
   for name, want in one[1][0].items():
@@ -109,6 +110,7 @@ def test_a_run_of_four_processes_goes_on_with_two_and_with_one(folder, one):
 
 
 @pytest.mark.slow
+@pytest.mark.drawn(3)
 def test_the_table_of_four_processes_is_that_of_one(folder, one):
   tables = []
   for processes in (1, 4):

@@ -1,6 +1,5 @@
 """Results: what they hold, where they lie on the Earth, and the files that other tools take."""
 
-import contextlib
 import csv
 import dataclasses
 import io
@@ -9,7 +8,6 @@ import math
 import os
 import pathlib
 import sys
-import types
 import warnings
 from xml.etree import ElementTree
 
@@ -19,14 +17,16 @@ import rasterio
 import rasterio.errors
 import shapely
 import shapely.affinity
+from blobs import Blobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 
 from data_pipelines import boxes as box_lib
-from data_pipelines import georeference, rasters
+from data_pipelines import georeference
 from data_pipelines.errors import UserError
 from data_pipelines.readers import Skipped, coco, dota_txt, geojson, yolo
+from sm3det_jax import config as config_lib
 from sm3det_jax import predict
 from sm3det_jax.results import Result, formats, gpkg
 from sm3det_jax.results import geojson as geojson_file
@@ -356,25 +356,26 @@ def test_formats_by_suffix(tmp_path):
 def test_predict_saves_further_formats(tmp_path, monkeypatch, caplog):
   raster(tmp_path / 'placed.tif', crs='EPSG:32633', transform=UTM)
   raster(tmp_path / 'placeless.tif')
-  pixels = np.zeros((HEIGHT, WIDTH, 1), np.uint8)
-  detector = types.SimpleNamespace(
-    tasks=('rgb',),
-    open=lambda path, task: rasters.open_raster(path),
-    journal=lambda *arguments: contextlib.nullcontext(),
-    predict=lambda raster, *arguments, **options: result(image=pixels),
-    plot=lambda *args, **options: None,
-  )
-  monkeypatch.setattr(predict.Detector, 'from_checkpoint', lambda workdir: detector)
+  config = config_lib.default()
+  size = dict(size=(HEIGHT, WIDTH), mean=(0.0,) * 3, std=(1.0,) * 3)
+  config.tasks = {'rgb': config_lib.task('obb', 'x', CLASSES, **size)}
+  monkeypatch.setattr(predict, 'build', Blobs)
+  detector = predict.Detector(config, {'label': np.int32(0)})
+  monkeypatch.setattr(predict.Detector, 'from_checkpoint', lambda *_: detector)
   out = tmp_path / 'out'
   files = [tmp_path / 'placeless.tif', tmp_path / 'placed.tif']
   (error,) = predict.predict('run', 'rgb', files, out, save=('geojson', 'csv'))
   assert 'placeless.tif: no GeoJSON without a georeference' in error and error in caplog.text
   names = ('placed', 'geojson'), ('placed', 'qml'), ('placed', 'csv'), ('placeless', 'csv')
   want = {f'{name}_detections.{suffix}' for name, suffix in names}
-  want |= {'placed_detections.json', 'placeless_detections.json'}
+  want |= {f'{f.stem}_detections.{suffix}' for f in files for suffix in ('json', 'png')}
   assert {p.name for p in out.iterdir()} == want
   content = json.loads((out / 'placed_detections.json').read_text())
   assert content['image'].endswith('placed.tif') and content['crs'] == 'EPSG:32633'
+  for name in ('more', 'most'):
+    raster(tmp_path / f'{name}.tif')
+  (error,) = predict.predict('run', 'rgb', [tmp_path], out, save=('geojson',))
+  assert error.startswith(f'{tmp_path}/more.tif (and 2 more): no GeoJSON')
   with pytest.raises(UserError, match="format 'shp' of results"):
     predict.predict('run', 'rgb', files, out, save=('shp',))
 

@@ -12,37 +12,16 @@ import numpy as np
 import pytest
 import rasterio
 import rasters as writers
+from blobs import Blobs, dotted
 
 from data_pipelines import images, rasters
+from sm3det_jax import batches, journal, predict, progress, scene
 from sm3det_jax import config as config_lib
-from sm3det_jax import journal, predict, scene
 from sm3det_jax.config import ConfigDict, label_space, task
-from sm3det_jax.heads.common import Detections
 from sm3det_jax.metrics import merge
 
 CLASSES = ('plane', 'ship')
 TILE, OVERLAP = 64, 24
-SLOTS = 4
-
-
-class Blobs:
-  """Finds bright pixels (one each, of value 100 or more): a box of 10 x 6 px, as strong as bright.
-
-  `runs` says how many batches were computed.
-  """
-
-  def __init__(self):
-    self.runs = 0
-
-  def detect(self, variables, images, task, shapes):
-    flat = images[..., 0].reshape(len(images), -1)
-    place = jnp.argsort(-flat, axis=1)[:, :SLOTS]
-    value = jnp.take_along_axis(flat, place, 1)
-    y, x = jnp.divmod(place, images.shape[2])
-    sides = [jnp.full(x.shape, side) for side in (10.0, 6.0, 0.0)]
-    boxes = jnp.stack([x.astype(float), y.astype(float), *sides], -1)
-    labels = jnp.full(x.shape, variables['label'])
-    return Detections(boxes, value / 256, labels, value >= 100)
 
 
 @pytest.fixture
@@ -57,21 +36,9 @@ def config():
 
 @pytest.fixture
 def detector(config, monkeypatch):
-  monkeypatch.setattr(predict, 'build', lambda config: Blobs())
+  monkeypatch.setattr(predict, 'build', Blobs)
   variables = {'label': jnp.asarray(label_space(config, 'rgb').index('ship'))}
   return predict.Detector(config, variables)
-
-
-def dotted(height, width, count=30, seed=0):
-  """A dark image with bright dots, over 11 px from each other and from the edges; [n, 2] dots."""
-  rng, dots = np.random.default_rng(seed), []
-  image = np.full((height, width, 3), 7, np.uint8)
-  while len(dots) < count:
-    dot = rng.integers(12, (width - 12, height - 12))
-    if all(np.abs(dot - other).max() > 11 for other in dots):
-      image[dot[1], dot[0]] = 110 + len(dots)
-      dots.append(dot)
-  return image, np.array(dots)
 
 
 def write(path, image, **options):
@@ -243,7 +210,7 @@ def test_windows_without_data_are_skipped(tmp_path, config, detector, monkeypatc
   )
   found = detector.predict(path, 'rgb')
   assert {tuple(dot) for dot in kept} <= {tuple(box) for box in found['boxes'][:, :2]}
-  assert len(computed) == -(-(5 * 10) // scene.BATCH)  # of 10 x 10 windows half have data
+  assert len(computed) == -(-(5 * 10) // batches.BATCH)  # of 10 x 10 windows half have data
   empty = detector.predict(np.full((200, 200, 3), np.nan, np.float32), 'rgb')
   assert empty['boxes'].shape == (0, 5) and empty['names'] == []
 
@@ -256,7 +223,7 @@ def test_interrupted_it_resumes(tmp_path, config, detector, monkeypatch, caplog)
   caplog.set_level(logging.INFO)
   image, dots = dotted(300, 420)
   path = write(tmp_path / 'scene.tif', image)
-  monkeypatch.setattr(predict.Detector, 'from_checkpoint', lambda workdir: detector)
+  monkeypatch.setattr(predict.Detector, 'from_checkpoint', lambda *_: detector)
   steps, computed, limit = detector._steps, [], [5]
 
   def step(*arguments):
@@ -271,12 +238,12 @@ def test_interrupted_it_resumes(tmp_path, config, detector, monkeypatch, caplog)
     run()
   file = tmp_path / 'out/scene_detections.journal'
   done = len(file.read_bytes().splitlines()) - 1
-  assert done == (5 - scene.IN_FLIGHT) * scene.BATCH
+  assert done == (5 - batches.IN_FLIGHT) * batches.BATCH
   file.write_bytes(file.read_bytes() + b'{"window": [0, 0, 6')  # torn
   limit[0], computed[:] = 99, []
   assert run(resume=True) == []
   total = len(scene.windows(300, 420, config.tasks.rgb))
-  assert len(computed) == -(-(total - done) // scene.BATCH)
+  assert len(computed) == -(-(total - done) // batches.BATCH)
   content = json.loads((tmp_path / 'out/scene_detections.json').read_text())
   assert sorted(tuple(d['box'][:2]) for d in content['detections']) == sorted(map(tuple, dots))
   assert not file.exists() and f'{total}/{total} windows' in caplog.text
@@ -286,7 +253,7 @@ def test_interrupted_it_resumes(tmp_path, config, detector, monkeypatch, caplog)
     run()
   limit[0], computed[:] = 99, []
   run(resume=True, score_threshold=0.44)
-  assert len(computed) == -(-total // scene.BATCH) and 'done anew' in caplog.text
+  assert len(computed) == -(-total // batches.BATCH) and 'done anew' in caplog.text
 
 
 def test_a_journal_gives_back_exactly_what_it_was_given(tmp_path):
@@ -314,7 +281,7 @@ def test_a_journal_gives_back_exactly_what_it_was_given(tmp_path):
 
 def test_an_output_that_cannot_be_is_told_before_the_work(tmp_path, detector, monkeypatch):
   path = write(tmp_path / 'a.tif', dotted(300, 420)[0])
-  monkeypatch.setattr(predict.Detector, 'from_checkpoint', lambda workdir: detector)
+  monkeypatch.setattr(predict.Detector, 'from_checkpoint', lambda *_: detector)
   monkeypatch.setattr(detector, '_steps', lambda task: pytest.fail('computed'))
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError):
@@ -322,7 +289,7 @@ def test_an_output_that_cannot_be_is_told_before_the_work(tmp_path, detector, mo
 
 
 def test_on_a_terminal_there_is_a_bar(detector, monkeypatch, capsys):
-  monkeypatch.setattr(scene.logs, 'on_terminal', lambda: True)
+  monkeypatch.setattr(progress.logs, 'on_terminal', lambda: True)
   detector.predict(dotted(300, 420)[0], 'rgb', progress=True)
   text = capsys.readouterr().err
   assert '70/70' in text and 'windows/s' in text and 'found' in text
@@ -347,16 +314,20 @@ import numpy as np
 from data_pipelines import rasters
 from sm3det_jax import config as config_lib, scene
 from sm3det_jax.config import task
+from sm3det_jax.inference import Pass
 tile = dict(size=512, overlap=64, keep=.7)
 c = task('obb', 'x', ('a',), size=(512, 512), test=dict(tile=tile))
 kinds = ((5,), float), ((), float), ((), int), ((), bool)
 none = lambda n: [np.zeros((n, 1, *k), t) for k, t in kinds]
 from sm3det_jax.heads.common import Detections
-step = lambda images, shapes: Detections(*none(len(images)))
+step = lambda images, shapes: (Detections(*none(len(images))),)
+own, thresholds = np.zeros(1, int), np.full(1, 0.3)
+one = Pass({'a': c}, step, {'a': own}, {'a': thresholds})
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before = peak()
 with rasters.open_raster(sys.argv[1]) as raster:
-  found = scene.detect(raster, c, step, np.zeros(1, int), .3)
+  (found,) = scene.detect([scene.Scene(raster, [one])])
+  assert found.done == 45 * 45
   raster.overview()
 print(peak() - before)
 """

@@ -84,6 +84,7 @@ def test_tasks_of_different_bands_need_stems_of_their_own():
 
 
 @pytest.mark.slow
+@pytest.mark.drawn(2)
 def test_five_tasks_train_evaluate_and_predict(tmp_path):
   for name, (modality, bands, dtype, box) in FIVE.items():
     for split in ('train', 'test'):

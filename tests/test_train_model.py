@@ -47,7 +47,7 @@ def first_step(data, expert):
 
 
 @pytest.mark.slow
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(7)
 @pytest.mark.parametrize('data, expert', MESHES)
 def test_first_step_on_every_mesh(data, expert):
   """Gate noise, drop path and sampling included: they belong to the image, not to its device."""
@@ -80,7 +80,7 @@ def twenty_steps(data, expert, zero1=False):
 
 
 @pytest.mark.slow
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(6)
 @pytest.mark.filterwarnings('ignore:scatter inputs have incompatible types')  # int64 positions
 @pytest.mark.parametrize('data, expert, zero1', [(8, 1, False), (2, 4, False), (2, 4, True)])
 def test_twenty_steps_in_float64(data, expert, zero1):
@@ -96,6 +96,7 @@ def test_twenty_steps_in_float64(data, expert, zero1):
 
 
 @pytest.mark.slow
+@pytest.mark.drawn(2)
 def test_phases_freeze_parts_and_leave_out_terms():
   """SAR alone on a frozen backbone, then all: what rests stays bit-equal, what thaws moves."""
   config = tiny_config(groups=1)

@@ -5,11 +5,11 @@ import itertools
 import pathlib
 import shlex
 
-from data_pipelines.builders import presets
+from data_pipelines.builders import layouts, presets
 from data_pipelines.errors import UserError
-from data_pipelines.raw import locate
 from data_pipelines.readers import BadEntry, Skipped, files, texts, xml
 
+OF_A_SET = ('coco', 'coco_rotated', 'cvat')  # formats with one label file a set, not an image
 LOOKED_AT = 20  # label files of a suffix
 # what tells an XML format, in order: a tag that only it has
 TAGS = {
@@ -52,9 +52,12 @@ def look(source: pathlib.Path, data_root, skipped: Skipped | None = None) -> str
   form = next(iter(evidence))
   for name in filter(None, (PRESETS_OF.get(form), form)):
     try:
-      places = locate(name, presets.find(name), source)
+      places, splits = layouts.locate(name, presets.find(name), source), []
     except FileNotFoundError:
-      continue
+      place = _place(form, names, skipped) if name == form else None
+      if place is None:
+        continue
+      places, splits = {'train': [(form, *place)]}, [f'--splits=train={":".join(place)}']
     lines += [
       f'split {split}: labels {labels}, images {folder}'
       for split, several in places.items()
@@ -62,12 +65,24 @@ def look(source: pathlib.Path, data_root, skipped: Skipped | None = None) -> str
     ]
     lines += ['nothing is written yet; this would do it:']
     command = ['sm3det', 'prepare', f'--dataset={name}', f'--source={source}']
-    command += [f'--data_root={data_root}']
+    command += [f'--data_root={data_root}', *splits]
     command += [f'--encoding={skipped.encoding}'] * (skipped.encoding != Skipped().encoding)
     command += ['--follow_links'] * skipped.follow_links
     return '\n'.join([*lines, '  ' + shlex.join(command)])
   lines += ['no layout that is known: say where they are, with --splits=train=LABELS:IMAGES']
   return '\n'.join(lines)
+
+
+def _place(form, names, skipped):
+  """(labels, images) of a set all whose images lie in one folder, and so its labels; else None."""
+  known = [(name, path) for name, path in names if path.suffix.lower() in SNIFFERS]
+  labels = [name for name, path in known[:LOOKED_AT] if _format_of(path, skipped) == form]
+  images = {_above(name) for name, _ in names if files.is_image(name)}
+  where = set(labels) if form in OF_A_SET else set(map(_above, labels))
+  if len(where) != 1 or len(images) != 1:
+    return None
+  place = *where, *images
+  return None if any(c in ''.join(place) for c in ':,') else place  # which `--splits` cannot say
 
 
 def _above(name):
@@ -80,11 +95,7 @@ def _formats(names, skipped):
   suffix = lambda pair: pathlib.PurePosixPath(pair[0]).suffix.lower()
   for kind, group in itertools.groupby(sorted(names, key=suffix), suffix):
     for name, path in list(group)[:LOOKED_AT] if kind in SNIFFERS else ():
-      try:
-        form = SNIFFERS[kind](path, skipped)
-      except (BadEntry, UserError):
-        continue
-      if form:
+      if form := _format_of(path, skipped):
         votes[form] += 1
         first.setdefault(form, name)
       looked[kind] += 1
@@ -93,6 +104,14 @@ def _formats(names, skipped):
     form: f'{n} of {of[form]} files looked at, such as {first[form]}'
     for form, n in votes.most_common()
   }
+
+
+def _format_of(path, skipped):
+  """The format that a file seems to have, None for one of none."""
+  try:
+    return SNIFFERS[path.suffix.lower()](path, skipped)
+  except (BadEntry, UserError, KeyError):
+    return None
 
 
 def _of_xml(path, skipped):

@@ -55,6 +55,18 @@ class Decisions:
 AUTO = Decisions()
 
 
+def note_units(units: Mapping[str, str], skipped: Skipped) -> None:
+  """Notes where the sources of a data set have angles in different units.
+
+  Args:
+    units: {source: 'degree' or 'radian'} of those that have angles.
+    skipped: gets the note.
+  """
+  if len(set(units.values())) > 1:
+    each = ', '.join(f'{source} in {unit}s' for source, unit in units.items())
+    skipped.note(f'angles differ between sources, and each is read in its own unit: {each}')
+
+
 def in_pixels(
   annotations: Mapping[str, Sequence[Annotation]], usual: str, how: Decisions, skipped: Skipped
 ) -> dict[str, list[Annotation]]:

@@ -14,6 +14,8 @@ A record of `train_blocks` has `image` alone: blocks of 512 px, row by row (`ima
 The annotations of a split lie once more in `<split>_index.npz`, so that windows can be listed
 without reading the pixels: `ids`, `sizes` and `starts` of the images; every other array there has a
 row an object, those of image i being starts[i] : starts[i + 1].
+`metadata.json` has classes, kind of box, fingerprints, and `pixels`: how the values of each split
+are distributed (`images.statistics`).
 """
 
 import contextlib
@@ -51,14 +53,23 @@ class DetectionBuilder(tfds.core.GeneratorBasedBuilder):
     classes: class names in label order.
     box: 'hbb', 'obb' or 'image'.
     entries: {split: entries}, all with the same arrays of objects.
+    pixels: {split: how its values are distributed}, for the metadata.
     data_dir: root of the prepared data sets.
   """
 
   VERSION = tfds.core.Version(VERSION)
   code_path = None  # nothing is downloaded: TFDS need not look for checksums beside this module
 
-  def __init__(self, name: str, classes, box: str, entries: dict[str, list[Entry]], data_dir):
-    self.name = name
+  def __init__(
+    self,
+    name: str,
+    classes,
+    box: str,
+    entries: dict[str, list[Entry]],
+    pixels: dict[str, dict],
+    data_dir,
+  ):
+    self.name, self._values = name, pixels
     self._classes, self._box, self._entries = tuple(classes), box, entries
     self._none = no_objects([e for listed in entries.values() for e in listed])
     super().__init__(data_dir=data_dir, file_format='array_record')
@@ -87,6 +98,7 @@ class DetectionBuilder(tfds.core.GeneratorBasedBuilder):
         classes=list(self._classes),
         box=self._box,
         fingerprints={split: fingerprint(e) for split, e in self._entries.items()},
+        pixels=self._values,
       ),
     )
 
@@ -123,7 +135,14 @@ class DetectionBuilder(tfds.core.GeneratorBasedBuilder):
     return fields | objects | dict(image=image, first_block=first_block)
 
 
-def build(name: str, classes, box: str, entries: dict[str, list[Entry]], data_dir) -> epath.Path:
+def build(
+  name: str,
+  classes,
+  box: str,
+  entries: dict[str, list[Entry]],
+  pixels: dict[str, dict],
+  data_dir,
+) -> epath.Path:
   """Writes the data set and returns its folder.
 
   An older one of the same name is replaced at the very end, and stays where writing fails. What a
@@ -135,7 +154,7 @@ def build(name: str, classes, box: str, entries: dict[str, list[Entry]], data_di
   staging, final = root / f'.{name}.{uuid.uuid4().hex[:8]}.incomplete', root / name / VERSION
   tfds.disable_progress_bar()
   try:
-    builder = DetectionBuilder(name, classes, box, entries, staging)
+    builder = DetectionBuilder(name, classes, box, entries, pixels, staging)
     with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as unused:
       builder.download_and_prepare(download_dir=unused)
     if final.exists():

@@ -28,6 +28,7 @@ class Format(NamedTuple):
     options: further arguments of the reader; `angle` where it takes the unit of angles.
     coordinates: 'pixels' or 'shares', what its numbers usually are.
     decide: [(source, labels)], options, skipped -> the options, for all splits together.
+    lists: whether the reader honours a split's list of names (`texts.listed`).
   """
 
   read: Callable
@@ -36,6 +37,7 @@ class Format(NamedTuple):
   options: Mapping = {}
   coordinates: str = 'pixels'
   decide: Callable | None = None
+  lists: bool = False
 
 
 def folders(*names):
@@ -89,14 +91,15 @@ FORMATS = {
     folders('Annotations', 'annotations', 'labels', 'xml'),
     {'angle': 'auto'},
     decide=rolabelimg.decide,
+    lists=True,
   ),
   'cvat': Format(cvat.read, 'obb', CVAT),
-  'dior_xml': Format(corner_xml.read, 'obb', folders('Annotations'), {'kind': 'dior'}),
-  'fair1m_xml': Format(corner_xml.read, 'obb', folders('labelXml'), {'kind': 'fair1m'}),
+  'dior_xml': Format(corner_xml.read, 'obb', folders('Annotations'), {'kind': 'dior'}, lists=True),
+  'fair1m_xml': Format(corner_xml.read, 'obb', folders('labelXml'), {'kind': 'fair1m'}, lists=True),
   'geojson': Format(geojson.read, 'obb', BESIDE + folders('labels', 'geojson')),
-  'hrsc_xml': Format(corner_xml.read, 'obb', folders('Annotations'), {'kind': 'hrsc'}),
+  'hrsc_xml': Format(corner_xml.read, 'obb', folders('Annotations'), {'kind': 'hrsc'}, lists=True),
   'labelme': Format(labelme.read, 'obb', BESIDE + folders('labels', 'annotations', 'json')),
   'soda_json': Format(soda.read, 'obb', folders('Annotations')),
-  'voc': Format(voc.read, 'hbb', VOC),
-  'voc_rotated': Format(voc.read, 'obb', VOC, ROTATED),
+  'voc': Format(voc.read, 'hbb', VOC, lists=True),
+  'voc_rotated': Format(voc.read, 'obb', VOC, ROTATED, lists=True),
 }

@@ -36,10 +36,12 @@ from data_pipelines import objects as objects_lib
 from data_pipelines.builders import decisions
 from data_pipelines.builders.decisions import Decisions
 from data_pipelines.errors import UserError
+from data_pipelines.images import statistics
 from data_pipelines.readers import Annotation, Skipped
 
 logger = logging.getLogger(__name__)
 
+AHEAD = 32  # images that are read ahead: each has its counts of values
 MIN_SIDE = {'hbb': 1.0, 'obb': 2.0}
 
 
@@ -68,6 +70,7 @@ def scan(
   box: str,
   label: Callable[[str, pathlib.Path], int | None],
   skipped: Skipped,
+  pixels: statistics.Statistics,
   how: Decisions = decisions.AUTO,
 ) -> Iterator[Entry]:
   """Yields an entry for each readable image.
@@ -78,6 +81,7 @@ def scan(
       objects at all.
     label: class name, file -> label, None for a class to leave out (`labeller`).
     skipped: where what is left out is counted.
+    pixels: where the values of the images are counted.
     how: which view and size of the images the labels are of.
 
   Raises:
@@ -85,7 +89,7 @@ def scan(
   """
   kinds = collections.defaultdict(list)
   with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-    for number, (a, file) in enumerate(zip(annotations, pool.map(_look, annotations), strict=True)):
+    for number, (a, file) in enumerate(_looked_at(annotations, pool)):
       if number and not number % 5000:
         logger.info('%d images read', number)
       if isinstance(file, str):
@@ -93,9 +97,11 @@ def scan(
         skipped.bad(f'image {reason}', ' ('.join([str(a.image), *detail]))
         continue
       size = file['height'], file['width']
+      counts = file.pop('counts')
       a = decisions.in_stored_view(a, size, file.pop('orientation'), how, skipped)
       if a is None:
         continue
+      pixels.add(counts)
       for remark, count in file.pop('remarks').items():
         skipped.add(remark, a.image, count)
       kinds[file['dtype'], file['bands']].append(a.image)
@@ -129,6 +135,13 @@ def _name_mixture(kinds, skipped):
         skipped.add(f'image of {count} bands in a set of {usual}: training takes one number', image)
 
 
+def _looked_at(annotations, pool):
+  """Yields (annotation, what `_look` finds) in order, some of them found ahead."""
+  for start in range(0, len(annotations), AHEAD):
+    group = annotations[start : start + AHEAD]
+    yield from zip(group, pool.map(_look, group), strict=True)
+
+
 def _look(a):
   """What an entry says of the image file, or why it cannot be read."""
   try:
@@ -139,6 +152,8 @@ def _look(a):
   except OSError as e:
     return f'unreadable ({e.strerror})'
   height, width, bands = loaded.pixels.shape
+  x1, y1, x2, y2 = a.crop or (0, 0, width, height)
+  missing = loaded.missing if loaded.missing is None else loaded.missing[y1:y2, x1:x2]
   return dict(
     height=height,
     width=width,
@@ -147,6 +162,7 @@ def _look(a):
     checksum=zlib.crc32(data),
     dtype=loaded.pixels.dtype.name,
     orientation=loaded.header.orientation,
+    counts=statistics.count(loaded.pixels[y1:y2, x1:x2], missing),
     remarks=loaded.remarks,
   )
 

@@ -32,7 +32,6 @@ import numpy as np
 from data_pipelines.errors import UserError
 from data_pipelines.images import decoders, headers
 from data_pipelines.images.headers import JPEG, PNG, Header
-from data_pipelines.images.ranges import mismatch as mismatch
 from data_pipelines.images.ranges import stretch as stretch
 
 SUFFIXES = (
@@ -60,11 +59,13 @@ class Loaded:
     pixels: [height, width, bands] of uint8, uint16, int16 or float32.
     header: what the file says.
     remarks: {what is to be said of it: how often}.
+    missing: where there are no data, of the pixels' shape; None for nowhere.
   """
 
   pixels: np.ndarray
   header: Header
   remarks: dict[str, int]
+  missing: np.ndarray | None = None
 
 
 def read(path: pathlib.Path) -> np.ndarray:
@@ -237,10 +238,10 @@ def _finished(header, stored, missing=None):
   """Samples as stored and where there are none -> pixels without holes."""
   pixels, missing = as_read(header, stored, missing)
   remarks = remarks_of(header)
-  if missing is not None and missing.any():
-    remarks[NO_DATA] = int(missing.any(-1).sum())
-    pixels = filled(pixels, missing)
-  return Loaded(pixels, header, remarks)
+  if missing is None or not missing.any():
+    return Loaded(pixels, header, remarks)
+  remarks[NO_DATA] = int(missing.any(-1).sum())
+  return Loaded(filled(pixels, missing), header, remarks, missing)
 
 
 def as_read(header: Header, stored, missing=None) -> tuple[np.ndarray, np.ndarray | None]:

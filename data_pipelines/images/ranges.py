@@ -1,25 +1,6 @@
-"""Whether a task's mean and std can be of the pixels' range, and pixels for the eye."""
-
-from collections.abc import Sequence
+"""Pixels for the eye."""
 
 import numpy as np
-
-
-def mismatch(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> str | None:
-  """Why a mean and a std are not of the unit of these pixels; None if they may be.
-
-  Args:
-    image: of any type but uint8, where nothing is said.
-    mean, std: of each band, as a task has them.
-  """
-  if image.dtype == np.uint8:
-    return None
-  low, high = image.min(), image.max()
-  if high > 255 >= max(mean) and max(std) <= 128:
-    return f'{image.dtype} values up to {high:g}, mean and std of 8 bits: set them'
-  if high <= 1 < min(mean):
-    return f'{image.dtype} values from {low:g} to {high:g}, mean {min(mean):g}: set mean and std'
-  return None
 
 
 def stretch(image: np.ndarray) -> np.ndarray:

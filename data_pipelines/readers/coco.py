@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from data_pipelines import boxes as box_lib
-from data_pipelines.errors import UserError
 from data_pipelines.readers import coco_evidence, coco_file, files
 from data_pipelines.readers.annotation import Annotation, horizontal, rectangles
 from data_pipelines.readers.coco_file import Object
-from data_pipelines.readers.skipped import BadEntry, Skipped, Unheard
+from data_pipelines.readers.skipped import Skipped
 
 UNITS = {'degree': math.radians(1), 'radian': 1.0}
 TURNS = {'clockwise': 1, 'counterclockwise': -1}
@@ -34,6 +33,7 @@ def read(
   turn: str = 'clockwise',
   corners: bool | str = 'auto',
   turned: bool | str = 'auto',
+  contents: Mapping[pathlib.Path, coco_file.Content] | None = None,
 ) -> Iterator[Annotation]:
   """Yields one annotation an image of the json, those without objects included.
 
@@ -47,35 +47,34 @@ def read(
     angle: 'degree', 'radian' or 'auto' of five-number boxes.
     turn: 'clockwise' or 'counterclockwise', the way angles grow on the screen.
     corners: whether boxes of four numbers are x1, y1, x2, y2, by mistake.
-    turned: whether any object of the data set says how it is turned; what is 'auto' is decided by
-      this file alone, see `decide`.
+    turned: whether any object of the data set says how it is turned.
+    contents: what the files have, as `decide` has read them; without it this one is read, and what
+      is 'auto' is decided by it alone.
 
   Raises:
     FileNotFoundError: the json or the folder is not there.
     UserError: not COCO json, or two images of one id.
   """
   path = files.find(source, labels, f'{split} labels')
-  folder = files.find(source, images, f'{split} images')
+  files.find(source, images, f'{split} images')  # told before the json is read
   files.note_link(path, source, skipped)
-  given = dict(rotated=rotated, angle=angle, corners=corners, turned=turned)
-  if 'auto' in (angle, corners, turned):
-    given |= decide([(source, labels)], given, skipped)
-  unit, way = UNITS[given['angle']], TURNS[turn]
-  content = coco_file.load(path, skipped)
-  resolved = _resolved(content.images, folder, source, skipped)
-  ids = {p: id for id, p in files.named((name, p) for _, name, p in resolved).items()}
+  given = dict(rotated=rotated, angle=angle, corners=corners, turned=turned, contents=contents)
+  if contents is None:
+    given = decide([(source, labels)], given, skipped)
+  unit, way, content = UNITS[given['angle']], TURNS[turn], given['contents'][path]
+  images_of = ((entry.file_name, entry.place, entry) for entry in content.images)
   objects = {entry.id: [] for entry in content.images}
   for o in _trusted(content, path, given['corners'], skipped):
     objects[o.image].append(o)
   make, shape = (rectangles, _obb) if given['turned'] else (horizontal, _hbb)
   crowds = any(o.ignored for o in content.objects)
-  for entry, _, image in resolved:
+  for id, image, entry in files.named_by(source, split, images, images_of, skipped):
     found = objects[entry.id]
     fields = dict(labels=path, declared=entry.size)
     if crowds:
       fields['extra'] = {'ignored': np.array([o.ignored for o in found], bool)}
     rows = [(o.name, shape(o, unit, way, rotated), o.difficult) for o in found]
-    yield make(ids[image], image, rows, **fields)
+    yield make(id, image, rows, **fields)
 
 
 def decide(places: Sequence[tuple[pathlib.Path, str]], options: Mapping, skipped: Skipped) -> dict:
@@ -84,25 +83,26 @@ def decide(places: Sequence[tuple[pathlib.Path, str]], options: Mapping, skipped
   Args:
     places: (source, labels) of every split.
     options: of `read`.
-    skipped: gets the evidence as notes.
+    skipped: counts the entries that are bad, and gets the evidence as notes.
 
   Returns:
-    the options with `angle`, `corners` and `turned` (whether the boxes are oriented).
+    the options with `angle`, `corners`, `turned` (whether the boxes are oriented) and `contents`,
+    so that `read` need not read the files again.
   """
-  paths = [files.find(source, labels, 'labels') for source, labels in places]
-  contents = [
-    (str(path), coco_file.load(path, Unheard(encoding=skipped.encoding))) for path in paths
-  ]
-  found = dict(options)
+  paths = dict.fromkeys(files.find(source, labels, 'labels') for source, labels in places)
+  read = {path: coco_file.load(path, skipped) for path in paths}
+  contents = [(str(path), content) for path, content in read.items()]
+  found = dict(options) | {'contents': read}
   if found.get('angle', 'auto') == 'auto':
     found['angle'] = coco_evidence.angle_unit(contents, skipped)
   if found.get('corners', 'auto') == 'auto':
     found['corners'] = coco_evidence.are_corners(contents, skipped)
   of_all = [o for _, content in contents for o in content.objects]
   turned = lambda o: o.turn or o.points is not None
-  found['turned'] = any(len(o.box) == 5 for o in of_all) or bool(
-    found.get('rotated') and any(map(turned, of_all))
-  )
+  if found.get('turned', 'auto') == 'auto':
+    found['turned'] = any(len(o.box) == 5 for o in of_all) or bool(
+      found.get('rotated') and any(map(turned, of_all))
+    )
   return found
 
 
@@ -139,19 +139,3 @@ def _obb(o: Object, unit: float, way: int, outlines: bool = True) -> tuple:
 def _hbb(o: Object, unit: float, way: int, rotated: bool) -> Sequence[float]:
   """x1, y1, x2, y2 around an object."""
   return box_lib.obb_to_hbb(np.array([_obb(o, unit, way, False)]))[0] if o.turn else o.box
-
-
-def _resolved(entries, folder, root, skipped):
-  """(entry, name below the folder, file) of the images that are there."""
-  index, found, taken = files.Listing(folder, root, skipped), [], {}
-  for entry in entries:
-    try:
-      name, path = index.find(entry.file_name, entry.place)
-    except BadEntry as error:
-      skipped.take(error)
-      continue
-    if path in taken:
-      raise UserError(f'{entry.place}: two images have the name {name}; the other: {taken[path]}')
-    taken[path] = entry.place
-    found.append((entry, name, path))
-  return found

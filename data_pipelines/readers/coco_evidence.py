@@ -17,14 +17,33 @@ def angle_unit(contents: Sequence[tuple[str, Content]], skipped: Skipped) -> str
     contents: (name, what it has) of every file.
     skipped: gets the evidence as a note.
   """
-  angles = [(abs(o.box[4]), name) for name, c in contents for o in c.objects if len(o.box) == 5]
+  of = lambda c: [abs(o.box[4]) for o in c.objects if len(o.box) == 5]
+  return unit_of([(max(found), name) for name, c in contents if (found := of(c))], skipped)
+
+
+def unit_of(
+  angles: Sequence[tuple[float, object]], skipped: Skipped, usual: float = math.pi / 2
+) -> str:
+  """'degree' if any angle is beyond 2 pi, else 'radian'.
+
+  Args:
+    angles: (largest angle, where) of every file or folder that has any.
+    skipped: gets the evidence as a note, and another one where files seem to differ.
+    usual: radians that the format's angles reach; what is between it and 2 pi is in doubt.
+  """
   if not angles:
     return 'radian'
-  largest, where = max(angles)
+  largest, where = max(angles, key=lambda pair: pair[0])
   unit = 'degree' if largest > 2 * math.pi + 1e-3 else 'radian'
-  sure = unit == 'degree' or largest <= math.pi / 2 + 1e-3
+  sure = unit == 'degree' or largest <= usual + 1e-3
   doubt = '' if sure else '; a guess: --angle=degree or --angle=radian says it'
   skipped.note(f'angles are read as {unit}s: the largest is {largest:.4g}, in {where}{doubt}')
+  for other, place in angles if unit == 'degree' else ():
+    if 0 < other <= usual + 1e-3:
+      skipped.note(
+        f'those in {place} are at most {other:.4g}: if they are radians, prepare them as a source '
+        'of their own'
+      )
   return unit
 
 

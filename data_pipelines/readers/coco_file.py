@@ -87,18 +87,16 @@ def _json(path, skipped):
 
 def _checked(content, key, check, path, skipped):
   """`check` of every entry of a list that passes it."""
-  found = []
-  for number, entry in enumerate(content[key]):
+
+  def checked(number, entry):
     place = f'{path}: {key}[{number}]'
-    if isinstance(entry, dict) and isinstance(entry.get('id'), SCALARS):
+    if not isinstance(entry, dict):
+      raise BadEntry(f'entry of {key} that is no object', place, f'{entry!r:.40} is no object')
+    if isinstance(entry.get('id'), SCALARS):
       place += f' (id {entry["id"]})'
-    try:
-      if not isinstance(entry, dict):
-        raise BadEntry(f'entry of {key} that is no object', place, f'{entry!r:.40} is no object')
-      found.append(check(entry, place))
-    except BadEntry as error:
-      skipped.take(error)
-  return found
+    return check(entry, place)
+
+  return skipped.usable(checked, enumerate(content[key]))
 
 
 def _scalar(entry, key, place):

@@ -30,25 +30,14 @@ def read(
   """
   path = files.find(source, labels, f'{split} labels')
   files.note_link(path, source, skipped)
-  index = files.Listing(files.find(source, images, f'{split} images'), source, skipped)
-  found = []
-  for number, element in enumerate(xml.parse(path, skipped).iter('image')):
-    place = f'{path}: image {number}'
-    try:
-      found.append((element, place, *index.find(element.get('name') or '', place)))
-    except BadEntry as error:
-      skipped.take(error)
-  ids = {p: id for id, p in files.named((name, p) for *_, name, p in found).items()}
-  for element, place, _, image in found:
-    entries = ((s, f'{place}, {s.tag} {k}', skipped) for k, s in enumerate(element))
-    rows = skipped.usable(_row, entries)
-    yield oriented(
-      ids[image],
-      image,
-      rows,
-      labels=path,
-      declared=declared_size(element.get('height'), element.get('width')),
-    )
+  entries = (
+    (element.get('name') or '', place := f'{path}: image {number}', (element, place))
+    for number, element in enumerate(xml.parse(path, skipped).iter('image'))
+  )
+  for id, image, (element, place) in files.named_by(source, split, images, entries, skipped):
+    shapes = ((s, f'{place}, {s.tag} {k}', skipped) for k, s in enumerate(element))
+    declared = declared_size(element.get('height'), element.get('width'))
+    yield oriented(id, image, skipped.usable(_row, shapes), labels=path, declared=declared)
 
 
 def _row(shape: Element, place, skipped):

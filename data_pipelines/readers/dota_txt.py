@@ -41,22 +41,18 @@ def read(
   Raises:
     FileNotFoundError: a folder is not there.
   """
-  folder = files.find(source, labels, f'{split} labels')
-  pictures = files.find(source, images, f'{split} images')
-  for id, image, file in files.pairs(folder, pictures, '.txt', skipped, _full_image, source):
-    if not file:
-      skipped.bad('image without a label file', image)
-      continue
-    try:
-      rows = _rows(file, skipped)
-      if files.key(f'{file.stem}.png') != files.key(image.name):  # of the full image
-        rows = _cut(rows, image, keep)
-    except BadEntry as error:
-      skipped.take(error)
-    except (image_lib.ImageError, OSError):
-      skipped.bad('image does not decode', image)
-    else:
-      yield oriented(id, image, rows, labels=file)
+
+  def read_one(file, image):
+    rows = _rows(file, skipped)
+    if files.key(f'{file.stem}.png') == files.key(image.name):
+      return rows
+    return _cut(rows, image, keep)  # of the full image
+
+  found = files.labelled(
+    source, split, labels, images, '.txt', read_one, skipped, instead=_full_image
+  )
+  for id, image, file, rows in found:
+    yield oriented(id, image, rows, labels=file)
 
 
 def _full_image(name):
@@ -107,7 +103,10 @@ def _cut(rows, image, keep):
   if not rows:
     return []
   _, rate, x, y = tiling.parse_patch(files.bare(image.name))
-  height, width = image_lib.size(image)
+  try:
+    height, width = image_lib.size(image)
+  except (image_lib.ImageError, OSError):
+    raise BadEntry('image does not decode', image) from None
   polygons = np.array([p for _, p, _ in rows]) * rate - np.tile([x, y], 4)
   kept = tiling.kept_fraction(polygons, np.array([[0, 0, width, height]]))[0] >= keep
   return [(r[0], p, r[2]) for r, p, k in zip(rows, polygons, kept, strict=True) if k]

@@ -12,10 +12,13 @@ import os
 import pathlib
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
+from data_pipelines.errors import UserError
 from data_pipelines.images import SUFFIXES
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
+T = TypeVar('T')
 LEFT_BEHIND = ('thumbs.db', 'desktop.ini', '__macosx', '@eadir', '$recycle.bin')
 
 
@@ -183,6 +186,42 @@ def pairs(
     skipped.add('label file without an image', lost[0] + more, len(lost))
 
 
+def labelled(
+  source: pathlib.Path,
+  split: str,
+  labels: str,
+  images: str,
+  suffix: str,
+  read: Callable[[pathlib.Path, pathlib.Path], T],
+  skipped: Skipped,
+  wanted: Callable[[str], bool] = lambda id: True,
+  instead: Callable[[str], str] = str,
+) -> Iterator[tuple[str, pathlib.Path, pathlib.Path, T]]:
+  """Yields (id, image, its label file, `read` of both) of the images whose label file is good.
+
+  Counted and left out: an image without a label file, and what `read` refuses by a BadEntry.
+
+  Args:
+    source, split, labels, images, skipped: as the readers have them, both folders below the source.
+    suffix, instead: as `pairs` has them.
+    read: label file, image -> what it says.
+    wanted: id -> whether to look at the image at all.
+  """
+  folder = find(source, labels, f'{split} labels')
+  pictures = find(source, images, f'{split} images')
+  for id, image, file in pairs(folder, pictures, suffix, skipped, instead, source):
+    if not wanted(id):
+      continue
+    try:
+      if not file:
+        raise BadEntry('image without a label file', image)
+      content = read(file, image)
+    except BadEntry as error:
+      skipped.take(error)
+    else:
+      yield id, image, file, content
+
+
 class Listing:
   """Finds the images that label files name, in the ways in which copies of data sets differ.
 
@@ -230,6 +269,28 @@ class Listing:
         )
       return pathlib.Path(whole).relative_to(self.folder.absolute()).as_posix()
     return path.as_posix()
+
+
+def named_by(
+  source: pathlib.Path, split: str, images: str, entries: Iterable[tuple[str, str, T]], skipped
+) -> list[tuple[str, pathlib.Path, T]]:
+  """(id, image, entry) of the images that a label file names and that are there.
+
+  Args:
+    source, split, images, skipped: as the readers have them.
+    entries: (name, place in the label file, entry) each.
+
+  Raises:
+    UserError: two entries are of one image.
+  """
+  listing = Listing(find(source, images, f'{split} images'), source, skipped)
+  find_one = lambda name, place, entry: (*listing.find(name, place), place, entry)
+  found, taken = skipped.usable(find_one, entries), {}
+  for name, path, place, _ in found:
+    if taken.setdefault(path, place) != place:
+      raise UserError(f'{place}: two images have the name {name}; the other: {taken[path]}')
+  ids = {path: id for id, path in named((name, path) for name, path, *_ in found).items()}
+  return [(ids[path], path, entry) for _, path, _, entry in found]
 
 
 def _difference(asked, found, leading):

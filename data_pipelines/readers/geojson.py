@@ -1,19 +1,30 @@
 """GeoJSON over GeoTIFF: a file an image, polygons in the file's coordinate system.
 
+The image is placed as predictions are (`georeference`): affine, by control points or by RPCs.
+
 `crs` names the system where it is not longitude and latitude (RFC 7946 knows no other, but GDAL and
 QGIS write it). The class is the property `class`, `label`, `name`, `type` or `category`.
 """
 
+import itertools
 import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 
+from data_pipelines import georeference
+from data_pipelines.errors import UserError
 from data_pipelines.readers import files, texts
 from data_pipelines.readers.annotation import Annotation, oriented, quadrilateral
 from data_pipelines.readers.skipped import BadEntry, Skipped
 
 PROPERTIES = ('class', 'label', 'name', 'type', 'category', 'class_name')
+
+UNPLACED = 'image without a georeference'
+MISSING = (
+  'it needs a coordinate system with an affine transform or ground control points, '
+  'or RPCs (gdal_edit.py -a_srs EPSG:CODE -a_ullr .. writes the first two)'
+)
 
 
 def read(
@@ -30,18 +41,10 @@ def read(
   Raises:
     FileNotFoundError: a folder is not there.
   """
-  folder = files.find(source, labels, f'{split} labels')
-  pictures = files.find(source, images, f'{split} images')
-  for id, image, file in files.pairs(folder, pictures, '.geojson', skipped, root=source):
-    if not file:
-      skipped.bad('image without a label file', image)
-      continue
-    try:
-      rows = _rows(file, image, skipped)
-    except BadEntry as error:
-      skipped.take(error)
-    else:
-      yield oriented(id, image, rows, labels=file)
+  read_one = lambda file, image: _rows(file, image, skipped)
+  found = files.labelled(source, split, labels, images, '.geojson', read_one, skipped)
+  for id, image, file, rows in found:
+    yield oriented(id, image, rows, labels=file)
 
 
 def _rows(path, image, skipped):
@@ -53,17 +56,15 @@ def _rows(path, image, skipped):
     features = list(features)
   except (KeyError, TypeError, AttributeError) as error:
     raise BadEntry('label file is not GeoJSON', path, f'not GeoJSON ({error})') from None
-  place = lambda number: f'{path}: features[{number}]'
-  to_pixels, rows = _to_pixels(crs, image, path), []
-  for number, feature in enumerate(features):
-    try:
-      name, rings = _polygons(feature, place(number))
-      for ring in rings:
-        points = to_pixels(ring, place(number))
-        rows.append((name, quadrilateral(points.ravel(), skipped, place(number)), 0))
-    except BadEntry as error:
-      skipped.take(error)
-  return rows
+  to_pixels = _to_pixels(crs, image, path)
+
+  def row(feature, place):
+    name, rings = _polygons(feature, place)
+    corners = lambda ring: quadrilateral(to_pixels(ring, place).ravel(), skipped, place)
+    return [(name, corners(ring), 0) for ring in rings]
+
+  entries = ((feature, f'{path}: features[{k}]') for k, feature in enumerate(features))
+  return list(itertools.chain.from_iterable(skipped.usable(row, entries)))
 
 
 def _polygons(feature, place):
@@ -91,22 +92,24 @@ def _to_pixels(crs, image, path):
   import rasterio.warp
 
   try:
-    with rasterio.open(image) as raster:
-      own, transform = raster.crs, raster.transform
-    if own is None or transform.is_identity:
-      raise BadEntry('image without a georeference', image)
-    theirs = rasterio.crs.CRS.from_user_input(crs)
-  except (rasterio.errors.RasterioIOError, UnicodeEncodeError) as error:
+    found = georeference.find(image)
+  except (rasterio.errors.RasterioError, UnicodeEncodeError) as error:
     raise BadEntry('image does not decode', image, str(error)) from None
+  except UserError as error:
+    raise BadEntry(UNPLACED, image, str(error).removeprefix(f'{image}: ')) from None
+  if found is None:
+    raise BadEntry(UNPLACED, image, MISSING)
+  try:
+    theirs = rasterio.crs.CRS.from_user_input(crs)
   except rasterio.errors.CRSError:
     raise BadEntry('coordinate system that is not known', path, f'crs is {crs!r}') from None
 
   def pixels(points, place):
     try:
-      x, y = rasterio.warp.transform(theirs, own, *points.T)
+      x, y = rasterio.warp.transform(theirs, found.crs, *points.T)
     except Exception as error:  # GDAL's have no class in common
       why = f'{points[0].tolist()} does not lie in {crs}: {error}'
       raise BadEntry('coordinates that are not of their system', place, why) from None
-    return np.stack(~transform @ (np.array(x), np.array(y)), -1)
+    return found.to_pixels(np.stack([x, y], -1))
 
   return pixels

@@ -32,17 +32,9 @@ def read(
   Raises:
     FileNotFoundError: a folder is not there.
   """
-  folder = files.find(source, labels, f'{split} labels')
-  pictures = files.find(source, images, f'{split} images')
-  for id, image, file in files.pairs(folder, pictures, '.json', skipped, root=source):
-    if not file:
-      skipped.bad('image without a label file', image)
-      continue
-    try:
-      content = load(file, skipped)
-    except BadEntry as error:
-      skipped.take(error)
-      continue
+  read_one = lambda file, image: load(file, skipped)
+  found = files.labelled(source, split, labels, images, '.json', read_one, skipped)
+  for id, image, file, content in found:
     shapes = enumerate(content['shapes'])
     entries = ((shape, f'{file}: shapes[{k}]', skipped) for k, shape in shapes)
     rows = skipped.usable(_row, entries)

@@ -8,7 +8,7 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from data_pipelines.readers import coco, files, texts, voc, xml
+from data_pipelines.readers import coco, coco_evidence, files, texts, voc, xml
 from data_pipelines.readers.annotation import Annotation, rectangles
 from data_pipelines.readers.skipped import BadEntry, Skipped, Unheard
 
@@ -63,16 +63,22 @@ def decide(places: Sequence[tuple[pathlib.Path, str]], options: Mapping, skipped
   """The options with a unit of angles for 'auto': degrees if any of all files is beyond 2 pi."""
   if options.get('angle', 'auto') != 'auto':
     return dict(options)
-  largest, where = 0.0, None
-  for source, labels in places:
-    for _, path in files.walk(files.find(source, labels, 'labels'), Unheard(), source):
-      for text in ANGLE.findall(path.read_bytes()) if path.suffix.lower() == '.xml' else ():
-        if (value := _finite(text)) > largest:
-          largest, where = value, path
-  unit = 'degree' if largest > 2 * math.pi + 1e-3 else 'radian'
-  if unit == 'degree':
-    skipped.note(f'angles are read as degrees: the largest is {largest:.4g}, in {where}')
-  return dict(options) | {'angle': unit}
+  folders = dict.fromkeys(files.find(source, labels, 'labels') for source, labels in places)
+  angles = [found for folder in folders if (found := _largest(folder, places[0][0]))]
+  return dict(options) | {'angle': coco_evidence.unit_of(angles, skipped, usual=math.pi)}
+
+
+def _largest(folder, source):
+  """(largest angle, its file) of the label files in a folder; None without any."""
+  found = {}
+  for _, path in files.walk(folder, Unheard(), source):
+    if path.suffix.lower() == '.xml':
+      try:
+        texts_of = ANGLE.findall(texts.content(path))
+      except BadEntry:  # counted when the file is read for its boxes
+        continue
+      found[path] = max(map(_finite, texts_of), default=0.0)
+  return max(((v, p) for p, v in found.items()), key=lambda pair: pair[0], default=None)
 
 
 def _finite(text):

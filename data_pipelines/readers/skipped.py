@@ -90,10 +90,9 @@ class Skipped:
     return found
 
   def note(self, sentence: str) -> None:
-    """Says a decision once."""
+    """Keeps a decision for the report, which says it once."""
     if sentence not in self.notes:
       self.notes.append(sentence)
-      logger.info('%s', sentence)
 
   @property
   def places(self) -> dict[str, list[str]]:

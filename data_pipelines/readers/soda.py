@@ -23,34 +23,34 @@ def read(
     FileNotFoundError: a folder is not there.
   """
   folder = files.find(source, labels, f'{split} labels')
-  index = files.Listing(files.find(source, images, f'{split} images'), source, skipped)
-  found = []
-  for name, path in files.walk(folder, skipped, source):
-    if name.lower().endswith('.json'):
-      try:
-        found.append((path, *_load(path, index, skipped)))
-      except BadEntry as error:
-        skipped.take(error)
-  ids = {image: id for id, image in files.named((n, i) for _, _, n, i in found).items()}
-  for path, content, _, image in found:
+  listed = ((p, skipped) for n, p in files.walk(folder, skipped, source) if _is_json(n))
+  loaded = skipped.usable(_load, listed)
+  for id, image, (path, content) in files.named_by(source, split, images, loaded, skipped):
     names = {
       c['id']: str(c['name'])
       for c in content['categories']
       if isinstance(c, dict) and isinstance(c.get('id'), int | str) and 'name' in c
     }
-    rows = []
-    for number, a in enumerate(content['annotations']):
-      place = f'{path}: annotations[{number}]'
-      try:
-        rows.append((names[a['category_id']], quadrilateral(a['poly'], skipped, place), 0))
-      except (KeyError, TypeError, ValueError, IndexError):
-        skipped.bad('annotation without a poly or a known category_id', place)
+    objects = enumerate(content['annotations'])
+    entries = ((a, f'{path}: annotations[{k}]', names, skipped) for k, a in objects)
     declared = declared_size(content['images'].get('height'), content['images'].get('width'))
-    yield oriented(ids[image], image, rows, labels=path, declared=declared)
+    yield oriented(id, image, skipped.usable(_row, entries), labels=path, declared=declared)
 
 
-def _load(path, index, skipped):
-  """(content, name and path of its image)."""
+def _is_json(name):
+  return name.lower().endswith('.json')
+
+
+def _row(annotation, place, names, skipped):
+  try:
+    name, points = names[annotation['category_id']], annotation['poly']
+    return name, quadrilateral(points, skipped, place), 0
+  except (KeyError, TypeError, ValueError, IndexError):
+    raise BadEntry('annotation without a poly or a known category_id', place) from None
+
+
+def _load(path, skipped):
+  """(name of its image, place, (path, content)) of a label file."""
   try:
     content = texts.json_of(path, skipped)
     if isinstance(content['images'], list):
@@ -61,4 +61,4 @@ def _load(path, index, skipped):
     raise BadEntry('label file is not SODA json', path) from None
   if not good or not isinstance(name, str):
     raise BadEntry('label file is not SODA json', path)
-  return content, *index.find(name, str(path))
+  return name, str(path), (path, content)

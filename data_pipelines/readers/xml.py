@@ -79,22 +79,17 @@ def label_files(
   Raises:
     FileNotFoundError: a folder is not there.
   """
-  folder = files.find(source, labels, f'{split} labels')
-  pictures = files.find(source, images, f'{split} images')
-  for id, image, file in files.pairs(folder, pictures, '.xml', skipped, root=source):
-    if wanted and not wanted(id):
-      continue
-    if not file:
-      skipped.bad('image without a label file', image)
-      continue
-    try:
-      root = parse(file, skipped)
-      if not _has_sign(root, tag):
-        why = f'<{root.tag}> is no label file of this format'
-        raise BadEntry('label file without any known element', file, why)
-    except BadEntry as error:
-      skipped.take(error)
-      continue
+
+  def read_one(file, image):
+    root = parse(file, skipped)
+    if not _has_sign(root, tag):
+      why = f'<{root.tag}> is no label file of this format'
+      raise BadEntry('label file without any known element', file, why)
+    return root
+
+  asked = {'wanted': wanted} if wanted else {}
+  found = files.labelled(source, split, labels, images, '.xml', read_one, skipped, **asked)
+  for id, image, file, root in found:
     size = declared_size(root.findtext('size/height'), root.findtext('size/width'))
     fields = dict(id=id, image=image, labels=file, declared=size)
     yield fields, list(root.iter(tag))
@@ -124,15 +119,12 @@ def rows(
     box: element, place -> coordinates; raises BadEntry where it has none.
     name: where an element has its class; None calls all 'ship'.
   """
-  found = []
-  for number, element in enumerate(objects, 1):
-    place = f'{path}: object {number}'
-    try:
-      of = (element.findtext(name) or '').strip() if name else 'ship'
-      found.append((of, box(element, place), _difficult(element, place)))
-    except BadEntry as error:
-      skipped.take(error)
-  return found
+
+  def row(element, place):
+    of = (element.findtext(name) or '').strip() if name else 'ship'
+    return of, box(element, place), _difficult(element, place)
+
+  return skipped.usable(row, ((e, f'{path}: object {k}') for k, e in enumerate(objects, 1)))
 
 
 def _difficult(element, place):

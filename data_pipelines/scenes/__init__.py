@@ -61,12 +61,13 @@ def write(
   writers = {'sar': _write_sar, 'optical': _write_optical, 'infrared': _write_infrared}
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     for split, modality in itertools.product(counts, MODALITIES):
-      one = functools.partial(_scene, seed, split, modality, size)
+      one = functools.partial(scene, seed, split, modality, size)
       scenes = pool.map(one, range(counts[split]))
       writers[modality](pathlib.Path(root) / modality, split, scenes)
 
 
-def _scene(seed, split, modality, size, i):
+def scene(seed: int, split: str, modality: str, size: int, i: int) -> tuple:
+  """Scene `i` of a split: its name, and what `draw` returns, corners to 0.01 px."""
   key = [seed, zlib.crc32(split.encode()), list(MODALITIES).index(modality), i]
   image, polygons, names = draw(modality, np.random.default_rng(key), size)
   return f'{i:05d}', image, np.round(polygons.astype(np.float64), 2), names

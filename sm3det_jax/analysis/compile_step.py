@@ -20,7 +20,7 @@ from data_pipelines.batch import arrays
 from data_pipelines.errors import UserError
 from sm3det_jax import sharding
 from sm3det_jax.analysis import account, hlo
-from sm3det_jax.config import ConfigDict, batch_scaling, copied
+from sm3det_jax.config import ConfigDict, batch_scaling, copied, phases
 from sm3det_jax.model import build
 from sm3det_jax.optim import optimizer, training
 
@@ -53,6 +53,9 @@ GIB = 2**30
 def compile_step(config: ConfigDict, topology: str, quick: bool = False) -> dict:
   """Compiles the training step of a checked config and says what it needs.
 
+  With `config.phases` the step of each phase is compiled, and the report is that of the one that
+  needs most memory.
+
   Args:
     config: as `sm3det_jax.config.load` returns it; its mesh has to fit the slice.
     topology: kind and shape of the slice, such as 'v5e:16x16', 'v6e:4x4' or 'v5p:8x8x8'.
@@ -67,6 +70,8 @@ def compile_step(config: ConfigDict, topology: str, quick: bool = False) -> dict
     and, where it fits, 'bytes' that a device moves to and from HBM (see `hlo.hbm_bytes`),
     'collectives' [{'op', 'devices', 'count', 'bytes', 'sent'}] of a device, and 'roofline' with
     'compute_ms', 'memory_ms', 'links_ms' and 'images_per_second', at most;
+    with `config.phases` 'phase', the number of the one that it is of, and 'phases', the 'used' GiB
+    of each;
     'compile_s' and 'host_gib', the time and the host's memory that it took.
 
   Raises:
@@ -81,21 +86,38 @@ def compile_step(config: ConfigDict, topology: str, quick: bool = False) -> dict
   mesh = sharding.make_mesh(config.mesh, devices)
   sharding.check_mesh(config, mesh)
   start = time.perf_counter()
-  lowered, state, batch = _lowered(config, mesh)
   macs = account.account(config)['gmacs_by_task']
   groups = config.batch_size // sum(task.ratio for task in config.tasks.values())
   flops = 6e9 * sum(macs[n] * t.ratio for n, t in config.tasks.items()) * groups / mesh.size
-  report = {
+  common = {
     'topology': topology,
     'devices': mesh.size,
     'mesh': dict(mesh.shape),
     'batch_size': config.batch_size,
+    'flops': flops,
+  }
+  count = len(phases.phases(config))
+  reports = [common | _of_phase(config, mesh, phase, quick, chip) for phase in range(count)]
+  used = [report['hbm_gib']['used'] for report in reports]
+  report = reports[used.index(max(used))]
+  if config.phases:
+    report |= {'phase': used.index(max(used)), 'phases': used}
+  if 'bytes' in report:
+    report['roofline'] = roofline(report, chip)
+  report['compile_s'] = time.perf_counter() - start
+  report['host_gib'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  return report
+
+
+def _of_phase(config, mesh, phase, quick, chip):
+  """What of a report the compiled step of one phase says."""
+  lowered, state, batch = _lowered(config, mesh, phase)
+  report = {
     'hbm_gib': {
       'parameters': _held(state['model']) / GIB,
       'optimizer': _held(state['training']) / GIB,
       'batch': _held(batch) / GIB,
-    },
-    'flops': flops,
+    }
   }
   try:
     with uncached():
@@ -116,9 +138,6 @@ def compile_step(config: ConfigDict, topology: str, quick: bool = False) -> dict
     report['hbm_gib'] |= {'used': used / GIB, 'capacity': chip.hbm / GIB, 'shortfall': 0.0}
     report['bytes'] = hlo.hbm_bytes(text)
     report['collectives'] = hlo.collectives(text)
-    report['roofline'] = roofline(report, chip)
-  report['compile_s'] = time.perf_counter() - start
-  report['host_gib'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
   return report
 
 
@@ -161,12 +180,12 @@ def slice_devices(topology: str) -> list[jax.Device]:
   return devices
 
 
-def _lowered(config, mesh):
-  """The step of a mesh, not yet compiled, with the state and the batch that it takes."""
+def _lowered(config, mesh, phase):
+  """The step of a phase on a mesh, not yet compiled, with the state and the batch that it takes."""
   model = build(config)
   tx = optimizer.build(config, model.term_groups)
   state, batch = training.abstract_state(config, model, tx, mesh), abstract_batch(config, mesh)
-  step = training.sharded_step(config, model, tx, mesh)
+  step = training.sharded_step(config, model, tx, mesh, phase)
   with jax.set_mesh(mesh):
     return step.lower(state, batch), state, batch
 
@@ -225,6 +244,7 @@ def table(report: dict) -> str:
     f'{report["topology"]}: {report["devices"]} devices, mesh {mesh}, batch {report["batch_size"]}',
     f'HBM of a device   {hbm["used"]:8.2f} GiB of {hbm["capacity"]:.2f} GiB'
     + (f', {hbm["shortfall"]:.2f} GiB TOO MUCH' if hbm['shortfall'] else ''),
+    *_phases(report),
     *(f'  {part:15} {hbm[part]:8.3f} GiB' for part in ('parameters', 'optimizer', 'batch')),
     *([f'  saved           {hbm["saved"]:8.3f} GiB by remat and zero1'] if 'saved' in hbm else []),
     f'products          {report["flops"] / 1e12:8.3f} TFLOP a device',
@@ -246,3 +266,11 @@ def table(report: dict) -> str:
     f'compiled in {report["compile_s"]:.0f} s, {report["host_gib"]:.1f} GiB on this machine'
   )
   return '\n'.join(rows)
+
+
+def _phases(report):
+  """The line that says which phase a report is of, where there are several."""
+  if 'phase' not in report:
+    return []
+  each = ', '.join(f'{used:.2f}' for used in report['phases'])
+  return [f'of phase {report["phase"]}, which needs most; GiB phase by phase: {each}']

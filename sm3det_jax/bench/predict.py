@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from data_pipelines import rasters
-from sm3det_jax import scene
+from sm3det_jax import batches, scene
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import build
-from sm3det_jax.inference import detect_step, own_labels
+from sm3det_jax.inference import Pass, detect_step, own_labels
 
 SCORE = 0.3
 
@@ -36,22 +36,24 @@ def measure(config: ConfigDict, steps: int = 16) -> dict[str, float]:
   c.test.tile.size, c.test.tile.overlap = size, size // 4
   model, own = build(config), own_labels(config, name)
   variables, run = jax.jit(model.init)(jax.random.key(0)), detect_step(model, config, name)
-  step = lambda images, shapes: run(variables, images, shapes)
-  side = math.ceil(math.sqrt(steps * scene.BATCH))
+  step = lambda images, shapes: (run(variables, images, shapes),)
+  heads = Pass({name: c}, step, {name: own}, {name: np.full(len(c.classes), SCORE)})
+  side = math.ceil(math.sqrt(steps * batches.BATCH))
   length = size + (side - 1) * (size - size // 4)
   with tempfile.TemporaryDirectory() as folder:
     with rasters.open_raster(_drawn(pathlib.Path(folder) / 'scene.tif', length, c.bands)) as raster:
       places = scene.windows(length, length, c).tolist()
-      batch = np.stack([raster.read(*place) for place in places[: scene.BATCH]])
+      batch = np.stack([raster.read(*place) for place in places[: batches.BATCH]])
       shapes = np.full((len(batch), 2), size, np.int32)
       jax.block_until_ready(step(batch, shapes))  # compiled
       start = time.perf_counter()
-      for _ in range(-(-len(places) // scene.BATCH)):
+      for _ in range(-(-len(places) // batches.BATCH)):
         found = step(batch, shapes)
       jax.block_until_ready(found)
       model_s, before = time.perf_counter() - start, _peak()
       start = time.perf_counter()
-      scene.detect(raster, c, step, own, SCORE)
+      (whole,) = scene.detect([scene.Scene(raster, [heads])])
+      whole.found(name)
       scene_s = time.perf_counter() - start
   return {
     'windows': len(places),

@@ -7,6 +7,7 @@ every model has are judged with each other.
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
+from data_pipelines.images.statistics import PERCENTILES
 from sm3det_jax.config import detector_checks, keys, phases
 
 
@@ -35,12 +36,43 @@ def _check_task(where, c):
     raise UserError(f'{where}: bands={c.bands} but {len(c.mean)} means and {len(c.std)} stds')
   if sum(c.train.flip) > 1 + 1e-6:
     raise UserError(f'{where}.train.flip={c.train.flip}: three probabilities that sum to at most 1')
+  _check_input(f'{where}.input', c.input, c.bands)
   for part in ('train', 'test'):
     tile = c[part].tile
     if tile.size and tile.overlap >= tile.size:
       raise UserError(
         f'{where}.{part}.tile: overlap={tile.overlap} is not less than size={tile.size}'
       )
+
+
+def _check_input(where, c, bands):
+  if len(c.bands) not in (0, 1, bands):
+    raise UserError(
+      f'{where}.bands={tuple(c.bands)} are {len(c.bands)}, the task has bands={bands}: name as '
+      'many, or one for all'
+    )
+  if c.range == 'as_is':
+    for key in ('low', 'high'):
+      if len(c[key]):
+        raise UserError(f"{where}.{key}={tuple(c[key])} has no effect: set {where}.range='fixed'")
+    if c.unit != 'as_is':
+      raise UserError(
+        f'{where}.unit={c.unit!r} needs an end below, as 0 has no decibels: set {where}.range='
+        "'percentiles', or 'fixed' with low and high in decibels"
+      )
+    return
+  if not set(c.percentiles) <= set(PERCENTILES) or c.percentiles[0] >= c.percentiles[1]:
+    known = ', '.join(f'{p:g}' for p in PERCENTILES)
+    raise UserError(f'{where}.percentiles={tuple(c.percentiles)}: two of {known}, the lower first')
+  if c.range == 'percentiles' and not len(c.low) + len(c.high):
+    return  # they come from the data set
+  if not len(c.low) == len(c.high) in (1, bands):
+    raise UserError(
+      f'{where}: low={tuple(c.low)} and high={tuple(c.high)}: both of each of the {bands} bands, '
+      'or one for all'
+    )
+  if any(low >= high for low, high in zip(c.low, c.high, strict=True)):
+    raise UserError(f'{where}: low={tuple(c.low)} is not below high={tuple(c.high)}')
 
 
 def _check_optimizer(c):

@@ -11,6 +11,7 @@ from typing import Any
 
 from data_pipelines.batch import KINDS
 from data_pipelines.errors import UserError
+from data_pipelines.radiometry import DECIBELS
 from sm3det_jax.config.backbones import BACKBONES
 from sm3det_jax.config.heads import HEADS
 from sm3det_jax.config.models import MODELS
@@ -24,6 +25,8 @@ CHOICES = {
   'remat': ('backbone', 'heads'),
   'task_balance': ('none', 'dla', 'uncertainty', 'dwa', 'gradnorm'),
   'task.kind': KINDS,
+  'input.unit': ('as_is', *DECIBELS),
+  'input.range': ('as_is', 'fixed', 'percentiles'),
   'head.type': HEADS,
   'backbone.type': BACKBONES,
   'backbone.stems': ('shared', 'per_task'),

@@ -34,6 +34,14 @@ def task(
       bands=3,  # a one-band file is repeated to three, as upstream reads it
       mean=IMAGENET_MEAN,
       std=IMAGENET_STD,
+      input=dict(  # how a file's values become the model's, before mean and std; docs/radiometry.md
+        bands=(),  # those of the file, from 1 on, in the model's order; (): all
+        unit='as_is',  # 'power_to_db', 'amplitude_to_db'
+        range='as_is',  # 'fixed', 'percentiles': low to high, in that unit, become 0 to 255
+        low=(),  # of each band or of all; of percentiles, the data set's when training starts
+        high=(),
+        percentiles=(0.5, 99.5),
+      ),
       size=(800, 800),  # height, width of the padded canvas
       train=dict(
         split='train',

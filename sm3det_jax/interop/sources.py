@@ -13,8 +13,8 @@ from sm3det_jax.heads.common import start_stage
 from sm3det_jax.interop import heads
 
 # mmcv's files with averages have these by the plain names and the parameters as ema_*; the masks of
-# Swin's shifted windows are constants
-DROPPED = r'ema_.*|.*\.attn_mask'
+# Swin's shifted windows are constants; the authors' learned weights of losses are training's
+DROPPED = r'ema_.*|.*\.attn_mask|mtl_sigma'
 CLASSIFIER = r'(head|fc|classifier)\d?\..*'
 
 

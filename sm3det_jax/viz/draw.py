@@ -13,6 +13,7 @@ PALETTE = (
   (255, 90, 80), (80, 220, 100), (90, 160, 255), (255, 200, 40), (230, 110, 250), (60, 225, 225),
   (255, 145, 40), (170, 240, 60), (255, 130, 175), (150, 130, 255),
 )  # fmt: skip
+GREY = (170, 170, 170)  # of regions to ignore, which are dashed
 SHADES = ((1.0, 0), (0.45, 140), (0.6, 0))
 
 
@@ -50,11 +51,13 @@ def draw(
   names: tuple[str, ...],
   scores: np.ndarray | None = None,
   title: str = '',
+  ignored: np.ndarray | None = None,
 ) -> np.ndarray:
   """Boxes in their classes' colours, each with its name where it covers no object.
 
   Names stand beside the boxes; where there is no room (dense rows), the colour says the class, and
-  the line below the picture says which colour is which and how many there are.
+  the line below the picture says which colour is which and how many there are. Regions to ignore
+  are dashed, grey and without a name, and counted apart.
 
   Args:
     image: as `to_rgb` takes it.
@@ -63,6 +66,7 @@ def draw(
     names: class names.
     scores: [n]; None for ground truth.
     title: of the line below.
+    ignored: bool [n], which of them are regions to ignore; None: none.
 
   Returns:
     uint8 [H', W', 3]; enlarged if the image is small, and a line of text higher.
@@ -73,12 +77,16 @@ def draw(
     picture = cv2.resize(picture, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
   quads = box_lib.to_polygon(np.asarray(boxes)).reshape(-1, 4, 2) * zoom  # [n, 4, 2]
   labels = np.asarray(labels, int)
+  regions = np.zeros((0, 4, 2))
+  if ignored is not None:
+    regions, quads, labels = quads[ignored], quads[~ignored], labels[~ignored]
   texts = [names[k] for k in labels]
   if scores is not None:
     texts = [f'{t} {s:.2f}' for t, s in zip(texts, scores, strict=True)]
+  _dashed(picture, regions)
   _outlines(picture, quads, labels)
   _texts(picture, quads, labels, texts)
-  return np.concatenate([picture, _legend(picture, labels, names, title)])
+  return np.concatenate([picture, _legend(picture, labels, names, title, len(regions))])
 
 
 def compare(
@@ -88,12 +96,13 @@ def compare(
 
   Args:
     image: as `to_rgb` takes it.
-    truth: `boxes` (or `polygons`, which go first), `labels`.
+    truth: `boxes` (or `polygons`, which go first), `labels`, perhaps `ignored`.
     found: `boxes`, `labels`, `scores`.
     names: class names.
     name: of the image, for the line below.
   """
-  left = draw(image, _quads(truth), truth['labels'], names, title=f'{name}  ground truth')
+  title = f'{name}  ground truth'
+  left = draw(image, _quads(truth), truth['labels'], names, None, title, truth.get('ignored'))
   right = draw(image, _quads(found), found['labels'], names, found['scores'], 'detections')
   return beside(left, right)
 
@@ -148,6 +157,19 @@ def _outlines(picture, quads, labels):
       cv2.polylines(picture, [quad], True, rgb, width + extra, cv2.LINE_AA, shift=4)
 
 
+def _dashed(picture, quads):
+  """Outlines of regions to ignore: every other stretch of twelve line widths."""
+  width = _line_width(picture)
+  for quad in quads:
+    for start, end in zip(quad, np.roll(quad, -1, 0), strict=True):
+      count = max(1, round(float(np.linalg.norm(end - start)) / (12 * width)))
+      steps = start + (end - start) * np.linspace(0, 1, 2 * count + 1)[:, None]
+      points = np.rint(steps * 16).astype(int).tolist()  # sixteenths of a pixel
+      for rgb, extra in ((BACKGROUND, 2), (GREY, 0)):
+        for a, b in zip(points[::2], points[1::2], strict=False):
+          cv2.line(picture, a, b, rgb, width + extra, cv2.LINE_AA, shift=4)
+
+
 def _texts(picture, quads, labels, texts):
   """Writes each text at the first place round its box that covers no object and no other text."""
   scale, width = _font(picture)
@@ -183,7 +205,7 @@ def _covers(taken, x1, y1, x2, y2):
   return ((taken[:, 0] < x2) & (taken[:, 2] > x1) & (taken[:, 1] < y2) & (taken[:, 3] > y1)).any()
 
 
-def _legend(picture, labels, names, title):
+def _legend(picture, labels, names, title, regions):
   """Lines below the picture: its title, then each class there is, in its colour, with its count."""
   scale, width = _font(picture)
   (_, h), below = cv2.getTextSize('Ag', FONT, scale, width)
@@ -191,6 +213,7 @@ def _legend(picture, labels, names, title):
   present = np.flatnonzero(counts)
   items = [(f'{title} ({len(labels)})', TEXT)]
   items += [(f'{names[k]} {counts[k]}', color(k)) for k in present]
+  items += [(f'dashed: to ignore {regions}', GREY)] if regions else []
   step, space, x, lines = h + below + 6, 2 * h, 6, [[]]
   for text, rgb in items:
     (w, _), _ = cv2.getTextSize(_drawn(text), FONT, scale, width)

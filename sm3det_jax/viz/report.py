@@ -46,7 +46,8 @@ def write(
   if log:
     figures.losses(log, workdir / 'figures/losses.png')
     figures.multipliers(log, workdir / 'figures/multipliers.png')
-    parts += ['<h2>Training</h2>', _image('figures/losses.png'), _image('figures/multipliers.png')]
+    parts += ['<h2>Training</h2>', *_remarks(log)]
+    parts += [_image('figures/losses.png'), _image('figures/multipliers.png')]
   if (workdir / 'routing/routing.png').exists():
     note = 'Share of a modality’s grid cells that use an expert (participation) and that have it '
     note += 'as their first choice (top1).'
@@ -91,6 +92,15 @@ def _pictures(workdir):
     parts.append(f'<h2>{html.escape(task)}: what is there, and what the model finds</h2>')
     parts += [_image(f'pictures/{path.name}') for path in paths]
   return parts
+
+
+def _remarks(log):
+  """What to know of the curves."""
+  if not any(name.endswith('/rpn_cls') for line in log for name in line):
+    return []
+  text = 'Where a task has region proposals (rpn_..), its cls and bbox losses rise for a while '
+  text += 'before they fall, as the RPN finds more proposals for the second stage to learn from.'
+  return [_note(text)]
 
 
 def _row(cells, total=False):

@@ -107,14 +107,17 @@ class Dataset:
 
   @functools.cached_property
   def twins(self) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the earlier image that looks most like each, in its own split and in another."""
+    """Index of the earlier image that looks most like each, in its own split and in another.
+
+    Mirrored and turned ones count.
+    """
     seen = [k for k, image in enumerate(self.images) if image.look]
     found = np.full((2, len(self.images)), -1)
     if seen:
       looks = [self.images[k].look for k in seen]
       split = np.array([self.splits.index(self.images[k].split) for k in seen])
       pairs = duplicates.closest(
-        np.stack([x.hash for x in looks]), np.stack([x.thumbnail for x in looks]), split
+        np.stack([x.hashes for x in looks]), np.stack([x.thumbnail for x in looks]), split
       )
       for row, earlier in zip(found, pairs, strict=True):
         row[seen] = np.where(earlier >= 0, np.array(seen)[earlier], -1)

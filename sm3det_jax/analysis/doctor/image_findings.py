@@ -8,6 +8,7 @@ import numpy as np
 from data_pipelines import tiling
 from sm3det_jax.analysis.doctor.dataset import Dataset
 from sm3det_jax.analysis.doctor.duplicates import COPY
+from sm3det_jax.analysis.doctor.pixels import likeness
 from sm3det_jax.analysis.doctor.rows import Row
 
 FILLED = 0.5  # share of an image that should have data
@@ -33,7 +34,7 @@ def one_value(d: Dataset) -> Iterator[Row]:
 
 
 def split_copies(d: Dataset) -> Iterator[Row]:
-  """The same picture in two splits, perhaps compressed or resized anew."""
+  """The same picture in two splits, perhaps compressed or resized anew, mirrored or turned."""
   yield from _twins(d, d.twins[1], True)
 
 
@@ -53,9 +54,10 @@ def _twins(d, earlier, copies):
   for k in np.flatnonzero(earlier >= 0).tolist():
     other = int(earlier[k])
     a, b = d.images[k].look, d.images[other].look
-    alike = 2.0 if a.checksum == b.checksum else float(a.thumbnail @ b.thumbnail)
+    alike, turn = (2.0, '') if a.checksum == b.checksum else likeness(a, b)
     if (alike >= COPY) == copies:
       text = 'has the pixels of' if alike == 2 else 'copies' if copies else 'looks like'
+      text = f'{turn}, {text}' if turn else text
       place = f'{d.images[other].id} of split {d.images[other].split}'
       found.append((-alike, Row(k, f'{text} {place}', other=other)))
   yield from (row for _, row in sorted(found, key=lambda pair: pair[0]))

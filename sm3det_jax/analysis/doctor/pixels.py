@@ -1,5 +1,6 @@
 """What is kept of one image once its pixels are gone: a few numbers, a hash and a thumbnail."""
 
+import math
 import zlib
 from typing import NamedTuple
 
@@ -8,6 +9,17 @@ import numpy as np
 
 SIDE = 16  # px, of the thumbnail
 CELLS = 9  # a side, of the picture whose neighbouring cells the hash compares
+# a square picture [.., side, side] as it is, turned and mirrored: every way to show it
+ORIENTATIONS = {
+  '': lambda x: x,
+  'turned by 90 degrees': lambda x: np.rot90(x, 1, (-2, -1)),
+  'turned by 180 degrees': lambda x: np.rot90(x, 2, (-2, -1)),
+  'turned by 270 degrees': lambda x: np.rot90(x, 3, (-2, -1)),
+  'mirrored left to right': lambda x: x[..., ::-1],
+  'mirrored top to bottom': lambda x: x[..., ::-1, :],
+  'mirrored along a diagonal': lambda x: np.swapaxes(x, -2, -1),
+  'mirrored along the other diagonal': lambda x: np.swapaxes(x[..., ::-1, ::-1], -2, -1),
+}
 OPENCV = [np.dtype(t) for t in ('u1', 'u2', 'i2', 'f4', 'f8')]  # that its functions take
 
 
@@ -20,7 +32,8 @@ class Look(NamedTuple):
     mean, std: [bands] of the finite values.
     filled: share of the pixels that have data: finite, and not 0 in all bands.
     checksum: of all pixels.
-    hash: uint64 [2]; 128 comparisons of neighbouring cells, along rows and along columns.
+    hashes: uint64 [8, 2]; in each of `ORIENTATIONS` 128 comparisons of neighbouring cells, along
+      rows and along columns.
     thumbnail: float32 [SIDE * SIDE], mean 0 and norm 1; all 0 for an image of one value.
   """
 
@@ -34,7 +47,7 @@ class Look(NamedTuple):
   std: np.ndarray
   filled: float
   checksum: int
-  hash: np.ndarray
+  hashes: np.ndarray
   thumbnail: np.ndarray
 
 
@@ -47,7 +60,7 @@ def look(image: np.ndarray) -> Look:
   low, high = (float(f(values)) if values.size else 0.0 for f in (np.min, np.max))
   mean, std = np.transpose([_moments(image[..., k], finite[..., k]) for k in range(bands)])
   grey = _grey(image)
-  thumbnail = _resized(grey, SIDE).ravel()
+  cells, thumbnail = _resized(grey, CELLS), _resized(grey, SIDE).ravel()
   thumbnail = thumbnail - thumbnail.mean()
   norm = np.linalg.norm(thumbnail) if low < high else 0
   return Look(
@@ -61,8 +74,23 @@ def look(image: np.ndarray) -> Look:
     std=std,
     filled=float(((image != 0) & finite).any(2).mean()),
     checksum=zlib.crc32(image.data, zlib.crc32(repr((image.shape, str(image.dtype))).encode())),
-    hash=_hash(_resized(grey, CELLS)),
+    hashes=np.stack([_hash(turn(cells)) for turn in ORIENTATIONS.values()]),
     thumbnail=thumbnail / norm if norm else np.zeros_like(thumbnail),
+  )
+
+
+def turned(thumbnails: np.ndarray, turn: str) -> np.ndarray:
+  """Thumbnails [.., k] of the same pictures in one of `ORIENTATIONS`."""
+  side = math.isqrt(thumbnails.shape[-1])
+  square = thumbnails.reshape(*thumbnails.shape[:-1], side, side)
+  return ORIENTATIONS[turn](square).reshape(thumbnails.shape)
+
+
+def likeness(a: Look, b: Look) -> tuple[float, str]:
+  """How much `a` looks like `b` (correlation of thumbnails), and in which orientation most."""
+  return max(
+    ((float(turned(a.thumbnail, turn) @ b.thumbnail), turn) for turn in ORIENTATIONS),
+    key=lambda pair: pair[0],
   )
 
 
