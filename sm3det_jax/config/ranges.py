@@ -49,6 +49,7 @@ RANGES = {
   'keep_checkpoints': COUNT,
   'mesh.data': Range(-1, without=0),
   'mesh.expert': COUNT,
+  'mesh.model': COUNT,
   'neck.channels': COUNT,
   # tasks
   'task.ratio': COUNT,
