@@ -17,16 +17,8 @@ KIND = 'sm3det_jax export'
 VERSION = 1  # of the JSON; one more where an older reader would read it wrongly
 # what a detection asks of a task's config
 KEYS = ('kind', 'classes', 'bands', 'mean', 'std', 'input', 'size', 'test')
-NEEDED = {
-  'format',
-  'batch',
-  'platforms',
-  'task',
-  'size',
-  'test',
-  'jax',
-  'sha256',
-}  # by whoever reads it
+# by whoever reads it
+NEEDED = {'format', 'batch', 'platforms', 'task', 'size', 'test', 'jax', 'sha256'}
 INPUTS = {'images': 'float32', 'shapes': 'int32'}
 OUTPUTS = ('boxes', 'scores', 'labels', 'valid')
 
