@@ -15,8 +15,9 @@ import sys
 from data_pipelines import dataset_command, errors, prepare_command
 from data_pipelines.errors import UserError
 from data_pipelines.scenes import large
-from sm3det_jax import __version__, arguments, bench, compilation_cache, config
+from sm3det_jax import __version__, bench, compilation_cache, config
 from sm3det_jax.analysis.doctor import command as doctor_command
+from sm3det_jax.config import command_line
 from sm3det_jax.interop import command as weights_command
 from sm3det_jax.interop import known_weights
 from sm3det_jax.interop.export import command as export_command
@@ -95,7 +96,7 @@ def _parser():
 
   p = verb('quickstart', _quickstart, 'train a small SM3Det on drawn scenes and evaluate it', True)
   p.set_defaults(workdir='sm3det_quickstart')
-  p.add_argument('--steps', type=arguments.count, help='training steps, instead of the config’s')
+  p.add_argument('--steps', type=command_line.count, help='training steps, instead of the config’s')
 
   run = lambda args: print(prepare_command.show(args))
   p = verb('prepare', run, 'turn a data set into what training reads', workdir=False)
@@ -114,7 +115,7 @@ def _parser():
   verb('train', _train, 'train, or go on with a run; --config.a.b=c changes a value', True)
 
   p = verb('evaluate', _evaluate, 'score a run on all its tasks', True)
-  arguments.add_tta(p)
+  command_line.add_tta(p)
   p.add_argument('--split', help='of every task, instead of its test split')
   p.add_argument('--out', help='folder of the results; by default the workdir')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
@@ -127,7 +128,9 @@ def _parser():
   p.add_argument('--out', help='folder of the results; by default WORKDIR/routing')
 
   p = verb('account', _account, 'parameters and multiply-accumulates, by part', True, workdir=False)
-  p.add_argument('--size', type=arguments.size, help='HxW of the image; by default each task’s own')
+  p.add_argument(
+    '--size', type=command_line.size, help='HxW of the image; by default each task’s own'
+  )
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
   what = 'the weights that others publish: config, file, source, the paper’s numbers'
@@ -142,7 +145,7 @@ def _parser():
   p = verb('compile', _compile, what, True, workdir=False)
   p.add_argument('--topology', required=True, help='kind and shape, such as v5e:16x16 or v5p:8x8x8')
   axes = 'such as data:64,expert:4; by default config.mesh'
-  p.add_argument('--mesh', type=arguments.mesh, default={}, help=axes)
+  p.add_argument('--mesh', type=command_line.mesh, default={}, help=axes)
   saved = 'also compile without remat and zero1: what they save'
   p.add_argument('--saved', action='store_true', help=saved)
   p.add_argument('--quick', action='store_true', help='with least effort: a fraction of the time')

@@ -15,7 +15,7 @@ FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob('*.py')
 # named here is a job, such as quickstart.
 COLUMNS = [
   ('data_pipelines', '__version__'),
-  ('config', 'precision', 'compilation_cache', 'atomic', 'arguments'),
+  ('config', 'precision', 'compilation_cache'),
   ('geometry', 'losses', 'sharding', 'weighting', 'preprocess'),
   ('layers',),
   ('moe',),

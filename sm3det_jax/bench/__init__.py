@@ -11,7 +11,8 @@ import pkgutil
 from collections.abc import Callable
 
 from data_pipelines.errors import UserError
-from sm3det_jax import arguments, config
+from sm3det_jax import config
+from sm3det_jax.config import command_line
 
 
 def names() -> dict[str, str]:
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   found = names()
   what = '; '.join(f'{name}: {text}' for name, text in found.items()).replace('%', '%%')
   parser.add_argument('name', choices=found, help=what)
-  parser.add_argument('--steps', type=arguments.count, help='to time, or to train for')
+  parser.add_argument('--steps', type=command_line.count, help='to time, or to train for')
   parser.add_argument('--workdir', help='folder of the run, where a run is measured')
   what = 'one line of JSON, the last of the output'
   parser.add_argument('--json', action='store_true', help=what)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from sm3det_jax import arguments
+from sm3det_jax.config import command_line
 
 INTERRUPTED = 'interrupted; the same command with --resume goes on'
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--save', default='', help=formats)
   parser.add_argument('--device', help='cpu, gpu, tpu, or the second as cuda:1; an index')
   parser.add_argument('--resume', action='store_true', help='go on where this was interrupted')
-  arguments.add_tta(parser)
+  command_line.add_tta(parser)
   images = 'image files, folders of them, globs, text files (.txt) of paths'
   parser.add_argument('images', nargs='+', metavar='IMAGE', help=images)
 

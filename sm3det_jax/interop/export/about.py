@@ -8,9 +8,9 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
+from data_pipelines.atomic import write_atomically
 from data_pipelines.errors import UserError
 from sm3det_jax import __version__
-from sm3det_jax.atomic import write_atomically
 from sm3det_jax.config import files
 
 KIND = 'sm3det_jax export'
