@@ -23,6 +23,7 @@ from data_pipelines.images import decoders, headers, tiff
 
 CACHE = 2**27  # bytes, GDAL's unpacked blocks of all files together
 CHUNK = 2**28  # bytes, a strip or tile of a TIFF at most, unpacked; it is read as a whole
+EMPTY = 'parts without any data (nothing is found there)'
 SIDE = 2048  # px, longest side of an overview
 
 
@@ -79,8 +80,10 @@ class Raster:
       raise images.ImageError(f'{self.name}: {error}') from error
     if missing is None or not missing.any():
       return pixels
-    self.remarks[images.NO_DATA] = 1  # windows overlap: how many there are is not known
-    return None if missing.all() else images.filled(pixels, missing)
+    nothing = missing.all()
+    # windows overlap: how many there are is not known
+    self.remarks[EMPTY if nothing else images.NO_DATA] = 1
+    return None if nothing else images.filled(pixels, missing)
 
 
 def open_raster(source) -> Raster:

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from data_pipelines import errors, radiometry, rasters, transforms
-from data_pipelines.errors import UserError
 from sm3det_jax import compilation_cache, preprocess, sharding
 from sm3det_jax.config import ConfigDict, copied
 from sm3det_jax.inference import Pass, own_labels
@@ -171,8 +170,8 @@ class Detector:
       for _, by_task in found:
         done = True
         yield by_task if asked.several else next(iter(by_task.values()))
-      if refused and not done:
-        raise UserError(f'none of {len(refused)} images could be used; the first: {refused[0]}')
+      if not done:
+        raise sources.nothing(refused)
 
     if stream:
       return results()
@@ -283,7 +282,7 @@ def predict(
     same.
 
   Raises:
-    UserError: as `Detector.predict`; an unknown format; no image at all.
+    UserError: as `Detector.predict`; an unknown format; no image that could be used.
     FileNotFoundError: no run or no checkpoint in `workdir`.
   """
   detector = Detector.from_checkpoint(workdir, device, augmentation)

@@ -66,6 +66,8 @@ def parse(text: str = '', merge: str | None = None) -> Augmentation | None:
   merge = merge or 'wbf'
   if merge not in MERGES:
     raise UserError(f'--tta_merge={merge}: expected {" or ".join(MERGES)}')
+  if not text:
+    raise UserError(f'--tta_merge={merge} needs --tta, such as --tta=flips')
   kinds, scales = set(), (1.0,)
   for part in text.split(','):
     kind, *factors = part.split(':')

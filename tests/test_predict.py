@@ -13,17 +13,19 @@ import numpy as np
 import pytest
 import rasters as writers
 from blobs import Blobs, dotted
+from PIL import Image
+from rasterio import Affine
 from rasterio.control import GroundControlPoint
 from tiny import SIZE, tiny_config
 
-from data_pipelines import rasters
+from data_pipelines import georeference, rasters
 from data_pipelines.errors import UserError
 from sm3det_jax import cli, predict
 from sm3det_jax import config as config_lib
 from sm3det_jax.backbones.stages import Backbone
 from sm3det_jax.config import ConfigDict, label_space, task
 from sm3det_jax.detector import build
-from sm3det_jax.prediction import batches, scene, selection, sources
+from sm3det_jax.prediction import batches, journal, scene, selection, sources
 
 TILE = 64
 
@@ -120,12 +122,14 @@ def test_what_a_source_may_be(tmp_path, monkeypatch):
   'source, message',
   [
     ('empty', 'no image among .*empty'),
-    ('*.tif', r'\*.tif: no image matches'),
+    ('*.tif', r'\*.tif: no image matches$'),
+    ('a[1].tif', r'a\[1\].tif: no image matches; a \[ that is meant as such is written \[\[\]'),
     ('none.txt', 'none.txt: no path in it'),
     ('bytes.txt', 'bytes.txt: expected a text of paths'),
     ([], 'no image: the collection is empty'),
     (3, 'images of type int: expected a path'),
     ({'a': 1}, 'images of type dict: expected a path'),
+    (Image.new('L', (8, 8)), r'images of type Image: .*; np.asarray\(image\) makes an array of it'),
   ],
 )
 def test_a_source_without_images_is_one_line(tmp_path, monkeypatch, source, message):
@@ -201,7 +205,12 @@ def test_a_threshold_a_class(detector):
   for wrong in ('high', 'ship=much', '='):
     with pytest.raises(UserError, match=f'score_threshold={wrong}: expected a number'):
       selection.parse_threshold(wrong)
-  for wrong, message in (({'shipp': 0.5}, "no class 'shipp'; near it: ship"), (1.5, '1.5: scores')):
+  for wrong, message in (
+    ({'shipp': 0.5}, "no class 'shipp'; near it: ship"),
+    (1.5, '1.5: scores'),
+    ('0.5', "score_threshold='0.5' is of type str: expected a number"),
+    ({'ship': None}, 'score_threshold=None is of type NoneType'),
+  ):
     with pytest.raises(UserError, match=message):
       detector.predict(image, 'rgb', wrong)
 
@@ -213,7 +222,7 @@ def test_a_device(detector):
   assert detector._on('cpu:1').variables['label'].devices() == {jax.devices()[1]}
   assert selection.device(2) == selection.device('2') == jax.devices()[2]
   assert selection.device('CPU') == jax.devices('cpu')[0]
-  for wrong in ('gpu', 'cpu:99', 99, 'x', '-1', 'cpu:x'):
+  for wrong in ('gpu', 'cpu:99', 99, 'x', '-1', 'cpu:x', '', ':'):
     with pytest.raises(UserError, match=f'device .?{wrong}.?: expected one of cpu:0, cpu:1'):
       detector.predict(image, 'rgb', device=wrong)
 
@@ -380,6 +389,100 @@ def test_bad_files_are_a_line_each_and_the_others_are_done(detector, tmp_path, c
   assert len(list((tmp_path / 'out').rglob('*.json'))) == 2
 
 
+def test_a_bad_source_among_others_is_a_line_and_the_others_are_done(detector, tmp_path, caplog):
+  (path, _) = write_chips(tmp_path, 2)
+  (tmp_path / 'empty.txt').write_text('\n')
+  (tmp_path / 'bytes.txt').write_bytes(b'\xff')
+  given = [tmp_path / name for name in ('nope*.png', 'no.txt', 'empty.txt', 'bytes.txt')]
+  with caplog.at_level(logging.INFO):
+    assert run('--task=rgb', '--out', tmp_path / 'out', *given, path) == 1
+  lines = [r.message for r in caplog.records if r.levelname == 'ERROR']
+  reasons = 'no image matches', 'No such file', 'no path in it', 'expected a text of paths'
+  for line, source, reason in zip(lines, given, reasons, strict=True):
+    assert line.startswith(f'{source}: {reason}')
+  assert (tmp_path / 'out/0_detections.json').is_file()
+  assert caplog.messages[-1] == f'{tmp_path}/out: 1 object in 1 image'  # even of one window
+
+
+@pytest.mark.parametrize('names', [['no.png'], ['nope*.png'], ['no.png', 'cut.png', 'no.txt']])
+def test_where_no_image_can_be_used_nothing_is_done(detector, tmp_path, monkeypatch, capsys, names):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'cut.png').write_bytes(b'no image')
+  assert run('--task=rgb', '--out=out', *names) == 2
+  assert last_line(capsys) == 'sm3det predict: no image could be used'
+
+
+def test_an_empty_generator_is_an_empty_collection(detector):
+  with pytest.raises(UserError, match='no image: the collection is empty'):
+    detector.predict(iter(()), 'rgb')
+  with pytest.raises(UserError, match='no image: the collection is empty'):
+    next(detector.predict(iter(()), 'rgb', stream=True))
+
+
+@pytest.mark.parametrize('task', [None, 3, [3], b'rgb'])
+def test_a_task_that_is_no_name(detector, task):
+  with pytest.raises(UserError, match='task=.*: expected a name, several of them, or .auto.'):
+    detector.predict(chip(0)[0], task)
+
+
+@pytest.mark.parametrize('task', ['rgb', 'auto'])
+def test_a_georeference_is_read_once(detector, config, tmp_path, monkeypatch, task):
+  seen, read = [], georeference.read
+  monkeypatch.setattr(georeference, 'read', lambda path: seen.append(path) or read(path))
+  del config.tasks.sar
+  path = opened(tmp_path, 3, crs='EPSG:32632', transform=Affine(10, 0, 5e5, 0, -10, 5e6))
+  assert detector.predict(path, task).georeference.crs.to_epsg() == 32632
+  assert seen == [path]
+
+
+def test_a_raster_without_data_says_so(tmp_path):
+  image = np.full((8, 8), np.nan)
+  with rasters.open_raster(image) as raster:
+    assert raster.read(0, 0, 8, 8) is None
+    assert raster.remarks == {rasters.EMPTY: 1, 'image of float64 (kept as float32)': 1}
+
+
+WINDOW = {'window': [0, 0, 9, 9], 'sides': 4, 'boxes': [[0, 0, 1, 1]], 'scores': [1], 'labels': [0]}
+
+
+@pytest.mark.parametrize(
+  'kind, good, wrong',
+  [
+    (journal.Done, ['/a', 1, 2], [7, 'abc', ['/a', 1], [1, 2, 3], ['/a', [], 2], None]),
+    (
+      journal.Journal,
+      WINDOW,
+      [7, [], {'window': [1]}]
+      + [
+        WINDOW | change
+        for change in (
+          {'window': [0, 0, 'a', 9]},
+          {'window': [0]},
+          {'sides': 5},
+          {'sides': '4'},
+          {'boxes': None},
+          {'scores': [1, 2]},
+          {'labels': []},
+          {'labels': [1e999]},
+        )
+      ],
+    ),
+  ],
+)
+def test_a_journal_of_another_form_is_done_anew(tmp_path, caplog, kind, good, wrong):
+  path = tmp_path / 'j'
+  known = lambda j: len(j.rows if kind is journal.Journal else j.old)
+  for line in wrong:
+    path.write_text(''.join(f'{json.dumps(x)}\n' for x in ({'key': 'k'}, good, line)))
+    caplog.clear()
+    with kind(path, 'k', True) as opened:
+      assert not known(opened) and 'all is done anew' in caplog.text, line
+    assert path.read_text() == '{"key": "k"}\n'
+  path.write_text(f'{{"key": "k"}}\n{json.dumps(good)}\n')
+  with kind(path, 'k', True) as opened:
+    assert known(opened) == 1
+
+
 @pytest.mark.parametrize(
   'arguments, message',
   [
@@ -391,6 +494,9 @@ def test_bad_files_are_a_line_each_and_the_others_are_done(detector, tmp_path, c
     (('--task=rgb', '--out=out', '--score_threshold=shi=0.5', 'chips'), 'near it: ship'),
     (('--task=rgb', '--out=out', '--score_threshold=2', 'chips'), 'scores are between 0 and 1'),
     (('--task=rgb', '--out=out', '--save=shp', 'chips'), "format 'shp' of results"),
+    (('--task=rgb', '--out=out', '--save=coco,, shp ', 'chips'), "format 'shp' of results"),
+    (('--task=rgb', '--out=', 'chips'), '--out is empty: expected a folder'),
+    (('--task=rgb', '--out=out', '--tta_merge=nms', 'chips'), '--tta_merge=nms needs --tta'),
   ],
 )
 def test_a_mistake_is_one_line(detector, tmp_path, monkeypatch, capsys, arguments, message):

@@ -339,7 +339,7 @@ def test_on_a_mesh_each_device_has_its_images(config, lights):
     ('scales:9', None, 'from 0.25 to 4, not 9'),
     ('scales:0.8:1', None, 'each scale once, and 1 is always there'),
     ('flips', 'soft', '--tta_merge=soft: expected nms or wbf'),
-    ('', 'nms', "expected some of .* not ''"),
+    ('', 'nms', '--tta_merge=nms needs --tta'),
   ],
 )
 def test_a_slip_is_one_line_with_the_choices(text, merge, message):

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
   from sm3det_jax.prediction import selection  # lazily: they load JAX
 
   augmentation = tta.parse(args.tta, args.tta_merge)
-  save = [name for name in args.save.split(',') if name]
+  save = [name for part in args.save.split(',') if (name := part.strip())]
   threshold = selection.parse_threshold(args.score_threshold)
   try:
     problems = predict.predict(

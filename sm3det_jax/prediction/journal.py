@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import operator
 import os
 import pathlib
 from collections.abc import Iterable
@@ -38,7 +39,7 @@ class Lines:
 
   def _load(self, key):
     """Reads the entries; how many bytes of the file are whole lines."""
-    good = 0
+    good, found = 0, []
     for line in self.path.read_bytes().splitlines(keepends=True):
       try:
         entry = json.loads(line)
@@ -50,9 +51,18 @@ class Lines:
         logger.warning('%s is of another file, model or setting: all is done anew', self.path)
         return 0
       if good:
-        self.old.append(entry)
+        try:
+          found.append(self._read(entry))
+        except (ValueError, TypeError, KeyError, OverflowError):
+          logger.warning('%s has a line of another form: all is done anew', self.path)
+          return 0
       good += len(line)
+    self.old = found
     return good
+
+  def _read(self, entry):
+    """An entry as it is used, of a line's JSON; raises for what `add` does not write."""
+    return entry
 
   def _append(self, entries: Iterable) -> None:
     self._file.write(b''.join(json.dumps(entry).encode() + b'\n' for entry in entries))
@@ -79,7 +89,19 @@ class Journal(Lines):
 
   def __init__(self, path: pathlib.Path, key: str, resume: bool):
     super().__init__(path, key, resume)
-    self.rows = {row['window']: row for row in map(_row, self.old)}
+    self.rows = {row['window']: row for row in self.old}
+
+  def _read(self, entry):
+    row = {
+      'window': tuple(map(operator.index, entry['window'])),
+      'boxes': np.array(entry['boxes'], np.float64).reshape(-1, entry['sides']),
+      'scores': np.array(entry['scores'], np.float64),
+      'labels': np.array(entry['labels'], int),
+    }
+    count, shapes = len(row['scores']), [row[k].shape for k in ('boxes', 'scores', 'labels')]
+    if len(row['window']) != 4 or shapes != [(count, entry['sides']), (count,), (count,)]:
+      raise ValueError(shapes)
+    return row
 
   def add(self, rows: list[dict]) -> None:
     """Appends the rows of finished windows."""
@@ -90,21 +112,16 @@ class Journal(Lines):
     )
 
 
-def _row(entry):
-  return {
-    'window': tuple(entry['window']),
-    'boxes': np.array(entry['boxes'], np.float64).reshape(-1, entry['sides']),
-    'scores': np.array(entry['scores'], np.float64),
-    'labels': np.array(entry['labels'], int),
-  }
-
-
 class Done(Lines):
   """The images of a command that are done; arguments as of `Lines`."""
 
   def __init__(self, path: pathlib.Path, key: str, resume: bool):
     super().__init__(path, key, resume)
-    self._known = set(map(tuple, self.old))
+    self._known = set(self.old)
+
+  def _read(self, entry):
+    path, size, time = entry
+    return os.fspath(path), operator.index(size), operator.index(time)
 
   def __contains__(self, path: pathlib.Path) -> bool:
     """Whether an image is done, as it is now."""

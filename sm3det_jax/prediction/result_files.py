@@ -14,6 +14,7 @@ from sm3det_jax.prediction import scene, sources
 from sm3det_jax.prediction.journal import Done, Journal, beginning
 from sm3det_jax.results import Result, formats, places
 
+NONE = 'no image could be used'
 DONE = 'predict.journal'  # in the folder of results, while there is something to do
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Folder:
     paths: of the images that are still to do.
 
   Raises:
-    UserError: unknown format; no image at all.
+    UserError: unknown format; no name of a folder; no image at all.
     OSError: the folder cannot be made, or not be written.
   """
 
@@ -48,11 +49,15 @@ class Folder:
     resume: bool,
   ):
     self._formats = formats.checked(dict.fromkeys(('json', *save)))
+    if not os.fspath(out):
+      raise UserError('--out is empty: expected a folder for the results')
     self._out, self._by_task, self._key, self._resume = pathlib.Path(out), by_task, key, resume
-    given = sources.of_paths(images)
-    self._names = dict(places.of_images(given))
     self._problems, self._alike = [], collections.defaultdict(list)  # reason: names of images
-    self._journals = set()
+    self._journals, self._images, self._objects = set(), 0, 0
+    given = sources.of_paths(images, self.refuse)
+    if not given:
+      raise UserError(NONE)
+    self._names = dict(places.of_images(given))
     self._out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=self._out):  # told before the work, not after it
       pass
@@ -111,6 +116,7 @@ class Folder:
         raise
       self.refuse(path, error)
       return
+    self._images, self._objects = self._images + 1, self._objects + sum(map(len, results.values()))
     if self._done is not None and whole:  # what lacks something is to be told again
       self._done.add(path)
       for task in results:
@@ -126,10 +132,13 @@ class Folder:
       return False
 
   def end(self) -> list[str]:
-    """All is done: what many files lacked is told once.
+    """All is done: says how much was found, and once what many files lacked.
 
     Returns:
       One line for each file that could not be used or saved.
+
+    Raises:
+      UserError: that were all of them.
     """
     if self._done is not None:
       self._done.path.unlink(missing_ok=True)
@@ -138,6 +147,12 @@ class Folder:
     for reason, names in self._alike.items():
       more = f' (and {len(names) - 1} more)' * (len(names) > 1)
       self._tell(f'{names[0]}{more}: {reason}')
+    before = len(self._names) - len(self.paths)
+    if not self._images + before:
+      raise UserError(NONE)
+    count = lambda n, what: f'{n:,} {what}' + 's' * (n != 1)
+    found = f'{count(self._objects, "object")} in {count(self._images, "image")}'
+    logger.info('%s: %s%s', self._out, found, f' ({before:,} done before)' * (before > 0))
     return self._problems
 
   def _place(self, path, task, suffix):

@@ -24,6 +24,7 @@ import numpy as np
 
 from data_pipelines import rasters, tiling, transforms
 from data_pipelines.errors import UserError
+from data_pipelines.georeference import Georeference
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.inference import Pass
 from sm3det_jax.metrics import merge
@@ -55,9 +56,10 @@ class Scene:
     source: what the raster was opened from.
     journals: by task; they keep what is found, and have what was found before.
     owned: whether `close` ends the reading of the raster.
+    place: where the image lies on the Earth, if that is known.
 
   Attributes:
-    raster, passes, source: as given.
+    raster, passes, source, place: as given.
     tasks: the configs of all that look.
     todo: {pass: windows that no journal has}.
     error: why a part of the file could not be read, once that is known.
@@ -71,9 +73,10 @@ class Scene:
     source: Any = None,
     journals: Mapping[str, Journal] | None = None,
     owned: bool = False,
+    place: Georeference | None = None,
   ):
-    self.raster, self.passes, self.source, self.error = raster, passes, source, None
-    self._journals, self._owned = journals or {}, owned
+    self.raster, self.passes, self.source, self.place = raster, passes, source, place
+    self._journals, self._owned, self.error = journals or {}, owned, None
     self.tasks = {task: c for p in passes for task, c in p.tasks.items()}
     size = raster.height, raster.width
     self._places = {p: [tuple(w) for w in windows(*size, p.config).tolist()] for p in passes}

@@ -77,6 +77,8 @@ def names(task: str | Sequence[str], config: ConfigDict) -> tuple[str, ...]:
     UserError: no name, or none of the model's.
   """
   parts = task.split(',') if isinstance(task, str) else task
+  if not (isinstance(parts, Iterable) and all(isinstance(part, str) for part in parts)):
+    raise UserError(f'task={task!r}: expected a name, several of them, or {AUTO!r}')
   found = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
   if found == (AUTO,) and AUTO not in config.tasks:
     return found
@@ -193,7 +195,10 @@ def thresholds(
   """
   of_class, rest = (dict(asked), SCORE) if isinstance(asked, Mapping) else ({}, asked)
   for score in (*of_class.values(), rest):
-    if not (isinstance(score, numbers.Real) and 0 <= score <= 1):
+    if not isinstance(score, numbers.Real):
+      kind = type(score).__name__
+      raise UserError(f'score_threshold={score!r} is of type {kind}: expected a number')
+    if not 0 <= score <= 1:
       raise UserError(f'score_threshold={score}: scores are between 0 and 1')
   known = list(dict.fromkeys(c for some in classes.values() for c in some))
   for name in of_class:
@@ -212,7 +217,7 @@ def device(asked: str | int) -> jax.Device:
   text = str(asked).lower()
   kind, _, number = text.rpartition(':') if text.isdecimal() else text.partition(':')
   found = _devices(kind or None)
-  if not (number or '0').isdecimal() or int(number or 0) >= len(found):
+  if not (kind or number) or not (number or '0').isdecimal() or int(number or 0) >= len(found):
     here = dict.fromkeys(kind for kind in (jax.default_backend(), 'cpu') if _devices(kind))
     names = [f'{kind}:{i}' for kind in here for i in range(len(_devices(kind)))]
     raise UserError(f'device {asked!r}: expected one of {", ".join(names)}')

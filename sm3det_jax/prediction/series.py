@@ -5,7 +5,6 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -68,25 +67,22 @@ def _opened(image, asked, passes, journals):
     raster = sources.opened(image)
     if own:
       stack.enter_context(raster)
-    over = passes(asked.tasks_of(raster, _place(image)))
+    place = georeference.read(image) if isinstance(image, (str, os.PathLike)) else None
+    over = passes(asked.tasks_of(raster, place))
     tasks = {name: c for p in over for name, c in p.tasks.items()}
-    one = scene.Scene(raster, over, image, journals(raster, image, tasks), own)
+    one = scene.Scene(raster, over, image, journals(raster, image, tasks), own, place)
     stack.pop_all()  # the scene closes it
   return one
 
 
-def _place(image: Any):
-  return georeference.read(image) if isinstance(image, (str, os.PathLike)) else None
-
-
 def _found(one):
   """{task: Result} of a finished scene."""
-  size, place, results = (one.raster.height, one.raster.width), _place(one.source), {}
+  size, results = (one.raster.height, one.raster.width), {}
   image = np.asarray(one.source) if hasattr(one.source, '__array__') else one.source
   for task, c in one.tasks.items():
     found = one.found(task)
     columns = found['boxes'], found['scores'], found['labels']
-    results[task] = Result(*columns, tuple(c.classes), task, image, size, place)
+    results[task] = Result(*columns, tuple(c.classes), task, image, size, one.place)
   return results
 
 

@@ -3,7 +3,7 @@
 import glob
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from data_pipelines import rasters
@@ -12,6 +12,7 @@ from data_pipelines.readers import files as image_files
 from sm3det_jax.results import places
 
 LIST = '.txt'  # the suffix of a file of paths
+EMPTY = 'no image: the collection is empty'
 
 
 def images(source: Any) -> tuple[bool, int | None, Iterator]:
@@ -40,7 +41,7 @@ def images(source: Any) -> tuple[bool, int | None, Iterator]:
     refuse(source)
   count = len(source) if hasattr(source, '__len__') else None
   if count == 0:
-    raise UserError('no image: the collection is empty')
+    raise UserError(EMPTY)
   return False, count, iter(source)
 
 
@@ -59,20 +60,42 @@ def opened(image: Any) -> rasters.Raster:
 
 def refuse(source: Any) -> None:
   """Raises UserError for what is no image and no collection of them by its type."""
+  remedy = '; np.asarray(image) makes an array of it' * hasattr(source, '__array_interface__')
   raise UserError(
     f'images of type {type(source).__name__}: expected a path, a glob, a folder, a text file of '
-    'paths, an array, or several in a list or generator'
+    f'paths, an array, or several in a list or generator{remedy}'
   )
 
 
-def of_paths(given: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
+def nothing(refused: Sequence[str]) -> UserError:
+  """Why nothing came of a collection, of whose images none could be used, for these reasons."""
+  if not refused:
+    return UserError(EMPTY)
+  return UserError(f'none of {len(refused)} images could be used; the first: {refused[0]}')
+
+
+def of_paths(
+  given: Iterable[str | os.PathLike], refuse: Callable | None = None
+) -> list[pathlib.Path]:
   """The files and folders that paths, globs and text files of paths stand for.
 
+  Args:
+    given: the paths, globs and text files.
+    refuse: called with what stands for nothing, and the error; by default that is raised.
+
   Raises:
-    FileNotFoundError: no such text file.
+    OSError: a text file that cannot be read.
     UserError: a glob that matches no image; a text file without a path, or that is no text.
   """
-  return [path for one in given for path in _of_path(one)]
+  found = []
+  for one in given:
+    try:
+      found += _of_path(one)
+    except (OSError, UserError) as error:
+      if refuse is None:
+        raise
+      refuse(pathlib.Path(one), error)
+  return found
 
 
 def _of_path(given):
@@ -84,7 +107,8 @@ def _of_path(given):
   found = map(pathlib.Path, sorted(glob.glob(str(given), recursive=True)))
   found = [p for p in found if p.is_file() and image_files.is_image(p.name)]
   if not found:
-    raise UserError(f'{given}: no image matches')
+    hint = '; a [ that is meant as such is written [[]' * ('[' in str(given))
+    raise UserError(f'{given}: no image matches{hint}')
   return found
 
 
