@@ -27,6 +27,7 @@ NEEDED = {
   'jax',
   'sha256',
 }  # by whoever reads it
+NMS = ('score_threshold', 'nms_iou', 'max_detections')  # what a head's last NMS does
 INPUTS = {'images': 'float32', 'shapes': 'int32'}
 OUTPUTS = ('boxes', 'scores', 'labels', 'valid')
 
@@ -54,6 +55,7 @@ def write(file: pathlib.Path, data: bytes, config: ConfigDict, task: str, **form
     'task': task,
     **{key: c.to_dict()[key] for key in KEYS if key in c},
     'strides': c.head.strides,
+    'nms': {key: c.head[key] for key in NMS},
     'pixels': INPUTS['images'],
     'inputs': INPUTS,
     'outputs': OUTPUTS,
