@@ -154,7 +154,8 @@ def _obb_suppresses(a, b, mask, threshold):
     pending, result = state
     rows = pending.argmax(0)
     hit = (iou.rotated_iou_aligned(a[rows], b) >= threshold) & pending[rows, columns]
-    return pending.at[rows, columns].set(False), result.at[rows, columns].max(hit)
+    hit |= result[rows, columns]  # not at[].max, which other runtimes have for numbers alone
+    return pending.at[rows, columns].set(False), result.at[rows, columns].set(hit)
 
   result = jnp.zeros(mask.shape, bool)
   return jax.lax.while_loop(lambda s: s[0].any(), step, (pending, result))[1]

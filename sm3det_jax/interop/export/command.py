@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   what = 'a program that jax or ONNX Runtime runs, or the parameters by their names'
   parser.add_argument('--format', required=True, choices=FORMATS, help=what)
   parser.add_argument('--out', required=True, metavar='FILE', help='FILE.json says what it is')
-  parser.add_argument('--batch', type=_batch, help='images at once, by default 1; stablehlo: or any')
+  parser.add_argument('--batch', type=_batch, help='images at once (1); any: stablehlo alone')
   platforms = 'where a stablehlo program can run: cpu,cuda,tpu, or some of these and rocm'
   parser.add_argument('--platforms', help=platforms)
   cut = 'onnx: every decoded box and its score, without the last NMS'

@@ -1,6 +1,8 @@
 """ONNX by jax2onnx, whose package asks for an older orbax-checkpoint than this project."""
 
 import contextlib
+import importlib.metadata
+import logging
 from collections.abc import Callable, Iterator
 from unittest import mock
 
@@ -15,9 +17,10 @@ from sm3det_jax.interop.export import about, program
 
 TURNS = 64  # of a loop over an axis, at most, that are computed one by one
 OPSET = 23
+SERIES = '0.17.'  # of jax2onnx, in which `_mended` reaches
 MISSING = (
-  'jax2onnx is not here; as it asks for an older orbax-checkpoint, it needs an environment of its '
-  'own: docs/export.md has the commands'
+  f'jax2onnx {SERIES}* is not here; as it asks for an older orbax-checkpoint, it needs an '
+  'environment of its own: docs/export.md has the commands'
 )
 
 
@@ -34,22 +37,25 @@ def serialised(
     cut: 'boxes': without the head's last NMS, every candidate of an image, best first.
 
   Raises:
-    UserError: jax2onnx is not installed; a batch of any size.
+    UserError: jax2onnx is not installed, or another series of it; a batch of any size.
   """
   if batch == 'any':
     raise UserError('an ONNX model is for a fixed number of images: --batch=4')
   try:
     import jax2onnx  # no part of this project's environment
-  except ImportError as error:
-    raise UserError(MISSING) from error
+
+    found = importlib.metadata.version('jax2onnx')
+  except ImportError:
+    found = ''
+  if not found.startswith(SERIES):
+    raise UserError(MISSING)
   config = copied(config)
   config.moe.implementation = 'dense'  # every expert on every token: no loop with a traced end
-  if cut:
-    config.tasks[task].head.nms_iou = None
+  detect = program.detection(config, task, nms=cut is None)
   arguments = program.arguments(config, task, batch)
   with _mended():
     model = jax2onnx.to_onnx(
-      _primitives(program.detection(config, task), jax.device_get(variables), arguments),
+      _primitives(detect, jax.device_get(variables), arguments),
       list(arguments),
       model_name=f'sm3det_{task}',
       opset=OPSET,
@@ -61,7 +67,7 @@ def serialised(
 
 @contextlib.contextmanager
 def _mended() -> Iterator[None]:
-  """jax2onnx 0.17 without two flaws.
+  """jax2onnx without two flaws, and without its remarks, which help no user.
 
   For every equation it looks for its results among the outputs of all nodes so far, which takes
   minutes for thousands; a value knows its node. And its `jnp.cumsum` remains when it is done.
@@ -75,7 +81,12 @@ def _mended() -> Iterator[None]:
     mock.patch.object(output_binding, name, connected),
     mock.patch.object(jnp, 'cumsum', jnp.cumsum),
   ):
-    yield
+    quiet = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+      yield
+    finally:
+      logging.disable(quiet)
 
 
 def _primitives(detect: Callable, variables: dict, arguments: tuple) -> Callable:
