@@ -6,8 +6,8 @@
 
 Arguments, all optional:
 
-    backbone   convnext, van, lsknet, pvt_v2, swin
-    size       T, S, B, and L of ConvNeXt and Swin
+    backbone   convnext, van, lsknet, pvt_v2, swin, swin_v2
+    size       T, S, B, and L of ConvNeXt and the two Swins
     sar        gfl, retinanet, faster_rcnn, cascade_rcnn
     rgb, ifr   oriented_rcnn, roi_transformer, s2anet; ifr is by default as rgb
     experts    number of experts; 0 = the backbone's own (6 for ConvNeXt-L, as its 770 M parameters say)

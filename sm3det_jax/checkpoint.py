@@ -22,9 +22,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from data_pipelines.atomic import write_atomically
 from data_pipelines.errors import UserError
 from sm3det_jax import sharding
-from sm3det_jax.atomic import write_atomically
 from sm3det_jax.config import complete, files
 
 # What a run may change when it goes on: it alters neither parameters nor the order of samples.

@@ -15,11 +15,13 @@ import sys
 from data_pipelines import dataset_command, errors, prepare_command
 from data_pipelines.errors import UserError
 from data_pipelines.scenes import large
-from sm3det_jax import __version__, bench, compilation_cache, config, predict_command
+from sm3det_jax import __version__, bench, compilation_cache, config
 from sm3det_jax.analysis.doctor import command as doctor_command
+from sm3det_jax.config import command_line
 from sm3det_jax.interop import command as weights_command
 from sm3det_jax.interop import known_weights
 from sm3det_jax.interop.export import command as export_command
+from sm3det_jax.prediction import command as prediction_command
 
 WORKDIR = 'folder of the run: config, checkpoints, logs and results'
 
@@ -80,24 +82,6 @@ def _joined(argv):
   return joined
 
 
-def _count(text):
-  if not (text.isdigit() and int(text)):
-    raise argparse.ArgumentTypeError(f'{text!r}: expected a whole number from 1 on')
-  return int(text)
-
-
-def _size(text):
-  if not re.fullmatch('[1-9][0-9]*x[1-9][0-9]*', text):
-    raise argparse.ArgumentTypeError(f'{text!r}: expected HxW, such as 800x800')
-  return tuple(map(int, text.split('x')))
-
-
-def _mesh(text):
-  if not re.fullmatch(r'\w+:[1-9][0-9]*(,\w+:[1-9][0-9]*)*', text):
-    raise argparse.ArgumentTypeError(f'{text!r}: expected sizes of axes, as data:64,expert:4')
-  return {name: int(size) for name, size in (axis.split(':') for axis in text.split(','))}
-
-
 def _parser():
   parser = _Parser('sm3det', description='SM3Det: one detector, any sensor.')
   parser.add_argument('--version', action='version', version=f'sm3det {__version__}')
@@ -112,7 +96,7 @@ def _parser():
 
   p = verb('quickstart', _quickstart, 'train a small SM3Det on drawn scenes and evaluate it', True)
   p.set_defaults(workdir='sm3det_quickstart')
-  p.add_argument('--steps', type=_count, help='training steps, instead of the config’s')
+  p.add_argument('--steps', type=command_line.count, help='training steps, instead of the config’s')
 
   run = lambda args: print(prepare_command.show(args))
   p = verb('prepare', run, 'turn a data set into what training reads', workdir=False)
@@ -131,19 +115,22 @@ def _parser():
   verb('train', _train, 'train, or go on with a run; --config.a.b=c changes a value', True)
 
   p = verb('evaluate', _evaluate, 'score a run on all its tasks', True)
+  command_line.add_tta(p)
   p.add_argument('--split', help='of every task, instead of its test split')
   p.add_argument('--out', help='folder of the results; by default the workdir')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
-  run = predict_command.run
-  predict_command.add_arguments(verb('predict', run, 'detect objects in images'))
+  run = prediction_command.run
+  prediction_command.add_arguments(verb('predict', run, 'detect objects in images'))
 
   p = verb('routing', _routing, 'which experts each modality uses, as JSON and a figure', True)
   p.add_argument('--split', help='of every task, instead of its test split')
   p.add_argument('--out', help='folder of the results; by default WORKDIR/routing')
 
   p = verb('account', _account, 'parameters and multiply-accumulates, by part', True, workdir=False)
-  p.add_argument('--size', type=_size, help='HxW of the image; by default each task’s own')
+  p.add_argument(
+    '--size', type=command_line.size, help='HxW of the image; by default each task’s own'
+  )
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
   what = 'the weights that others publish: config, file, source, the paper’s numbers'
@@ -158,18 +145,14 @@ def _parser():
   p = verb('compile', _compile, what, True, workdir=False)
   p.add_argument('--topology', required=True, help='kind and shape, such as v5e:16x16 or v5p:8x8x8')
   axes = 'such as data:64,expert:4; by default config.mesh'
-  p.add_argument('--mesh', type=_mesh, default={}, help=axes)
+  p.add_argument('--mesh', type=command_line.mesh, default={}, help=axes)
   saved = 'also compile without remat and zero1: what they save'
   p.add_argument('--saved', action='store_true', help=saved)
   p.add_argument('--quick', action='store_true', help='with least effort: a fraction of the time')
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
 
   p = verb('bench', _bench, 'measure a speed, or whether a model learns', True, workdir=False)
-  found = bench.names()
-  what = '; '.join(f'{name}: {text}' for name, text in found.items()).replace('%', '%%')
-  p.add_argument('name', choices=found, help=what)
-  p.add_argument('--steps', type=_count, help='to time, or to train for')
-  p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
+  bench.add_arguments(p)
   return parser
 
 
@@ -213,17 +196,17 @@ def _train(args):
 def _evaluate(args):
   import rich
 
-  from sm3det_jax import checkpoint, evaluate, sharding
+  from sm3det_jax import checkpoint, evaluate, sharding, tta
   from sm3det_jax.metrics import table
 
+  augmentation = tta.parse(args.tta, args.tta_merge)
   sharding.start_processes()
   c = config.override(checkpoint.load_config(args.workdir), args.overrides)
   mesh = sharding.evaluation_mesh(c.mesh)
   out = _folder(args.out or args.workdir)
   _, variables = checkpoint.restore_for_inference(args.workdir, mesh)
-  metrics = evaluate.evaluate(
-    c, variables, mesh=mesh, split=args.split, out_dir=out, progress=not args.json
-  )
+  options = dict(split=args.split, out_dir=out, augmentation=augmentation)
+  metrics = evaluate.evaluate(c, variables, mesh=mesh, progress=not args.json, **options)
   rich.print(table.render(metrics), file=sys.stderr if args.json else sys.stdout)
   if args.json:
     print(json.dumps(metrics))
@@ -261,9 +244,7 @@ def _compile(args):
 
 
 def _bench(args):
-  c = config.load(args.overrides)
-  measure = bench.load(args.name)
-  result = measure(c) if args.steps is None else measure(c, args.steps)
+  result = bench.run(args)
   if args.json:
     print(json.dumps(result))
   else:

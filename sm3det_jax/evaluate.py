@@ -21,10 +21,10 @@ from data_pipelines import mixture
 from data_pipelines import objects as objects_lib
 from data_pipelines.errors import UserError
 from data_pipelines.task import Task
-from sm3det_jax import logs, preprocess, sharding
+from sm3det_jax import logs, preprocess, sharding, tta
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import M2Det, build
-from sm3det_jax.inference import detect_step, own_labels, reconstruct_step, to_image
+from sm3det_jax.inference import own_labels, reconstruct_step, to_image
 from sm3det_jax.metrics import Result, coco, dota, merge, table
 from sm3det_jax.metrics import pictures as similarity
 from sm3det_jax.viz import draw, figures
@@ -47,6 +47,7 @@ def evaluate(
   protocols: tuple[str, ...] = PROTOCOLS,
   batch_size: int = 8,
   pictures: int = PICTURES,
+  augmentation: tta.Augmentation | None = None,
   progress: bool = False,
 ) -> dict:
   """Detects in every image of every task and scores what is found.
@@ -67,11 +68,13 @@ def evaluate(
       `protocols`.
     batch_size: windows at once, rounded up to as many for each device.
     pictures: of each task.
+    augmentation: of `tta.parse`: detects in views of every window too; tasks of images have none.
     progress: show a bar, on a terminal.
 
   Returns:
     What metrics.json holds: {'tasks': {task: {'map', 'map50', 'map75', 'classes': {..}, ..}},
-    'overall': {'map', 'map50', 'map75'}, 'h_map'}; AP in 0..1.
+    'overall': {'map', 'map50', 'map75'}, 'h_map'}; AP in 0..1. With an augmentation, its 'tta' too:
+    {'views', 'merge'}.
 
   Raises:
     UserError: an unknown protocol; a data set that does not fit its task.
@@ -96,7 +99,7 @@ def evaluate(
       batches = rich.progress.track(
         batches, f'evaluate {name}', -(-total // batch_size), console=console
       )
-    evaluator = EVALUATORS[c.kind](detector, config, name, tuple(protocols))
+    evaluator = EVALUATORS[c.kind](detector, config, name, tuple(protocols), augmentation)
     windows, examples = _windows(evaluator, name, variables, mesh, batches, total, pictures)
     summaries[name] = evaluator.score(windows, data) | {'windows': total}
     if out:
@@ -104,6 +107,8 @@ def evaluate(
       for k, picture in enumerate(examples):
         draw.save(out / 'pictures' / f'{name}_{k}.png', picture)
   metrics = table.combine(summaries)
+  if augmentation:
+    metrics['tta'] = {'views': augmentation.text, 'merge': augmentation.merge}
   if out:
     table.write(metrics, out / 'metrics.json')
     if curves:
@@ -149,9 +154,10 @@ class Boxes:
   `score` over all windows; `write`, further files and curves.
   """
 
-  def __init__(self, model: Any, config: ConfigDict, task: str, protocols: tuple[str, ...]):
+  def __init__(self, model: Any, config: ConfigDict, task: str, protocols, augmentation=None):
     self.task, self.config, self.protocols = task, config.tasks[task], protocols
-    self.step, self.own = detect_step(model, config, task), own_labels(config, task)
+    self.step = tta.detect_step(model, config, task, augmentation)
+    self.own = own_labels(config, task)
 
   def seen(self, found: Any, row: int, batch: dict, window: dict) -> dict:
     """`window` (`id`, `offset`, `truth`) with its detections in the pixels of the whole image."""
@@ -196,7 +202,7 @@ class Boxes:
 class Pictures:
   """Evaluates a task of images: what the model makes of them, by PSNR and SSIM of every window."""
 
-  def __init__(self, model: Any, config: ConfigDict, task: str, protocols: tuple[str, ...]):
+  def __init__(self, model: Any, config: ConfigDict, task: str, protocols, augmentation=None):
     self.step, self.config = reconstruct_step(model, config, task), config.tasks[task]
 
   def seen(self, found: Any, row: int, batch: dict, window: dict) -> dict:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
-from sm3det_jax.atomic import write_atomically
+from data_pipelines.atomic import write_atomically
 
 KINDS = {  # of a step's metrics {kind: {name: value}}: what a window of steps has of them
   'mean': np.mean,

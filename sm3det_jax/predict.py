@@ -13,11 +13,12 @@ import numpy as np
 
 from data_pipelines import errors, radiometry, rasters, transforms
 from data_pipelines.errors import UserError
-from sm3det_jax import compilation_cache, journal, preprocess, selection, series, sharding, sources
+from sm3det_jax import compilation_cache, preprocess, sharding
 from sm3det_jax.config import ConfigDict, copied
-from sm3det_jax.inference import Pass, detect_step, own_labels
+from sm3det_jax.inference import Pass, own_labels
 from sm3det_jax.interop.export import reader
-from sm3det_jax.result_files import Folder
+from sm3det_jax.prediction import journal, selection, series, sources
+from sm3det_jax.prediction.result_files import Folder
 from sm3det_jax.results import Result
 from sm3det_jax.viz import draw
 
@@ -33,6 +34,7 @@ class Detector:
     config: of its training run.
     variables: Flax dict.
     device: where to compute, as for `predict`; by default where the variables are.
+    augmentation: of `tta.parse`: detects in views of every window too.
     steps: task -> what `inference.detect_step` gives; by default made of the config.
 
   Attributes:
@@ -45,9 +47,10 @@ class Detector:
     config: ConfigDict,
     variables: dict,
     device: str | int | None = None,
+    augmentation: Any = None,
     steps: Callable | None = None,
   ):
-    self.config, self.variables = config, variables
+    self.config, self.variables, self.augmentation = config, variables, augmentation
     self.tasks = tuple(config.tasks)
     model = config
     if device is not None:
@@ -59,11 +62,14 @@ class Detector:
     self._elsewhere = {}  # device -> this detector there
     # of a task, or a tuple of those of one pass, what `inference.detect_step` gives
     self._made = steps
-    self._steps = functools.cache(steps or functools.partial(detect_step, build(model), config))
+    self._steps = functools.cache(steps or _steps_of(model, config, augmentation))
 
   @classmethod
   def from_checkpoint(
-    cls, workdir: str | os.PathLike, device: str | int | None = None
+    cls,
+    workdir: str | os.PathLike,
+    device: str | int | None = None,
+    augmentation: Any = None,
   ) -> 'Detector':
     """The newest checkpoint of a training run.
 
@@ -77,9 +83,9 @@ class Detector:
 
     compilation_cache.enable()
     if device is None:
-      return cls(*checkpoint.restore_for_inference(workdir))
+      return cls(*checkpoint.restore_for_inference(workdir), augmentation=augmentation)
     mesh = sharding.make_mesh({'data': 1, 'expert': 1}, [selection.device(device)])
-    return cls(*checkpoint.restore_for_inference(workdir, mesh), device)
+    return cls(*checkpoint.restore_for_inference(workdir, mesh), device, augmentation)
 
   @classmethod
   def from_export(cls, file: str | os.PathLike, device: str | int | None = None) -> 'Detector':
@@ -94,7 +100,7 @@ class Detector:
     """
     compilation_cache.enable()
     config, variables, steps = reader.load(file)
-    return cls(config, variables, device, steps)
+    return cls(config, variables, device, steps=steps)
 
   def prepare(self, image, task: str) -> np.ndarray:
     """The image [H, W, bands] as the task's model takes it; raises what `predict` says."""
@@ -192,13 +198,14 @@ class Detector:
 
   def _on(self, device):
     if device not in self._elsewhere:
-      self._elsewhere[device] = Detector(self.config, self.variables, device, self._made)
+      again = self.augmentation, self._made
+      self._elsewhere[device] = Detector(self.config, self.variables, device, *again)
     return self._elsewhere[device]
 
   def key(self, *asked) -> str:
     """What detections depend on: the model and what is asked for, as for `journal.key`."""
     setting = json.dumps(self.config.to_dict(), sort_keys=True)
-    return journal.key(self._fingerprint, setting, *asked)
+    return journal.key(self._fingerprint, setting, self.augmentation, *asked)
 
   @functools.cached_property
   def _fingerprint(self):
@@ -230,11 +237,17 @@ class Detector:
     return picture
 
 
-def build(config):
+def build(config: ConfigDict) -> Any:
   """As `detector.build`."""
-  from sm3det_jax import detector  # lazily: an exported model does without
+  from sm3det_jax import detector  # lazily, as tta: an exported model does without
 
   return detector.build(config)
+
+
+def _steps_of(model, config, augmentation):
+  from sm3det_jax import tta
+
+  return functools.partial(tta.detect_step, build(model), config, augmentation=augmentation)
 
 
 def predict(
@@ -246,6 +259,7 @@ def predict(
   save: Sequence[str] = (),
   resume: bool = False,
   device: str | int | None = None,
+  augmentation: Any = None,
 ) -> list[str]:
   """Writes `<name>_detections.png` and `<name>_detections.json` of every image into `out`.
 
@@ -256,6 +270,7 @@ def predict(
   Args:
     workdir: of a training run.
     task, score_threshold, device: as `Detector.predict` takes them.
+    augmentation: as `Detector` takes it.
     images: files, folders whose image files are meant, globs, text files of paths.
     out: folder, made if absent.
     save: further formats, of `results.formats.FORMATS`: `<name>_detections.geojson` and so on.
@@ -271,7 +286,7 @@ def predict(
     UserError: as `Detector.predict`; an unknown format; no image at all.
     FileNotFoundError: no run or no checkpoint in `workdir`.
   """
-  detector = Detector.from_checkpoint(workdir, device)
+  detector = Detector.from_checkpoint(workdir, device, augmentation)
   asked = selection.Asked(detector.config, task, score_threshold)
   key = functools.partial(detector.key, task, score_threshold)
   with Folder(out, images, save, asked.several, key, resume) as folder:

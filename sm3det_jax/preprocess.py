@@ -81,8 +81,11 @@ def normalise(
   """
   bands = jnp.asarray([mean, std], float)[:, None, None, None]  # [2, 1, 1, 1, C]
   images = (images.astype(float) - bands[0]) / bands[1]
-  if shapes is None:
-    return images
+  return images if shapes is None else zero_padding(images, shapes)
+
+
+def zero_padding(images: jax.Array, shapes: jax.Array) -> jax.Array:
+  """Images [B, H, W, C] with 0 outside of their `shapes` [B, 2] (height, width)."""
   rows, columns = (jnp.arange(n, dtype=shapes.dtype)[None] for n in images.shape[1:3])
   inside = (rows < shapes[:, :1])[:, :, None] & (columns < shapes[:, 1:])[:, None]  # [B, H, W]
   return jnp.where(inside[..., None], images, 0)

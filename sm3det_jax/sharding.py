@@ -1,10 +1,13 @@
 """The device mesh, and which axis of which array lies on it.
 
-The mesh has two axes. Images are spread over both, `('data', 'expert')`; expert weights over
-`expert`; all else is replicated. With `expert=1`, the default, this is plain data parallelism.
+The mesh has up to three axes. Images are spread over all of them, `('data', 'expert', 'model')`;
+expert weights over `expert`, the hidden channels of FFNs that are or stand beside experts over
+`model`; all else is replicated. With `expert=1` and `model=1`, the defaults, this is plain data
+parallelism. A mesh without the axis `model` is one of `model=1`.
 """
 
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,11 +19,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import UserError
 
-AXES = ('data', 'expert')
+AXES = ('data', 'expert', 'model')
 # Of the whole training state: optimizer moments and averages carry the names of their parameters.
+# An axis that the mesh lacks, or that does not divide, cuts nothing; one that stands twice cuts the
+# first that it divides: specialised experts are [modality, expert, ..].
 RULES = (
-  (r'(.*/)?experts_\w+', PartitionSpec('expert')),  # leading axis: the experts
-  ('.*', PartitionSpec()),
+  (r'(.*/)?(experts_|coll\.)w1', ('expert', None, 'model')),
+  (r'(.*/)?(experts_|coll\.)(b1|w2)', ('expert', 'model')),
+  (r'(.*/)?(experts_\w+|coll\.b2)', ('expert',)),
+  (r'(.*/)?spec\.w1', ('expert', 'expert', None, 'model')),
+  (r'(.*/)?spec\.(b1|w2)', ('expert', 'expert', 'model')),
+  (r'(.*/)?spec\.b2', ('expert', 'expert')),
+  (r'(.*/)?shared\.w1', (None, 'model')),
+  (r'(.*/)?shared\.(b1|w2)', ('model',)),
+  ('.*', ()),
 )
 REFUSED = object()  # of leaves that no rule matches
 
@@ -66,46 +78,62 @@ def make_mesh(mesh: Mapping[str, int], devices: Sequence[jax.Device] | None = No
   """The mesh that `config.mesh` describes.
 
   Args:
-    mesh: {'data': n, 'expert': m}; a `data` of -1 takes all devices that `expert` leaves.
+    mesh: {'data': n, 'expert': m, 'model': k}, 1 where there is no `model`; a `data` of -1 takes
+      all devices that the others leave.
     devices: those to use; default all. With fewer asked for than there are, the first ones.
 
   Returns:
-    A mesh with Auto axes ('data', 'expert').
+    A mesh with Auto axes ('data', 'expert') and, unless it is 1, 'model'.
 
   Raises:
     UserError: sizes that the number of devices does not hold.
   """
   devices = list(jax.devices() if devices is None else devices)
-  data, expert, have = mesh['data'], mesh['expert'], len(devices)
-  if expert < 1 or data < 1 and data != -1:
-    raise UserError(f'config.mesh: {data=}, {expert=}; sizes are at least 1 (data=-1: the rest)')
-  if data == -1 and have % expert:
-    raise UserError(f'config.mesh: {expert=} does not divide the {have} devices')
-  data = have // expert if data == -1 else data
-  if data * expert > have:
+  sizes, have = _sizes(mesh), len(devices)
+  rest = {axis: n for axis, n in sizes.items() if axis != 'data'}
+  if min(rest.values()) < 1 or sizes['data'] < 1 and sizes['data'] != -1:
+    given = ', '.join(f'{axis}={n}' for axis, n in sizes.items())
+    raise UserError(f'config.mesh: {given}; sizes are at least 1 (data=-1: the rest)')
+  each = math.prod(rest.values())
+  if sizes['data'] == -1 and have % each:
+    given = ' x '.join(f'{axis}={n}' for axis, n in rest.items())
+    raise UserError(f'config.mesh: {given} does not divide the {have} devices')
+  sizes['data'] = have // each if sizes['data'] == -1 else sizes['data']
+  want, text = sizes['data'] * each, _text(sizes)
+  if want > have:
+    raise UserError(f'config.mesh: {text} = {want} devices, there are {have}')
+  if want < have and jax.process_count() > 1:
     raise UserError(
-      f'config.mesh: data {data} x expert {expert} = {data * expert} devices, there are {have}'
+      f'config.mesh: {text} = {want} devices, but the {jax.process_count()} processes have {have} '
+      'and all of them must take part'
     )
-  if data * expert < have and jax.process_count() > 1:
-    raise UserError(
-      f'config.mesh: data {data} x expert {expert} = {data * expert} devices, but the '
-      f'{jax.process_count()} processes have {have} and all of them must take part'
-    )
-  if data * expert < have:
-    logger.warning('config.mesh leaves %d of %d devices idle', have - data * expert, have)
+  if want < have:
+    logger.warning('config.mesh leaves %d of %d devices idle', have - want, have)
   # on v6e and v5p `expert` may be a part of a side of the torus
   grid = mesh_utils.create_device_mesh(
-    (data, expert), devices[: data * expert], allow_split_physical_axes=True
+    tuple(sizes.values()), devices[:want], allow_split_physical_axes=True
   )
-  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
+  return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def _sizes(mesh):
+  """{axis: size} of `config.mesh`, without `model` where that is 1."""
+  sizes, model = {'data': mesh['data'], 'expert': mesh['expert']}, mesh.get('model', 1)
+  return sizes if model == 1 else {**sizes, 'model': model}
+
+
+def _text(sizes):
+  return ' x '.join(f'{axis} {n}' for axis, n in sizes.items())
 
 
 def evaluation_mesh(mesh: Mapping[str, int]) -> Mesh:
   """`make_mesh`, or all devices where a run's `config.mesh` is of another number of them."""
-  have, data, expert = jax.device_count(), mesh['data'], mesh['expert']
-  fits = data * expert == have or 0 < data * expert < have and jax.process_count() == 1
-  rest = {'data': -1, 'expert': expert if have % expert == 0 else 1}
-  return make_mesh(mesh if fits else rest)
+  have, sizes = jax.device_count(), _sizes(mesh)
+  data = sizes.pop('data')
+  each = math.prod(sizes.values())
+  fits = data * each == have or 0 < data * each < have and jax.process_count() == 1
+  rest = sizes if have % each == 0 else {'expert': 1}
+  return make_mesh(mesh if fits else {'data': -1, **rest})
 
 
 def check_mesh(config: Any, mesh: Mesh) -> None:
@@ -113,7 +141,6 @@ def check_mesh(config: Any, mesh: Mesh) -> None:
 
   The smallest batch is one group of images a device, so that no device ever lacks a task.
   """
-  data, expert = (mesh.shape[axis] for axis in AXES)
   ratios = [task.ratio for task in config.tasks.values()]
   group, micro = sum(ratios), config.optim.accumulate
   groups = config.batch_size // micro // group
@@ -122,12 +149,12 @@ def check_mesh(config: Any, mesh: Mesh) -> None:
     each = f', of which each of {micro} micro-batches has' if micro > 1 else ' is'
     raise UserError(
       f'config.batch_size={config.batch_size}{each} {groups} group(s) of '
-      f'{" + ".join(map(str, ratios))} = {group} images, which {mesh.size} devices (data {data} x '
-      f'expert {expert}) cannot share: each needs whole groups, so the batch is a multiple of '
+      f'{" + ".join(map(str, ratios))} = {group} images, which {mesh.size} devices '
+      f'({_text(mesh.shape)}) cannot share: each needs whole groups, so the batch is a multiple of '
       f'{f"{micro} x " if micro > 1 else ""}{mesh.size} x {group} = {micro * mesh.size * group}, '
       f'such as {nearest}'
     )
-  experts = config.moe.num_experts
+  experts, expert = config.moe.num_experts, mesh.shape['expert']
   if any(config.moe.blocks) and experts % expert:
     sizes = [n for n in range(1, experts + 1) if experts % n == 0]
     raise UserError(
@@ -141,7 +168,7 @@ def batch_sharding(mesh: Mesh, micro_batches: int = 1) -> NamedSharding:
 
   They are axis 0, and axis 1 behind that of several micro-batches (`optim.accumulate`).
   """
-  return NamedSharding(mesh, PartitionSpec(*[None] * (micro_batches > 1), AXES))
+  return NamedSharding(mesh, PartitionSpec(*[None] * (micro_batches > 1), mesh.axis_names))
 
 
 def put_batch(batch: Any, mesh: Mesh, micro_batches: int = 1) -> Any:
@@ -171,18 +198,31 @@ def tree_sharding(mesh: Mesh, tree: Any, rules: Sequence | None = None) -> Any:
   Args:
     mesh: from `make_mesh`.
     tree: arrays or `jax.ShapeDtypeStruct`s.
-    rules: (regex, PartitionSpec) pairs, the first that matches counts. By default `RULES`, which
-      describe all models: one that finds nothing, as that of experts in a dense model, is fine.
+    rules: (regex, mesh axis or None for each axis of an array) pairs, the first that matches
+      counts. By default `RULES`, which describe all models: one that finds nothing, as that of
+      experts in a dense model, is fine.
 
   Raises:
     UserError: as `match`.
   """
   specs = match(tree, RULES, all_used=False) if rules is None else match(tree, rules)
-  return jax.tree.map(
-    lambda spec: NamedSharding(mesh, spec),
-    specs,
-    is_leaf=lambda x: isinstance(x, PartitionSpec),
-  )
+  leaves, form = jax.tree.flatten(tree)
+  where = [
+    NamedSharding(mesh, _fitting(mesh, spec, array.shape))
+    for spec, array in zip(form.flatten_up_to(specs), leaves, strict=True)
+  ]
+  return form.unflatten(where)
+
+
+def _fitting(mesh, spec, shape):
+  """A rule's axes, each where it divides a side of the array."""
+  found = []
+  for axis, side in zip(spec, shape, strict=False):
+    free = axis in mesh.axis_names and axis not in found
+    found.append(axis if free and side % mesh.shape[axis] == 0 else None)
+  while found and found[-1] is None:
+    found.pop()
+  return PartitionSpec(*found)
 
 
 def spread(mesh: Mesh, shardings: Any, like: Any) -> Any:

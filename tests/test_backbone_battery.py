@@ -21,7 +21,7 @@ from sm3det_jax.interop import layouts
 TASKS = ('a', 'b')
 
 
-LONG = {'lsknet', 'pvt_v2', 'swin', 'van'}  # to compile
+LONG = {'lsknet', 'pvt_v2', 'swin', 'swin_v2', 'van'}  # to compile
 each = pytest.mark.parametrize('kind', BACKBONES)
 each_slowly = pytest.mark.parametrize(
   'kind', [pytest.param(k, marks=pytest.mark.slow) if k in LONG else k for k in BACKBONES]
@@ -32,8 +32,8 @@ def small(c, kind, **changes):
   """Puts a backbone of four stages of one block into a config, MoE in the last two."""
   config_lib.use_backbone(c, kind)
   sizes = dict(depths=(1,) * 4, channels=(8, 8, 16, 16), heads=(1, 2, 2, 2), window=4,
-               mlp_ratios=(2.0,) * 4, reductions=(2, 2, 1, 1), drop_path_rate=0.0,
-               drop_rate=0.0, layer_scale=1.0)  # fmt: skip
+               windows=(4,) * 4, mlp_ratios=(2.0,) * 4, reductions=(2, 2, 1, 1),
+               drop_path_rate=0.0, drop_rate=0.0, layer_scale=1.0)  # fmt: skip
   c.backbone.update({k: v for k, v in (sizes | changes).items() if k in c.backbone})
   c.moe.update(blocks=((), (), (0,), (0,)), num_experts=4)
   c.remat = changes.get('remat', ())

@@ -28,7 +28,7 @@ def tiny(kind, **changes):
   c.moe.update(blocks=((), (0,)), num_experts=4)
   c.backbone.update(depths=(1, 2), channels=(8, 16))
   small = dict(mlp_ratios=(2.0, 2.0), heads=(1, 2), reductions=(2, 1), fc2_blocks=((), (0, 1)),
-               window=3, layer_scale=0.5, drop_rate=0.0)  # fmt: skip
+               window=3, windows=(3, 3), layer_scale=0.5, drop_rate=0.0)  # fmt: skip
   c.backbone.update({k: v for k, v in small.items() if k in c.backbone})
   c.backbone.update(changes)
   return c
@@ -95,6 +95,10 @@ def test_constructors_refuse_what_they_do_not_know():
     ('van', {'backbone.fc2_blocks': ((0,),)}, 'fc2_blocks has 1 stages'),
     ('convnext', {'backbone.grn': True}, 'experts have no GRN'),
     ('swin', {'backbone.squad': ('ffn', 'conv3x3', 'conv5x5')}, 'num_experts=8 .*multiple.* 3'),
+    ('swin_v2', {'backbone.windows': (8, 8)}, 'config.backbone.windows has 2 stages'),
+    ('swin_v2', {'backbone.gelu': 'tanh'}, "gelu='tanh': experts have 'erf'"),
+    ('swin_v2', {'backbone.output_norms': 'none'}, "output_norms='none': expected 'all' or 'last'"),
+    ('swin_v2', {'backbone.epsilons': (1e-5, 1e-5)}, 'epsilons=.*expected 4 numbers'),
     ('swin', {'backbone.squad': ('ffn', 'conv7x7')}, 'conv7x7.*expected'),
   ],
 )
@@ -266,6 +270,9 @@ PUBLISHED = {  # M parameters with ImageNet's classifier, and to how many: paper
   ('swin', 'T'): (28.29, 0.01),
   ('swin', 'S'): (49.61, 0.01),
   ('swin', 'B'): (87.77, 0.01),
+  ('swin_v2', 'T'): (28.35, 0.01),
+  ('swin_v2', 'S'): (49.73, 0.01),
+  ('swin_v2', 'B'): (87.92, 0.01),
   ('convnext', 'T'): (28.59, 0.01),
   ('convnext', 'L'): (197.77, 0.01),
 }

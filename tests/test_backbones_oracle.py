@@ -1,15 +1,17 @@
-"""Dense PVT-v2 and Swin against `transformers`, which is no dependency: skipped where it is absent.
+"""Dense PVT-v2 and both Swins against `transformers`, no dependency: skipped where it is absent.
 
 pip install torch transformers && pytest -m slow tests/test_backbones_oracle.py
 """
 
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sm3det_jax.interop import official
+from sm3det_jax import backbones
+from sm3det_jax.interop import official, ringmoe
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore')]
 STAGES = ['stage1', 'stage2', 'stage3', 'stage4']
@@ -35,6 +37,27 @@ SWIN = (  # to the names of its own repository
   (r'o_proj', 'proj'),
   (r'layernorm_before', 'norm1'),
   (r'layernorm_after', 'norm2'),
+)
+SWIN_V2 = (  # to RingMoE's
+  (r'embeddings\.patch_embeddings\.projection', 'patch_embed.0'),
+  (r'embeddings\.norm', 'patch_embed.0.norm'),
+  (r'encoder\.layers\.(\d)\.', r's\1.'),
+  (r'blocks\.(\d)\.', r'b\1.'),
+  (r'attention\.self\.', 'attn.'),
+  (r'attention\.output\.dense', 'attn.proj'),
+  (r'attn\.(q|k|v)\w+\.', r'attn.\1.'),
+  (r'continuous_position_bias_mlp\.0\.weight', 'cpb.w1'),
+  (r'continuous_position_bias_mlp\.0\.bias', 'cpb.b1'),
+  (r'continuous_position_bias_mlp\.2\.weight', 'cpb.w2'),
+  (r'intermediate\.dense\.(w|b)\w+', r'ffn.\g<1>1'),
+  (r'output\.dense\.(w|b)\w+', r'ffn.\g<1>2'),
+  (r'layernorm_before', 'norm1'),
+  (r'layernorm_after', 'norm2'),
+  (r'downsample\.reduction', 'merge'),
+  (r'downsample\.norm', 'merge.norm'),
+  (r'norm(\d?)\.weight', r'norm\1.g'),
+  (r'\.weight', '.w'),
+  (r'\.bias', '.b'),
 )
 
 
@@ -103,3 +126,30 @@ def test_swin():
     type='SwinTransformer_MoE', embed_dims=12, depths=depths, num_heads=heads, window_size=4
   )
   compare(arguments, state, images, want)
+
+
+def test_swin_v2():
+  """Maps that neither windows nor merging divide; its backbone has no last norm.
+
+  It takes maps for halves rounded down, none of which is a window here.
+  """
+  transformers = pytest.importorskip('transformers', reason='needs torch and transformers')
+  depths, heads = [2, 2, 2], [2, 2, 4]
+  config = transformers.Swinv2Config(
+    embed_dim=8, depths=depths, num_heads=heads, window_size=3, image_size=[68, 84],
+    out_features=STAGES[:3],
+  )  # fmt: skip
+  images = np.random.default_rng(0).normal(size=(2, 68, 84, 3)).astype(np.float32)
+  state, want = run(transformers.Swinv2Backbone(config), SWIN_V2, images)
+  for name in state:
+    if name.endswith('logit_scale'):
+      state[name] = state[name].ravel()
+    elif re.search(r'ffn\.w', name):
+      state[name] = state[name].T
+  ours = ringmoe.config(dict(image=68, embed=8, depths=depths, heads=heads, window=3, ratio=4))
+  state |= {'norm.g': np.ones(32, np.float32), 'norm.b': np.zeros(32, np.float32)}
+  params = ringmoe.from_state_dict(state, ours)['params']['backbone']
+  module = backbones.build(ours, ours.tasks)
+  taps = jax.jit(module.apply)({'params': params}, {'opt': jnp.asarray(images)}).taps['opt']
+  for i, stage in enumerate(want):
+    assert np.abs(taps[f'stage{i}'] - stage).max() < 3e-5 * np.abs(stage).max()

@@ -77,13 +77,31 @@ def test_a_benchmark_is_found_by_its_file(tmp_path, monkeypatch, capsys):
     'def measure(config, steps=3):\n  return {"steps": steps, "batch": config.batch_size}\n'
   )
   monkeypatch.setattr(bench, '__path__', [*bench.__path__, str(tmp_path)])
-  assert set(bench.names()) == {'train_step', 'overfit', 'predict', 'first_batch'}
+  assert set(bench.names()) == {'train_step', 'overfit', 'predict', 'tta', 'first_batch'}
   assert bench.names()['train_step'].startswith('how long')
   with pytest.raises(SystemExit):
     run('bench', '--help')
   assert 'first_batch: 100 % of nothing.' in ' '.join(capsys.readouterr().out.split())
   assert run('bench', 'first_batch', '--config=quickstart', '--steps=2', '--json') == 0
   assert json.loads(capsys.readouterr().out) == {'steps': 2, 'batch': 6}
+
+
+@pytest.mark.slow
+def test_views_are_evaluated_and_measured(tiny_run, tmp_path, monkeypatch, capsys):
+  views = '--tta=flips', '--tta_merge=nms'
+  assert run('evaluate', '--workdir', tiny_run, '--out', tmp_path, *views) == 0
+  metrics = json.loads((tmp_path / 'metrics.json').read_text())
+  assert metrics['tta'] == {'views': 'flips', 'merge': 'nms'}
+  monkeypatch.setattr('sm3det_jax.bench.tta.VIEWS', ('flips',))
+  capsys.readouterr()
+  assert run('bench', 'tta', '--workdir', tiny_run, '--json') == 0
+  result = json.loads(capsys.readouterr().out.splitlines()[-1])
+  names = [f'{what} {how}' for what in ('map50', 'map50/sar', 'map50/rgb', 'map50/ifr', 'time')
+           for how in ('none', 'flips nms', 'flips wbf')]  # fmt: skip
+  assert set(result) == set(names) and result['time none'] == 1
+  assert result['map50 flips nms'] == pytest.approx(metrics['overall']['map50'])
+  plain = json.loads((tiny_run / 'metrics.json').read_text())
+  assert result['map50 none'] == pytest.approx(plain['overall']['map50'])
 
 
 def test_routing_shares_add_up(tiny_run):
@@ -269,6 +287,13 @@ QUICK = ('train', '--workdir=w', '--config=quickstart')
     ((*QUICK, '--config.data_dir=d'), 'config.data_dir .*near it: data_root'),
     (('compile', '--config=quickstart', '--topology=v5e:4x4', '--mesh=dat:2'), 'not of dat'),
     (('convert', '--to=official', 'x.npz'), '--workdir missing'),
+    (('evaluate', '--workdir=empty', '--tta=flip'), 'some of flips, turns and scales:0.8:1.25'),
+    (('evaluate', '--workdir=empty', '--tta=flips', '--tta_merge=x'), 'expected nms or wbf'),
+    (('predict', '--workdir=w', '--task=x', '--out=o', '--tta=x', 's'), "--tta=x: .*not 'x'"),
+    (('bench', 'tta'), 'tta measures a trained run: name its folder with --workdir'),
+    (('bench', 'tta', '--workdir=empty'), 'empty/config.json is not a run'),
+    (('bench', 'tta', '--workdir=empty', '--steps=3'), 'tta takes no --steps'),
+    (('bench', 'overfit', '--workdir=w'), 'overfit takes no --workdir'),
   ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, message, odd, capsys):

@@ -13,11 +13,11 @@ from sm3det_jax import sharding
 from sm3det_jax.moe import dispatch, expert_parallel
 
 GRADIENTS = (0, 2, 3, 4, 5, 6)
-MESHES = [(1, 8), (2, 4), (4, 2), (8, 1)]
+MESHES = [(1, 8), (2, 4), (4, 2), (8, 1), (2, 2, 2)]
 
 
 def make_mesh(shape):
-  return sharding.make_mesh(dict(zip(('data', 'expert'), shape, strict=True)))
+  return sharding.make_mesh(dict(zip(('data', 'expert', 'model'), shape, strict=False)))
 
 
 def case(kind, n=96, c=8, d=12, e=8, k=2):
@@ -173,6 +173,21 @@ def test_who_has_a_ragged_exchange(platform, kind, devices, has):
   device = types.SimpleNamespace(platform=platform, device_kind=kind)
   mesh = types.SimpleNamespace(abstract_device=device, size=devices)
   assert expert_parallel._has_ragged(mesh) == has
+
+
+@pytest.mark.slow
+def test_single_layers_stay_whole_on_a_mesh_that_cuts_hidden_channels():
+  x, indices, weights, w, b, *_ = case('even')
+  f = functools.partial(expert_parallel.expert_linear, mesh=make_mesh((2, 2, 2)))
+  grad = lambda f: jax.jit(jax.grad(lambda *a: jnp.sin(f(*a)).sum(), (0, 2, 3, 4)))
+  args = x, indices, weights, w, b
+  assert_close(grad(f)(*args), grad(dispatch.expert_linear)(*args))
+
+
+@pytest.mark.slow
+def test_slots_of_a_share_of_the_hidden_channels():
+  f = on((2, 2, 2), capacity_factor=4.0, return_stats=True)
+  check(lambda *a: f(*a)[0])
 
 
 def test_experts_must_divide():

@@ -15,18 +15,17 @@ FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob('*.py')
 # named here is a job, such as quickstart.
 COLUMNS = [
   ('data_pipelines', '__version__'),
-  ('config', 'precision', 'compilation_cache', 'atomic'),
+  ('config', 'precision', 'compilation_cache'),
   ('geometry', 'losses', 'sharding', 'weighting', 'preprocess'),
   ('layers',),
   ('moe',),
   ('backbones', 'necks'),
   ('heads', 'branches'),
   ('detector', 'simmim'),
-  ('model', 'inference'),
-  ('optim', 'checkpoint', 'journal', 'logs', 'metrics', 'interop', 'viz'),
+  ('model', 'inference', 'tta'),
+  ('optim', 'checkpoint', 'logs', 'metrics', 'interop', 'viz'),
   ('results',),
-  ('train', 'evaluate', 'predict', 'result_files', 'series', 'scene', 'batches', 'progress')
-  + ('selection', 'sources'),
+  ('train', 'evaluate', 'predict', 'prediction'),
   ('analysis',),
   (),  # jobs
   ('cli', 'bench'),

@@ -18,11 +18,12 @@ from tiny import SIZE, tiny_config
 
 from data_pipelines import rasters
 from data_pipelines.errors import UserError
-from sm3det_jax import batches, cli, predict, scene, selection, sources
+from sm3det_jax import cli, predict
 from sm3det_jax import config as config_lib
 from sm3det_jax.backbones.stages import Backbone
 from sm3det_jax.config import ConfigDict, label_space, task
 from sm3det_jax.detector import build
+from sm3det_jax.prediction import batches, scene, selection, sources
 
 TILE = 64
 
@@ -193,6 +194,8 @@ def test_a_threshold_a_class(detector):
   assert len(detector.predict(image, 'rgb', {'ship': 0.43})) == 1
   assert len(detector.predict(image, 'rgb', {'plane': 1})) == 2  # others keep 0.3
   assert len(detector.predict(image, 'rgb', {'ship': 0.5})) == 0
+  found = selection.thresholds({'ship': 0.5}, {'rgb': ('plane', 'ship')})
+  np.testing.assert_array_equal(found['rgb'], [0.3, 0.5])
   assert selection.parse_threshold('0.25') == 0.25
   assert selection.parse_threshold('ship=0.5, big ship=1') == {'ship': 0.5, 'big ship': 1}
   for wrong in ('high', 'ship=much', '='):
@@ -340,7 +343,7 @@ def test_an_interrupted_command_goes_on(detector, computed, tmp_path, monkeypatc
   command = (f'--task={task}', '--score_threshold=ship=0.4', '--out', out, tmp_path / 'chips')
 
   def interrupted(*arguments):
-    if len(computed) == 9:  # of 29 windows and 14 of the large one
+    if len(computed) == 10:  # of 29 windows and 14 of the large one
       raise Stop
     return steps(*arguments)
 
@@ -348,8 +351,8 @@ def test_an_interrupted_command_goes_on(detector, computed, tmp_path, monkeypatc
   assert run(*command) == 130
   line = 'sm3det predict: interrupted; the same command with --resume goes on'
   assert last_line(capsys) == line
-  each, landed = len(task.split(',')), (9 - batches.IN_FLIGHT) * batches.BATCH
-  assert len(list(out.rglob('*.json'))) == (landed - 1) * each  # the last one is of the large one
+  each, landed = len(task.split(',')), (10 - batches.IN_FLIGHT) * batches.BATCH
+  assert len(list(out.rglob('*.json'))) == 27 * each  # and 5 windows of the large one
   assert len(list(out.rglob('*.journal'))) == 1 + each
   computed.clear()
   monkeypatch.setattr(detector, '_steps', steps)

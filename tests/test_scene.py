@@ -15,10 +15,11 @@ import rasters as writers
 from blobs import Blobs, dotted
 
 from data_pipelines import images, rasters
-from sm3det_jax import batches, journal, predict, progress, scene
 from sm3det_jax import config as config_lib
+from sm3det_jax import predict
 from sm3det_jax.config import ConfigDict, label_space, task
 from sm3det_jax.metrics import merge
+from sm3det_jax.prediction import batches, journal, progress, scene
 
 CLASSES = ('plane', 'ship')
 TILE, OVERLAP = 64, 24
@@ -312,7 +313,8 @@ MEMORY = """
 import resource, sys
 import numpy as np
 from data_pipelines import rasters
-from sm3det_jax import config as config_lib, scene
+from sm3det_jax import config as config_lib
+from sm3det_jax.prediction import scene
 from sm3det_jax.config import task
 from sm3det_jax.inference import Pass
 tile = dict(size=512, overlap=64, keep=.7)

@@ -195,7 +195,7 @@ def test_the_readers_of_real_data_read_them_without_options(written, modality, t
     read = sorted(truth_of((tmp_path, name), split), key=lambda sample: sample['id'])
     assert len(read) == count
     for i, sample in enumerate(read):
-      _, image, polygons, names = scenes._scene(7, split, modality, 192, i)
+      _, image, polygons, names = scenes.scene(7, split, modality, 192, i)
       assert [scenes.CLASSES[modality][k] for k in sample['objects']['labels']] == list(names)
       to_boxes = box_lib.polygon_to_hbb if modality == 'sar' else box_lib.polygon_to_obb
       np.testing.assert_allclose(

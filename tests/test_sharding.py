@@ -14,8 +14,8 @@ from sm3det_jax.optim import optimizer
 GROUPS = {'sar/cls': 'sar/bbox_head'}
 
 
-def _mesh(data, expert):
-  return sharding.make_mesh({'data': data, 'expert': expert})
+def _mesh(data, expert, model=1):
+  return sharding.make_mesh({'data': data, 'expert': expert, 'model': model})
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,55 @@ def test_mesh_of_fewer_devices(caplog):
 def test_mesh_errors(data, expert, message):
   with pytest.raises(ValueError, match=message):
     _mesh(data, expert)
+
+
+def test_a_third_axis():
+  mesh = _mesh(-1, 2, 2)
+  assert mesh.axis_names == ('data', 'expert', 'model') and mesh.devices.shape == (2, 2, 2)
+  assert mesh.axis_types == (AxisType.Auto,) * 3
+  assert sharding.make_mesh({'data': 8, 'expert': 1}).axis_names == ('data', 'expert')
+  x = sharding.put_batch(np.zeros((16, 3), np.float32), mesh)
+  assert x.addressable_shards[0].data.shape == (2, 3)
+  for sizes, message in (
+    ((-1, 3, 2), 'expert=3 x model=2 does not divide the 8 devices'),
+    ((4, 2, 2), 'data 4 x expert 2 x model 2 = 16 devices, there are 8'),
+    ((1, 1, 0), 'data=1, expert=1, model=0; sizes are at least 1'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      _mesh(*sizes)
+  config = config_lib.default()
+  config.batch_size = 16
+  with pytest.raises(ValueError, match=r'8 devices \(data 2 x expert 2 x model 2\) cannot share'):
+    sharding.check_mesh(config, mesh)
+
+
+def test_evaluation_takes_all_devices_where_the_run_had_others():
+  of = lambda **sizes: dict(sharding.evaluation_mesh(sizes).shape)
+  assert of(data=2, expert=2, model=2) == {'data': 2, 'expert': 2, 'model': 2}
+  assert of(data=64, expert=4) == {'data': 2, 'expert': 4}
+  assert of(data=64, expert=2, model=2) == {'data': 2, 'expert': 2, 'model': 2}
+  assert of(data=-1, expert=3) == {'data': 8, 'expert': 1}
+
+
+def test_hidden_channels_lie_over_the_third_axis():
+  shapes = {
+    'moe/experts_w1': (4, 3, 8), 'moe/experts_b1': (4, 8), 'moe/experts_w2': (4, 8, 3),
+    'moe/experts_b2': (4, 3), 'fc1/experts_w': (4, 3, 8), 'fc1/experts_b': (4, 8),
+    'a/spec.w1': (4, 2, 3, 8), 'a/spec.b2': (4, 2, 3), 'one/spec.w2': (1, 2, 8, 3),
+    'a/coll.b1': (4, 8), 'a/shared.w1': (3, 8), 'a/shared.w2': (8, 3), 'a/coll.router': (4, 3),
+    'odd/shared.b1': (7,),
+  }  # fmt: skip
+  tree = {k: jax.ShapeDtypeStruct(shape, np.float32) for k, shape in shapes.items()}
+  specs = {k: tuple(s.spec) for k, s in sharding.tree_sharding(_mesh(2, 2, 2), tree).items()}
+  assert specs == {
+    'moe/experts_w1': ('expert', None, 'model'), 'moe/experts_b1': ('expert', 'model'),
+    'moe/experts_w2': ('expert', 'model'), 'moe/experts_b2': ('expert',),
+    'fc1/experts_w': ('expert',), 'fc1/experts_b': ('expert',),
+    'a/spec.w1': ('expert', None, None, 'model'), 'a/spec.b2': ('expert',),
+    'one/spec.w2': (None, 'expert', 'model'),
+    'a/coll.b1': ('expert', 'model'), 'a/shared.w1': (None, 'model'), 'a/shared.w2': ('model',),
+    'a/coll.router': (), 'odd/shared.b1': (),
+  }  # fmt: skip
 
 
 def test_batch_and_experts_must_divide():

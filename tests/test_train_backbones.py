@@ -19,7 +19,9 @@ def config_with(kind):
   config.tasks.sar.ratio, config.batch_size = 1, 8
   config_lib.use_backbone(config, kind)
   config.backbone.update(depths=(1, 1, 1, 1), channels=(8, 16, 16, 32))
-  small = dict(heads=(1, 2, 2, 2), mlp_ratios=(2.0,) * 4, layer_scale=1.0, window=4)
+  small = dict(
+    heads=(1, 2, 2, 2), mlp_ratios=(2.0,) * 4, layer_scale=1.0, window=4, windows=(4,) * 4
+  )
   config.backbone.update({k: v for k, v in small.items() if k in config.backbone})
   config.moe.update(blocks=((), (), (0,), (0,)), num_experts=4)
   return config_lib.check(config)
@@ -31,7 +33,7 @@ def parts(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['convnext', 'lsknet', 'pvt_v2', 'swin', 'van'])
+@pytest.mark.parametrize('kind', ['convnext', 'lsknet', 'pvt_v2', 'swin', 'swin_v2', 'van'])
 def test_a_step_keeps_the_form_of_the_state(kind):
   """Shapes and types alone: nothing is compiled."""
   config = config_with(kind)

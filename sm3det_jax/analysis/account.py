@@ -178,8 +178,8 @@ def _trips(equation, scope, counts):
     return equation.params['length'], 0
   if name != 'while' or not counts:
     return 1, 0
-  found = EXPERT_LOOP.search(scope)
+  found = EXPERT_LOOP.findall(scope)
   if not found:
     raise UserError(f'a loop of unknown length has matrix products in it: {scope}')
-  choices, blocks, rows = map(int, found.groups())
+  choices, blocks, rows = map(int, found[-1])
   return choices / rows, blocks - choices / rows

@@ -19,6 +19,7 @@ from sm3det_jax.layers.norm import Norm
 from sm3det_jax.layers.regularisation import drop_path, split
 from sm3det_jax.layers.windows import (  # noqa: F401
   WindowAttention,
+  merge_patches,
   pad_to,
   relative_positions,
   shift_mask,
@@ -93,10 +94,7 @@ class PatchMerging(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = pad_to(x, 2)
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
-    x = x.reshape(b, h // 2, w // 2, 4 * c)
+    x = merge_patches(x)
     x = norm(name='norm')(x) if self.patch_norm else x
     return Dense(self.features, use_bias=False, name='reduction')(x)
 

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from data_pipelines import rasters
-from sm3det_jax import batches, scene
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import build
 from sm3det_jax.inference import Pass, detect_step, own_labels
+from sm3det_jax.prediction import batches, scene
 
 SCORE = 0.3
 

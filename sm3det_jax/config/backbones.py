@@ -1,7 +1,7 @@
 """What the configs of the backbones hold, by kind and size, and where the paper puts MoE layers.
 
 Sources: the released configurations of ConvNeXt, VAN and LSKNet (T, S, B). docs/decisions says how
-the rest was chosen: ConvNeXt-L, PVT-v2 and Swin have none.
+the rest was chosen: ConvNeXt-L, PVT-v2 and the two Swins have none.
 """
 
 from ml_collections import ConfigDict
@@ -121,6 +121,32 @@ def swin(size: str = 'T') -> tuple[ConfigDict, dict]:
   return ConfigDict(backbone), _even_blocks(depths)
 
 
+def swin_v2(size: str = 'T') -> tuple[ConfigDict, dict]:
+  """Swin, version 2, for images of 256 px and up."""
+  depths, width, heads, drop_path_rate = _of(size, 'swin_v2', {
+    'T': ((2, 2, 6, 2), 96, (3, 6, 12, 24), 0.2),
+    'S': ((2, 2, 18, 2), 96, (3, 6, 12, 24), 0.3),
+    'B': ((2, 2, 18, 2), 128, (4, 8, 16, 32), 0.5),
+    'L': ((2, 2, 18, 2), 192, (6, 12, 24, 48), 0.2),
+  })  # fmt: skip
+  backbone = dict(
+    type='swin_v2',
+    depths=depths,
+    channels=tuple(width * 2**i for i in range(4)),
+    heads=heads,
+    windows=(8, 8, 8, 8),  # their sides; a map that is no larger is one window
+    mlp_ratio=4.0,
+    attention='cosine',  # 'table': scaled dot products and a table of biases, as version 1
+    key_bias=False,  # keys have a bias, as queries and values do
+    gelu='erf',  # of dense FFNs; experts have this one
+    epsilons=(1e-5, 1e-5, 1e-5, 1e-5),  # of the norms of stem, blocks, merging, outputs
+    output_norms='all',  # of the stages; 'last': only the last stage's output has a norm
+    drop_path_rate=drop_path_rate,
+    experts_from_one=True,
+  )
+  return ConfigDict(backbone), _even_blocks(depths)
+
+
 BACKBONES = {
   'convnext': BackboneKind(
     convnext,
@@ -134,5 +160,6 @@ BACKBONES = {
     pvt_v2, 'sm3det_jax.backbones.pvt_v2:PVTv2', 'sm3det_jax.interop.pyramid:PVT_V2'
   ),
   'swin': BackboneKind(swin, 'sm3det_jax.backbones.swin:Swin', 'sm3det_jax.interop.swin:SWIN'),
+  'swin_v2': BackboneKind(swin_v2, 'sm3det_jax.backbones.swin_v2:SwinV2'),
   'van': BackboneKind(van, 'sm3det_jax.backbones.van:VAN', 'sm3det_jax.interop.pyramid:VAN'),
 }

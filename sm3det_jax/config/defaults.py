@@ -95,7 +95,7 @@ def default() -> ConfigDict:
   c.dtype = 'auto'  # of the compute: bfloat16 on accelerators, float32 on CPU
   c.batch_size = 32  # images a step, over all tasks and devices
   c.sampling = 'ratio'  # of the tasks; 'random': each part of a batch is of a random task
-  c.mesh = dict(data=-1, expert=1)  # -1: all remaining devices
+  c.mesh = dict(data=-1, expert=1, model=1)  # -1: all remaining devices
   c.remat = ()  # 'backbone', 'heads': what is computed anew in the backward pass to save memory
   c.optim = dict(
     lr=1e-4,
@@ -150,8 +150,8 @@ def use_backbone(config: ConfigDict, kind: str, size: str = 'T') -> None:
 
   Args:
     config: changed in place.
-    kind: 'convnext', 'van', 'lsknet', 'pvt_v2' or 'swin'.
-    size: 'T', 'S' or 'B'; 'L' for ConvNeXt and Swin.
+    kind: a key of `BACKBONES`.
+    size: 'T', 'S' or 'B'; 'L' for ConvNeXt and the two Swins.
 
   Raises:
     UserError: another kind or size.

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import UserError
 from sm3det_jax.config.heads import HEADS
 
-PER_STAGE = ('channels', 'mlp_ratios', 'heads', 'reductions')
+PER_STAGE = ('channels', 'mlp_ratios', 'heads', 'windows', 'reductions')
 STEM_STRIDE, LEVELS = 4, 5  # of the backbones; that the neck gives to a head
 STARTS = (4, 8)  # strides of the level that may be a head's first
 THRESHOLDS = ('min_pos_iou', 'neg_iou')  # none is above pos_iou
@@ -71,6 +71,11 @@ def _check_backbone(backbone, moe):
     )
   if backbone.get('grn') and any(moe.blocks):
     raise UserError('config.backbone.grn: experts have no GRN, so config.moe.blocks must be empty')
+  if backbone.get('gelu', 'erf') != 'erf' and any(moe.blocks):
+    raise UserError(
+      f"config.backbone.gelu={backbone.gelu!r}: experts have 'erf', so config.moe.blocks must be "
+      'empty'
+    )
 
 
 def _check_stem(config):

@@ -49,6 +49,7 @@ RANGES = {
   'keep_checkpoints': COUNT,
   'mesh.data': Range(-1, without=0),
   'mesh.expert': COUNT,
+  'mesh.model': COUNT,
   'neck.channels': COUNT,
   # tasks
   'task.ratio': COUNT,
@@ -108,6 +109,8 @@ RANGES = {
   'backbone.heads': COUNT,
   'backbone.reductions': COUNT,
   'backbone.window': COUNT,
+  'backbone.windows': COUNT,
+  'backbone.epsilons': Range(0.0, without=0, length=4),
   'backbone.fc2_blocks': NATURAL,
   'backbone.drop_rate': BELOW_ONE,
   'backbone.drop_path_rate': BELOW_ONE,

@@ -1,7 +1,9 @@
 """Layouts of official arrays against ours, and the entries of a table that pairs the two."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.errors import UserError
@@ -21,6 +23,11 @@ def _merging(x):
   return x.reshape(*x.shape[:-1], -1, 4).swapaxes(-1, -2).reshape(x.shape).T
 
 
+def _columns_first(x):
+  """Second axis: 2x2 patches of C channels, columns first -> rows first, or back."""
+  return x.reshape(len(x), 4, -1)[:, [0, 2, 1, 3]].reshape(x.shape)
+
+
 def _from_merging(x):
   return x.T.reshape(*x.T.shape[:-1], 4, -1).swapaxes(-1, -2).reshape(x.T.shape)
 
@@ -38,6 +45,8 @@ LAYOUTS = {
     lambda x: x.transpose(3, 2, 0, 1)[:, :, None],
   ),
   'merging': (_merging, _from_merging),  # Swin: linear layer or norm over merged patches
+  # Swin as published: the same, patch by patch
+  'patches': (lambda x: _columns_first(x).T, lambda x: _columns_first(x.T)),
   'depthwise': (lambda x: x[:, 0].transpose(1, 2, 0), lambda x: x.transpose(2, 0, 1)[:, None]),
 }
 
@@ -73,6 +82,38 @@ def theirs(entry: Entry, array: np.ndarray) -> dict[str, np.ndarray]:
   parts = array if entry.layout[-1] == '*' else [array]
   layout = directions(entry.layout)[1]
   return {n: layout(p) for n, p in zip(entry.names, parts, strict=True)}
+
+
+def variables(table: Sequence[Entry], state: dict, ignored: tuple[str, ...] = ()) -> dict:
+  """Our variables, {'params': ..}, of a state dict.
+
+  Args:
+    table: every array.
+    state: {official name: array}.
+    ignored: ends of the names of arrays that are not taken.
+
+  Raises:
+    UserError: names every array that is missing or that nothing here takes.
+  """
+  wanted = [name for entry in table for name in entry.names]
+  missing = [name for name in wanted if name not in state]
+  unexpected = sorted(n for n in state.keys() - set(wanted) if not n.endswith(ignored))
+  if missing or unexpected:
+    raise UserError(f'state dict does not fit: missing {missing}, unexpected {unexpected}')
+  tree = {}
+  for entry in table:
+    put(tree, (entry.collection, *entry.path), jnp.asarray(ours(entry, state)))
+  return tree
+
+
+def state_dict(table: Sequence[Entry], tree: Any) -> dict[str, np.ndarray]:
+  """The official names and layouts of our variables, or of a tree of gradients {'params': ..}."""
+  out = {}
+  for entry in table:
+    if entry.collection not in tree:
+      continue  # gradients have parameters alone
+    out |= theirs(entry, np.asarray(get(tree[entry.collection], entry.path)))
+  return out
 
 
 def get(tree, path):

@@ -9,9 +9,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from data_pipelines.errors import UserError
 from sm3det_jax import config as config_lib
@@ -19,7 +17,7 @@ from sm3det_jax.backbones import build as build_backbone
 from sm3det_jax.config.necks import NECKS
 from sm3det_jax.config.registry import resolve
 from sm3det_jax.interop import backbones, heads, layouts
-from sm3det_jax.interop.layouts import Entry, affine, expect, get, put
+from sm3det_jax.interop.layouts import Entry, affine, expect
 from sm3det_jax.interop.two_stage import first
 
 TASKS = {'sar': 'hbb', 'rgb': 'obb', 'ifr': 'obb'}
@@ -60,21 +58,7 @@ def from_state_dict(state_dict: dict, config: ml_collections.ConfigDict) -> dict
   Raises:
     UserError: names every array that is missing or that nothing here takes.
   """
-  return _variables(entries(config), state_dict)
-
-
-def _variables(table, state_dict):
-  variables, taken, missing = {}, set(), []
-  for entry in table:
-    missing += [n for n in entry.names if n not in state_dict]
-    if missing:
-      continue
-    taken.update(entry.names)
-    put(variables, (entry.collection, *entry.path), jnp.asarray(layouts.ours(entry, state_dict)))
-  unexpected = [n for n in state_dict if n not in taken and not n.endswith(IGNORED)]
-  if missing or (unexpected := sorted(unexpected)):
-    raise UserError(f'state dict does not fit: missing {missing}, unexpected {unexpected}')
-  return variables
+  return layouts.variables(entries(config), state_dict, IGNORED)
 
 
 def to_state_dict(variables: dict, config: ml_collections.ConfigDict) -> dict:
@@ -83,12 +67,7 @@ def to_state_dict(variables: dict, config: ml_collections.ConfigDict) -> dict:
   Raises:
     UserError: a kind of backbone, neck or head has no official names.
   """
-  out = {}
-  for entry in entries(config):
-    if entry.collection not in variables:
-      continue  # gradients have parameters alone
-    out |= layouts.theirs(entry, np.asarray(get(variables[entry.collection], entry.path)))
-  return out
+  return layouts.state_dict(entries(config), variables)
 
 
 class Backbone(NamedTuple):
@@ -119,7 +98,7 @@ def backbone(arguments: dict, state_dict: dict) -> tuple[Backbone, dict]:
   table = backbones.entries(c)
   wanted = {name for entry in table for name in entry.names}
   state_dict = backbones.find(c.backbone.type).renamed(state_dict, wanted)
-  return Backbone(build_backbone(c, c.tasks)), _variables(table, state_dict)
+  return Backbone(build_backbone(c, c.tasks)), layouts.variables(table, state_dict, IGNORED)
 
 
 def entries(config: ml_collections.ConfigDict, partial: bool = False) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""Exact GELU, for which a backward pass keeps one array."""
+"""GELU, exact or by tanh, for which a backward pass keeps one array."""
 
 import jax
 import jax.numpy as jnp
@@ -29,3 +29,26 @@ def gelu(h: jax.Array) -> jax.Array:
 def _gelu_jvp(primals, tangents):
   y, slope = gelu_and_slope(*primals)
   return y, slope * tangents[0]
+
+
+def gelu_tanh_and_slope(h: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """As `gelu_and_slope`, of the approximation h (1 + tanh(sqrt(2 / pi) (h + 0.044715 h^3))) / 2."""
+  x, scale = wide(h), (2 / jnp.pi) ** 0.5
+  tanh = jnp.tanh(scale * (x + 0.044715 * x**3))
+  slope = 1 + tanh + x * (1 - tanh * tanh) * scale * (1 + 3 * 0.044715 * x * x)
+  return (0.5 * x * (1 + tanh)).astype(h.dtype), (0.5 * slope).astype(h.dtype)
+
+
+@jax.custom_jvp
+def gelu_tanh(h: jax.Array) -> jax.Array:
+  """GELU by tanh (Hendrycks and Gimpel 2016, section 2), any shape."""
+  return gelu_tanh_and_slope(h)[0]
+
+
+@gelu_tanh.defjvp
+def _gelu_tanh_jvp(primals, tangents):
+  y, slope = gelu_tanh_and_slope(*primals)
+  return y, slope * tangents[0]
+
+
+GELUS = {'erf': gelu, 'tanh': gelu_tanh}  # by the function that they are made of

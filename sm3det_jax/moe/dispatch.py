@@ -4,10 +4,13 @@
 expert into blocks of rows, so that a block meets one expert's weights. The number of blocks is
 static (ceil(N K / rows) + E), slots come from a cumulative sum (no sort), and both passes combine
 by gathers alone, so that results do not depend on the order of atomic additions.
+
+Experts may come in several stacks of arrays, which are numbered one stack after the other and share
+one plan: a stack's blocks lie side by side, and so no array is copied to join them.
 """
 
 import functools
-from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import jax
@@ -15,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from data_pipelines.errors import UserError
-from sm3det_jax.layers.activations import gelu, gelu_and_slope
+from sm3det_jax.moe.experts import FFN, LINEAR, Expert
 from sm3det_jax.precision import wide
 
 
@@ -26,17 +29,12 @@ class Plan(NamedTuple):
   choice: jax.Array  # [blocks, rows] choice (n K + k) of each row, N K where the row is empty
   token: jax.Array  # [blocks, rows] token of each row, N where the row is empty
   expert: jax.Array  # [blocks]
-  used: jax.Array  # [] blocks in use; the others come last
+  end: jax.Array  # [E] blocks of each expert and those before it
 
-
-class Expert(NamedTuple):
-  """One kind of expert: `forward(params, x) -> (saved, y)`, and its backward pass by hand.
-
-  `backward(params, x, saved, dy) -> (dparams, dx)`; params are one expert's.
-  """
-
-  forward: Callable
-  backward: Callable
+  @property
+  def used(self) -> jax.Array:
+    """Number of blocks in use; the others come last."""
+    return self.end[-1]
 
 
 def make_plan(indices: jax.Array, num_experts: int, rows: int) -> Plan:
@@ -59,9 +57,7 @@ def make_plan(indices: jax.Array, num_experts: int, rows: int) -> Plan:
   choice = choice.at[row].set(number, unique_indices=True, mode='drop').reshape(blocks, rows)
   block = jnp.arange(blocks, dtype=jnp.int32)
   expert = jnp.searchsorted(end, block, side='right').astype(jnp.int32)
-  return Plan(
-    slot.reshape(n, k), choice, choice // k, jnp.minimum(expert, num_experts - 1), end[-1]
-  )
+  return Plan(slot.reshape(n, k), choice, choice // k, jnp.minimum(expert, num_experts - 1), end)
 
 
 def row_of_choice(hot: jax.Array, first: jax.Array) -> jax.Array:
@@ -90,21 +86,33 @@ def _put(buffer, value, i):
   return lax.dynamic_update_index_in_dim(buffer, value.astype(buffer.dtype), i, 0)
 
 
-def _block_forward(kind, params, x, plan, saving):
+def _loop(body, carry, params, plan, first):
+  """`body(i, own, carry)` for the blocks i of a stack, whose experts count from `first`."""
+  begin = plan.end[first - 1] if first else 0
+  own = lambda i: jax.tree.map(lambda w: w[plan.expert[i] - first], params)
+  end = plan.end[first + count_experts((params,)) - 1]
+  # `account` finds the rows of all stacks in the loop over the first
+  with jax.named_scope(f'experts_0_in_0x{plan.token.shape[1]}') if first else nullcontext():
+    return lax.fori_loop(begin, end, lambda i, carry: body(i, own(i), carry), carry)
+
+
+def _block_forward(kind, stacks, x, plan, saving):
   """Runs the blocks in use; what the backward pass needs is kept when `saving`."""
   padded = _pad(x)
-  expert = lambda i: jax.tree.map(lambda w: w[plan.expert[i]], params)
-  run = lambda i: kind.forward(expert(i), padded[plan.token[i]])
-  saved_shape, out_shape = jax.eval_shape(run, jnp.int32(0))
+  run = lambda own, i: kind.forward(own, padded[plan.token[i]])
+  one = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape[1:], w.dtype), stacks[0])
+  saved_shape, out_shape = jax.eval_shape(run, one, jnp.int32(0))
   empty = lambda s: jnp.zeros((len(plan.token), *s.shape), s.dtype)
-  init = jax.tree.map(empty, (saved_shape if saving else (), out_shape))
+  buffers = jax.tree.map(empty, (saved_shape if saving else (), out_shape))
 
-  def body(i, buffers):
-    saved, out = run(i)
+  def body(i, own, buffers):
+    saved, out = run(own, i)
     put = lambda b, v: _put(b, v, i)
     return jax.tree.map(put, buffers, (saved if saving else (), out))
 
-  saved, out = lax.fori_loop(0, plan.used, body, init)
+  for first, params in _numbered(stacks):
+    buffers = _loop(body, buffers, params, plan, first)
+  saved, out = buffers
   return saved, out.reshape(-1, out.shape[-1])  # rows
 
 
@@ -114,102 +122,91 @@ def _combine(rows, slot, weights):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocked(kind, x, plan, weights, params):
-  _, rows = _block_forward(kind, params, x, plan, saving=False)
+def _blocked(kind, x, plan, weights, stacks):
+  _, rows = _block_forward(kind, stacks, x, plan, saving=False)
   return _combine(wide(rows), plan.slot, weights).astype(x.dtype)
 
 
-def _blocked_forward(kind, x, plan, weights, params):
-  saved, rows = _block_forward(kind, params, x, plan, saving=True)
+def _blocked_forward(kind, x, plan, weights, stacks):
+  saved, rows = _block_forward(kind, stacks, x, plan, saving=True)
   y = _combine(wide(rows), plan.slot, weights).astype(x.dtype)
-  return y, (x, plan, weights, params, saved, rows)
+  return y, (x, plan, weights, stacks, saved, rows)
 
 
 def _blocked_backward(kind, residuals, dy):
-  x, plan, weights, params, saved, rows = residuals
+  x, plan, weights, stacks, saved, rows = residuals
   k = weights.shape[1]
   wide_dy = wide(dy)
   dweights = jnp.stack([(wide(rows)[plan.slot[:, j]] * wide_dy).sum(1) for j in range(k)], 1)
   gate = _pad(weights.reshape(-1, 1))[plan.choice]  # [blocks, rows, 1]
   padded_x, padded_dy = _pad(x), _pad(dy)
 
-  def body(i, carry):
+  def body(first, i, own, carry):
     dparams, dx = carry
-    e, token = plan.expert[i], plan.token[i]
+    e, token = plan.expert[i] - first, plan.token[i]
     out = (wide(padded_dy[token]) * gate[i]).astype(dy.dtype)
-    own = jax.tree.map(lambda w: w[e], params)
     dp, dxi = kind.backward(own, padded_x[token], jax.tree.map(lambda s: s[i], saved), out)
     add = lambda total, part: total.at[e].add(part.astype(total.dtype))
     return jax.tree.map(add, dparams, dp), _put(dx, dxi, i)
 
-  init = (jax.tree.map(jnp.zeros_like, params), jnp.zeros((*plan.token.shape, x.shape[1]), x.dtype))
-  dparams, dx = lax.fori_loop(0, plan.used, body, init)
+  dx, dstacks = jnp.zeros((*plan.token.shape, x.shape[1]), x.dtype), []
+  for first, params in _numbered(stacks):
+    carry = jax.tree.map(jnp.zeros_like, params), dx
+    dparams, dx = _loop(functools.partial(body, first), carry, params, plan, first)
+    dstacks.append(dparams)
   dx = wide(dx.reshape(-1, x.shape[1]))
   dx = sum(dx[plan.slot[:, j]] for j in range(k)).astype(x.dtype)
-  return dx, None, dweights.astype(weights.dtype), dparams
+  return dx, None, dweights.astype(weights.dtype), tuple(dstacks)
 
 
 _blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
-def _dense(kind, x, indices, weights, params):
+def _dense(kind, x, indices, weights, stacks):
   """Every expert on every token; autodiff only."""
-  e = jax.tree.leaves(params)[0].shape[0]
-  gates = jnp.einsum('nk,nke->ne', weights, jax.nn.one_hot(indices, e, dtype=weights.dtype))
-  y = jax.vmap(lambda p: kind.forward(p, x)[1])(params)  # [E, N, C]
-  return jnp.einsum('ne,enc->nc', gates, wide(y)).astype(x.dtype)
+  total = 0
+  for first, params in _numbered(stacks):
+    hot = jax.nn.one_hot(indices - first, count_experts((params,)), dtype=weights.dtype)
+    gates = jnp.einsum('nk,nke->ne', weights, hot)
+    y = jax.vmap(lambda p: kind.forward(p, x)[1])(params)  # [E, N, C]
+    total = total + jnp.einsum('ne,enc->nc', gates, wide(y))
+  return total.astype(x.dtype)
 
 
-def _affine(x, w, b):
-  return x @ w.astype(x.dtype) + b.astype(x.dtype)[None]
+def count_experts(stacks) -> int:
+  """Of all stacks."""
+  return sum(len(jax.tree.leaves(params)[0]) for params in stacks)
 
 
-def _ffn_forward(params, x):
-  w1, b1, w2, b2 = params
-  h = _affine(x, w1, b1)
-  return h, _affine(gelu(h), w2, b2)
+def _numbered(stacks):
+  """(number of its first expert, arrays) of each stack."""
+  return [(count_experts(stacks[:i]), params) for i, params in enumerate(stacks)]
 
 
-def _ffn_backward(params, x, h, dy):
-  w1, _, w2, _ = params
-  y, slope = gelu_and_slope(h)
-  dh = (dy @ w2.T.astype(dy.dtype)) * slope
-  return (x.T @ dh, dh.sum(0), y.T @ dy, dy.sum(0)), dh @ w1.T.astype(dy.dtype)
-
-
-def _linear_forward(params, x):
-  return (), _affine(x, *params)
-
-
-def _linear_backward(params, x, _, dy):
-  return (x.T @ dy, dy.sum(0)), dy @ params[0].T.astype(dy.dtype)
-
-
-FFN = Expert(_ffn_forward, _ffn_backward)
-LINEAR = Expert(_linear_forward, _linear_backward)
 IMPLEMENTATIONS = ('blocked', 'dense')
 
 
-def run(kind: Expert, x, indices, weights, params, implementation='blocked', share=1):
+def run(kind: Expert, x, indices, weights, stacks, implementation='blocked', share=1):
   """sum_k weights[n, k] expert_{indices[n, k]}(x[n]), without the choices elsewhere.
 
   Args:
-    kind: FFN or LINEAR.
-    x, indices, weights, implementation: as `expert_ffn`; an index E means an expert elsewhere.
-    params: the arrays of the E experts.
+    kind: as in `experts`.
+    x, indices, weights, implementation: as `expert_ffn`; an index E means an expert elsewhere, and
+      a token may have several of those.
+    stacks: the arrays of the E experts, those of each stack in the order of `kind`.
     share: one in so many choices is expected to be here.
 
   Returns:
     [N, D] in the dtype of x.
   """
   if implementation == 'dense':
-    return _dense(kind, x, indices, weights, params)
-  e, choices = params[0].shape[0], indices.size // share
+    return _dense(kind, x, indices, weights, stacks)
+  e, choices = count_experts(stacks), indices.size // share
   plan = make_plan(indices, e, _rows(choices, e))
   blocks, rows = plan.token.shape
   # the name tells `account` how many of the loop's rows are real
   with jax.named_scope(f'experts_{choices}_in_{blocks}x{rows}'):
-    return _blocked(kind, x, plan, weights, params)
+    return _blocked(kind, x, plan, weights, tuple(stacks))
 
 
 def load(indices: jax.Array, num_experts: int) -> jax.Array:
@@ -222,7 +219,7 @@ def _dispatch(kind, x, indices, weights, params, implementation, capacity_factor
     raise UserError(f'implementation={implementation!r}: expected one of {IMPLEMENTATIONS}')
   if capacity_factor is not None:
     raise UserError(f'{implementation=} is dropless and takes no {capacity_factor=}')
-  y = run(kind, x, indices, weights, params, implementation)
+  y = run(kind, x, indices, weights, (params,), implementation)
   if not return_stats:
     return y
   return y, {'load': load(indices, params[0].shape[0]), 'dropped': jnp.zeros((), jnp.float32)}

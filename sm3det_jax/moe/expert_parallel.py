@@ -13,18 +13,24 @@ each peer, so it sends what `gather` does and is none of them. `ragged` is used 
 on TPUs: XLA:CPU has no such collective, and on GPUs its gradients were reported wrong (XLA's
 one-shot form, 8 devices). `slots` drops the choices beyond f t K / E of a device and expert.
 
-Groups of experts, such as one of each modality, need nothing else: `indices` count over all groups.
+Groups of experts, such as one of each modality, need nothing else: `indices` count over all groups,
+and those of several stacks of arrays over all stacks.
+
+On a mesh with an axis `model` the devices of each of its rows do this for all their tokens, and a
+share of an FFN's hidden channels each (see `hidden_parallel`).
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from data_pipelines.errors import UserError
-from sm3det_jax.moe import dispatch
+from sm3det_jax.moe import dispatch, hidden_parallel
+from sm3det_jax.moe.experts import FFN, LINEAR
 from sm3det_jax.precision import wide
 
 AXIS = 'expert'
@@ -50,12 +56,10 @@ def expert_ffn(
     [N, C], or a pair with the statistics.
 
   Raises:
-    UserError: a number of experts that the axis `expert` does not divide.
+    UserError: experts that the axis `expert`, or hidden channels that `model` does not divide.
   """
-  params = (w1, b1, w2, b2)
-  return _parallel(
-    dispatch.FFN, x, indices, weights, params, mesh, capacity_factor, return_stats, implementation
-  )
+  stacks = ((w1, b1, w2, b2),)
+  return run(FFN, x, indices, weights, stacks, mesh, capacity_factor, return_stats, implementation)
 
 
 def expert_linear(
@@ -63,10 +67,9 @@ def expert_linear(
   implementation='blocked',
 ):  # fmt: skip
   """`dispatch.expert_linear` of global arrays on a mesh; all else as `expert_ffn`."""
-  return _parallel(
-    dispatch.LINEAR, x, indices, weights, (w, b), mesh, capacity_factor, return_stats,
-    implementation,
-  )  # fmt: skip
+  return run(
+    LINEAR, x, indices, weights, ((w, b),), mesh, capacity_factor, return_stats, implementation
+  )
 
 
 def transport(peers: int, k: int, itemsize: int, has_ragged: bool, capacity_factor=None) -> str:
@@ -79,37 +82,58 @@ def transport(peers: int, k: int, itemsize: int, has_ragged: bool, capacity_fact
   return 'ragged' if has_ragged and ragged < gather else 'gather'
 
 
-def _parallel(
-  kind, x, indices, weights, params, mesh, capacity_factor, return_stats, implementation
-):
+def run(
+  kind, x, indices, weights, stacks, mesh=None, capacity_factor=None, return_stats=False,
+  implementation='blocked',
+):  # fmt: skip
+  """`dispatch.run` of global arrays on a mesh; all else as `expert_ffn`.
+
+  An index E means no expert, so that a choice may be left out. The axis `expert` has to divide the
+  experts of each stack.
+  """
   if implementation not in dispatch.IMPLEMENTATIONS:
     raise UserError(f'{implementation=}: expected one of {dispatch.IMPLEMENTATIONS}')
   mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-  n, (num_experts, *_) = len(x), params[0].shape
+  n, sizes = len(x), [dispatch.count_experts((params,)) for params in stacks]
+  num_experts = sum(sizes)
   peers, devices = mesh.shape.get(AXIS, 1), max(mesh.size, 1)  # 0 outside of a mesh
-  if num_experts % peers:
-    raise UserError(f'{num_experts} experts do not divide over mesh axis {AXIS!r} of {peers}')
+  for size in sizes:
+    if size % peers:
+      raise UserError(f'{size} experts do not divide over mesh axis {AXIS!r} of {peers}')
   how = transport(peers, indices.shape[1], x.dtype.itemsize, _has_ragged(mesh), capacity_factor)
   body = functools.partial(
     TRANSPORTS[how], kind, peers=peers, num_experts=num_experts, implementation=implementation,
     capacity_factor=capacity_factor,
   )  # fmt: skip
   x, weights = (_padded(a, devices, 0) for a in (x, weights))
-  padded = _padded(indices, devices, num_experts)
+  padded = _padded(_by_device(indices, sizes, peers), devices, num_experts)
   if devices > 1:
-    tokens, experts = P(mesh.axis_names), P(AXIS if AXIS in mesh.axis_names else None)
+    tokens, lead = P(mesh.axis_names), (AXIS if AXIS in mesh.axis_names else None,)
+    experts = tuple(hidden_parallel.specs(kind, params, mesh, lead) for params in stacks)
+    cut = mesh.shape.get(hidden_parallel.MODEL, 1) > 1 and any(a is not None for a in kind.hidden)
     # check_vma=False: the sums over devices of the weights' gradients come from the in_specs alone
     body = jax.shard_map(
-      body, mesh=mesh, in_specs=(tokens, tokens, tokens, experts), out_specs=(tokens, tokens),
+      hidden_parallel.spread(kind, body) if cut else body,
+      mesh=mesh, in_specs=(tokens, tokens, tokens, experts), out_specs=(tokens, tokens),
       check_vma=False,
     )  # fmt: skip
-  y, dropped = body(x, padded, weights, params)
+  y, dropped = body(x, padded, weights, tuple(stacks))
   y, dropped = y[:n], dropped[:n]
   if not return_stats:
     return y
   share = dropped.astype(jnp.float32) / indices.shape[1]
   load = dispatch.load(indices, num_experts)
   return y, {'load': load, 'dropped': share.mean(), 'dropped_of_token': share}
+
+
+def _by_device(indices, sizes, peers):
+  """Experts of several stacks numbered device by device: each holds a part of every stack."""
+  if len(sizes) == 1 or peers == 1:
+    return indices
+  first = np.cumsum([0, *sizes])
+  parts = [np.arange(f, f + n).reshape(peers, -1) for f, n in zip(first, sizes, strict=False)]
+  number = np.argsort(np.concatenate(parts, 1).reshape(-1))
+  return jnp.asarray(np.append(number, first[-1]), indices.dtype)[indices]
 
 
 def _has_ragged(mesh):
@@ -123,12 +147,12 @@ def _padded(a, multiple, value):
   return jnp.pad(a, ((0, rest), (0, 0)), constant_values=value) if rest else a
 
 
-def _none(kind, x, indices, weights, params, implementation, **_):
-  y = dispatch.run(kind, x, indices, weights, params, implementation)
+def _none(kind, x, indices, weights, stacks, implementation, **_):
+  y = dispatch.run(kind, x, indices, weights, stacks, implementation)
   return y, jnp.zeros(len(x), jnp.int32)
 
 
-def _gather(kind, x, indices, weights, params, peers, num_experts, implementation, **_):
+def _gather(kind, x, indices, weights, stacks, peers, num_experts, implementation, **_):
   """All tokens of the peers here, this device's experts on them, results summed where they belong.
 
   Bodies have the tokens of one device, [t, C], and its experts; they return [t, D] and how many of
@@ -138,12 +162,12 @@ def _gather(kind, x, indices, weights, params, peers, num_experts, implementatio
   everyone = lambda a: lax.all_gather(a, AXIS, tiled=True)
   local = everyone(indices) - lax.axis_index(AXIS) * own
   local = jnp.where((local >= 0) & (local < own), local, own)
-  y = dispatch.run(kind, everyone(x), local, everyone(weights), params, implementation, peers)
+  y = dispatch.run(kind, everyone(x), local, everyone(weights), stacks, implementation, peers)
   y = lax.psum_scatter(wide(y), AXIS, tiled=True).astype(x.dtype)
   return y, jnp.zeros(len(x), jnp.int32)
 
 
-def _ragged(kind, x, indices, weights, params, peers, num_experts, implementation, **_):
+def _ragged(kind, x, indices, weights, stacks, peers, num_experts, implementation, **_):
   """Choices in the order of their experts, each peer's part sent to it and back."""
   own, (t, k) = num_experts // peers, indices.shape
   position, choice, count = _by_expert(indices, num_experts)
@@ -164,13 +188,13 @@ def _ragged(kind, x, indices, weights, params, peers, num_experts, implementatio
   expert = jnp.append(jnp.tile(jnp.arange(own), peers), own)  # no expert for the empty rows
   expert = jnp.repeat(expert, lengths, total_repeat_length=room)
   share = max(1, room // (t * k))
-  y = _of_rows(kind, got, expert, params, implementation, share)
+  y = _of_rows(kind, got, expert, stacks, implementation, share)
   y = exchange(y, t * k, before(here), here, home, sent)
   y = _permute(y, position.reshape(-1), choice).reshape(t, k, -1)
   return _combine(y, weights).astype(x.dtype), jnp.zeros(t, jnp.int32)
 
 
-def _slots(kind, x, indices, weights, params, peers, num_experts, implementation, capacity_factor):
+def _slots(kind, x, indices, weights, stacks, peers, num_experts, implementation, capacity_factor):
   """As many slots for each expert on each device; what does not fit is dropped."""
   t, k = indices.shape
   slots = min(-int(-capacity_factor * t * k // num_experts), t)
@@ -189,7 +213,7 @@ def _slots(kind, x, indices, weights, params, peers, num_experts, implementation
   expert = jnp.where(
     jnp.arange(slots)[None] < used[:, None], jnp.tile(jnp.arange(own), peers)[:, None], own
   ).reshape(-1)  # no expert for the empty rows
-  y = exchange(_of_rows(kind, got, expert, params, implementation))
+  y = exchange(_of_rows(kind, got, expert, stacks, implementation))
   y = _permute(y, slot, choice).reshape(t, k, -1)
   dropped = (real & ~kept).reshape(t, k).sum(1, dtype=jnp.int32)
   return _combine(y, weights).astype(x.dtype), dropped
@@ -209,10 +233,10 @@ def _by_expert(indices, num_experts):
   return position.reshape(indices.shape), choice, count[:-1]
 
 
-def _of_rows(kind, x, expert, params, implementation, share=1):
+def _of_rows(kind, x, expert, stacks, implementation, share=1):
   """Rows [R, C] through the expert [R] of each."""
   gates = jnp.ones((len(x), 1), wide(x).dtype)
-  return dispatch.run(kind, x, expert[:, None], gates, params, implementation, share)
+  return dispatch.run(kind, x, expert[:, None], gates, stacks, implementation, share)
 
 
 def _combine(y, weights):

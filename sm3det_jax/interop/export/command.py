@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _write(args, given, out, config, variables):
   """Writes the file; what it is, in a line."""
-  from sm3det_jax.atomic import write_atomically
+  from data_pipelines.atomic import write_atomically
   from sm3det_jax.interop.export import about, weights
 
   if args.format == 'safetensors':

@@ -11,10 +11,10 @@ import numpy as np
 
 from data_pipelines import georeference, rasters
 from data_pipelines.errors import UserError
-from sm3det_jax import batches, scene, sources
-from sm3det_jax.progress import Shown
+from sm3det_jax.prediction import batches, scene, sources
+from sm3det_jax.prediction.progress import Shown
+from sm3det_jax.prediction.selection import Asked, UndecidedError
 from sm3det_jax.results import Result
-from sm3det_jax.selection import Asked, UndecidedError
 
 logger = logging.getLogger(__name__)
 

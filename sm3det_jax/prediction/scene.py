@@ -24,12 +24,12 @@ import numpy as np
 
 from data_pipelines import rasters, tiling, transforms
 from data_pipelines.errors import UserError
-from sm3det_jax.batches import BATCH, Flow
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.inference import Pass
-from sm3det_jax.journal import Journal
 from sm3det_jax.metrics import merge
-from sm3det_jax.progress import Shown
+from sm3det_jax.prediction.batches import BATCH, Flow
+from sm3det_jax.prediction.journal import Journal
+from sm3det_jax.prediction.progress import Shown
 
 LARGE = 2  # an image beyond so many canvases is cut into windows, even for a task of whole images
 THREADS = min(4, os.cpu_count() or 1)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 from data_pipelines import errors, rasters
 from data_pipelines.errors import UserError
-from sm3det_jax import scene, sources
 from sm3det_jax.config import ConfigDict
-from sm3det_jax.journal import Done, Journal, beginning
+from sm3det_jax.prediction import scene, sources
+from sm3det_jax.prediction.journal import Done, Journal, beginning
 from sm3det_jax.results import Result, formats, places
 
 DONE = 'predict.journal'  # in the folder of results, while there is something to do

@@ -2,6 +2,8 @@
 
 import argparse
 
+from sm3det_jax.config import command_line
+
 INTERRUPTED = 'interrupted; the same command with --resume goes on'
 
 
@@ -16,20 +18,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--save', default='', help=formats)
   parser.add_argument('--device', help='cpu, gpu, tpu, or the second as cuda:1; an index')
   parser.add_argument('--resume', action='store_true', help='go on where this was interrupted')
+  command_line.add_tta(parser)
   images = 'image files, folders of them, globs, text files (.txt) of paths'
   parser.add_argument('images', nargs='+', metavar='IMAGE', help=images)
 
 
 def run(args: argparse.Namespace) -> int:
   """Does what `sm3det predict` was asked for; 1 if a file could not be used or saved."""
-  from sm3det_jax import predict, selection  # lazily: they load JAX
+  from sm3det_jax import predict, tta
+  from sm3det_jax.prediction import selection  # lazily: they load JAX
 
+  augmentation = tta.parse(args.tta, args.tta_merge)
   save = [name for name in args.save.split(',') if name]
   threshold = selection.parse_threshold(args.score_threshold)
   try:
     problems = predict.predict(
-      args.workdir, args.task, args.images, args.out, threshold, save, args.resume, args.device
-    )
+      args.workdir, args.task, args.images, args.out, threshold, save, args.resume, args.device,
+      augmentation,
+    )  # fmt: skip
   except KeyboardInterrupt:
     raise KeyboardInterrupt(INTERRUPTED) from None
   return 1 if problems else 0

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from sm3det_jax.inference import Pass
-from sm3det_jax.progress import Shown
+from sm3det_jax.prediction.progress import Shown
 
 BATCH = 4  # windows at once
 IN_FLIGHT = 2  # batches on the device
