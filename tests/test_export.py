@@ -19,7 +19,7 @@ from data_pipelines.errors import UserError
 from sm3det_jax import Detector, checkpoint, cli
 from sm3det_jax.detector import build
 from sm3det_jax.inference import detect_step
-from sm3det_jax.interop.export import about, onnx, reader, stablehlo, weights
+from sm3det_jax.interop.export import about, reader, stablehlo, weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 TASK = 'retinanet'
@@ -267,24 +267,3 @@ def test_every_head_as_its_model(kind, all_heads):
   found = jax.device_get(jax.export.deserialize(bytearray(data)).call(pixels, shapes))
   wanted = jax.device_get(detect_step(build(config), config, kind)(variables, pixels, shapes))
   assert exported.difference(found, wanted._asdict()) < 1e-4
-
-
-def loop(x, reverse):
-  """A scan with constants, a carry and slices, in a jitted function, by the platform."""
-  step = lambda c, v: (c * 2 + v * x[0], jnp.cumsum(v + c))
-  scan = jax.jit(lambda c, v: jax.lax.scan(step, c, v, reverse=reverse))
-  here = lambda v: jax.lax.platform_dependent(v, tpu=jnp.zeros_like, default=jnp.sin)
-  end, rows = scan(here(x[1]), x)
-  return end, rows, jnp.arange(3) * 2
-
-
-@pytest.mark.parametrize('reverse', [False, True])
-def test_a_trace_without_loops_and_calls_computes_the_same(reverse):
-  x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32))
-  trace = jax.make_jaxpr(lambda x: loop(x, reverse))(x)
-  plain = jax.make_jaxpr(lambda *args: onnx._inlined(trace, *args))(x)
-  names = {eqn.primitive.name for eqn in plain.eqns}
-  assert not names & {'scan', 'jit', 'cond', 'platform_index', 'iota'} and 'cumsum' in names
-  found = jax.core.eval_jaxpr(plain.jaxpr, plain.consts, x)
-  for a, b in zip(found, loop(x, reverse), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-6)

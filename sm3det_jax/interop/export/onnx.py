@@ -15,7 +15,6 @@ from data_pipelines.errors import UserError
 from sm3det_jax.config import copied
 from sm3det_jax.interop.export import about, program
 
-TURNS = 64  # of a loop over an axis, at most, that are computed one by one
 OPSET = 23
 SERIES = '0.17.'  # of jax2onnx, in which `_mended` reaches
 MISSING = (
@@ -37,7 +36,8 @@ def serialised(
     cut: 'boxes': without the head's last NMS, every candidate of an image, best first.
 
   Raises:
-    UserError: jax2onnx is not installed, or another series of it; a batch of any size.
+    UserError: jax2onnx is not installed, or another series of it, or does not convert the model; a
+      batch of any size.
   """
   if batch == 'any':
     raise UserError('an ONNX model is for a fixed number of images: --batch=4')
@@ -53,15 +53,18 @@ def serialised(
   config.moe.implementation = 'dense'  # every expert on every token: no loop with a traced end
   detect = program.detection(config, task, nms=cut is None)
   arguments = program.arguments(config, task, batch)
-  with _mended():
-    model = jax2onnx.to_onnx(
-      _primitives(detect, jax.device_get(variables), arguments),
-      list(arguments),
-      model_name=f'sm3det_{task}',
-      opset=OPSET,
-      input_names=list(about.INPUTS),
-      output_names=list(about.OUTPUTS),
-    )
+  plain = _primitives(detect, jax.device_get(variables), arguments)
+  names = {'input_names': list(about.INPUTS), 'output_names': list(about.OUTPUTS)}
+  try:
+    with _mended():
+      model = jax2onnx.to_onnx(
+        plain, list(arguments), model_name=f'sm3det_{task}', opset=OPSET, **names
+      )
+  except Exception as error:  # whatever jax2onnx makes of what it does not know
+    why = f'{type(error).__name__}: {error}'.splitlines()[0]
+    raise UserError(
+      f'jax2onnx {found} does not convert task {task!r} ({why:.100}); --format=stablehlo takes it'
+    ) from error
   return model.SerializeToString()
 
 
@@ -125,9 +128,9 @@ def _computed(eqn, values):
     return [0]  # of the choice, that follows
   if name == 'cond' and params.get('branches_platforms'):
     return _inlined(params['branches'][-1], *values[1:])
-  if name == 'scan' and params['length'] <= TURNS:
+  if name == 'scan':
     return _turns(params, values)
-  if name != 'scan' and (called := params.get('call_jaxpr', params.get('jaxpr'))):
+  if called := params.get('call_jaxpr', params.get('jaxpr')):
     closed = isinstance(called, ClosedJaxpr)
     return _inlined(called if closed else ClosedJaxpr(called, ()), *values)
   constant = not any(isinstance(v, jax.core.Tracer) for v in values)
