@@ -17,8 +17,9 @@ KIND = 'sm3det_jax export'
 VERSION = 1  # of the JSON; one more where an older reader would read it wrongly
 # what a detection asks of a task's config
 KEYS = ('kind', 'classes', 'bands', 'mean', 'std', 'input', 'size', 'test')
-# by whoever reads it
-NEEDED = {'format', 'batch', 'platforms', 'task', 'size', 'test', 'jax', 'sha256'}
+# by whoever reads it; of a stablehlo program the platforms too
+NEEDED = {'format', 'batch', 'task', 'size', 'test', 'jax', 'sha256'}
+NMS = ('score_threshold', 'nms_iou', 'max_detections')  # what a head's last NMS does
 INPUTS = {'images': 'float32', 'shapes': 'int32'}
 OUTPUTS = ('boxes', 'scores', 'labels', 'valid')
 
@@ -46,6 +47,7 @@ def write(file: pathlib.Path, data: bytes, config: ConfigDict, task: str, **form
     'task': task,
     **{key: c.to_dict()[key] for key in KEYS if key in c},
     'strides': c.head.strides,
+    'nms': {key: c.head[key] for key in NMS},
     'pixels': INPUTS['images'],
     'inputs': INPUTS,
     'outputs': OUTPUTS,
@@ -78,7 +80,8 @@ def read(file: pathlib.Path) -> tuple[bytes, dict]:
       f'{file} was exported by sm3det_jax {content.get("sm3det_jax")}, whose exports this version '
       f'({__version__}) does not know: update it, or export anew with this one'
     )
-  if not known or NEEDED - content.keys():
+  needed = NEEDED | ({'platforms'} if known and content.get('format') == 'stablehlo' else set())
+  if not known or needed - content.keys():
     raise UserError(f'{beside} is damaged or not of `sm3det export`: copy it anew, or export anew')
   if hashlib.sha256(data).hexdigest() != content['sha256']:
     raise UserError(
