@@ -121,6 +121,7 @@ def test_the_json_says_what_the_file_is(file, model):
     wanted = config[key]
     assert content[key] == (list(wanted) if isinstance(wanted, tuple) else wanted)
   assert content['strides'] == list(config.head.strides)
+  assert content['nms'] == {'score_threshold': 0.001, 'nms_iou': 0.5, 'max_detections': 20}
   assert (content['batch'], content['pixels'], content['jax']) == (
     'any',
     'float32',
@@ -158,6 +159,11 @@ def test_any_changed_value_of_the_json_is_one_line(file, tmp_path):
         about.read(tmp_path / 'x')
 
 
+def of_onnx(file):
+  about.place(file).write_text(less(file))
+  other_json(file, format='onnx')
+
+
 def no_program(file):
   file.write_bytes(b'no program')
   digest = hashlib.sha256(b'no program').hexdigest()
@@ -173,7 +179,7 @@ DAMAGES = {
   'less in the JSON': (lambda f: about.place(f).write_text(less(f)), 'json is damaged, changed or'),
   'of another file': (lambda f: other_json(f, sha256='00'), 'is of another file'),
   'newer': (lambda f: other_json(f, version=99, sm3det_jax='9.9', size=None), 'by sm3det_jax 9.9'),
-  'other format': (lambda f: other_json(f, format='onnx'), 'format onnx'),
+  'other format': (of_onnx, 'of format onnx; a stablehlo export is needed'),
   'platform': (lambda f: other_json(f, platforms=['tpu']), 'for tpu, and this is cpu'),
   'no program': (no_program, 'export it anew'),
 }
@@ -203,6 +209,9 @@ def test_a_file_that_is_not_there(tmp_path):
     (['--format=stablehlo'], '--task missing'),
     (['--format=safetensors', '--batch=2'], '--batch says nothing'),
     (['--format=safetensors', '--platforms=cpu'], '--platforms says nothing'),
+    (['--task=gfl', '--format=stablehlo', '--cut=boxes'], '--cut says nothing'),
+    (['--task=gfl', '--format=onnx', '--batch=any'], 'fixed number'),
+    (['--task=gfl', '--format=onnx'], 'jax2onnx.* is not here.*docs/export.md'),
     (['--task=ir', '--format=stablehlo'], "unknown task 'ir'.* gfl"),
     (['--task=gfl', '--format=stablehlo', '--batch=0'], "'0': expected"),
     (['--task=gfl', '--format=stablehlo', '--platforms=npu'], "platform 'npu'"),
@@ -210,7 +219,10 @@ def test_a_file_that_is_not_there(tmp_path):
     (['--task=gfl', '--format=stablehlo', '--out=/proc/e'], '/proc: no file can be made in this'),
   ],
 )
-def test_what_cannot_be_exported_is_one_line(arguments, words, weight_file, tmp_path, capsys):
+def test_what_cannot_be_exported_is_one_line(
+  arguments, words, weight_file, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, 'jax2onnx', None)  # as if it were not installed
   out = f'--out={tmp_path / "new" / "file"}'
   try:
     status = run('export', f'--workdir={weight_file}', out, *arguments)

@@ -128,6 +128,15 @@ def test_far_from_the_origin():
   assert run(boxes, scores, 0.3, 300) == greedy(boxes, scores, 0.3)
 
 
+def test_without_a_threshold_every_usable_box_comes_back_best_first():
+  boxes, scores = crowd(1, 40, 5, False)
+  index, valid = map(np.asarray, nms.nms(boxes, scores, None, 3, valid=scores > 0.5))
+  best = np.argsort(-scores, kind='stable')
+  want = np.where(scores[best] > 0.5, best, 0)
+  np.testing.assert_array_equal(index, want)
+  np.testing.assert_array_equal(valid, scores[best] > 0.5)
+
+
 @pytest.mark.parametrize('specific', [True, False])
 def test_by_class_equals_one_class_after_the_other(specific):
   rng = np.random.default_rng(5)

@@ -182,7 +182,7 @@ INDIRECT = {
   'flatbuffers': 'the files that jax.export reads and writes',
 }
 # what a user of it has, and nobody else needs
-OTHERS = {'supervision'}
+OTHERS = {'supervision', 'jax2onnx'}
 # modules that are named otherwise than what brings them
 BRINGS = {
   'absl-py': 'absl', 'opencv-python-headless': 'cv2', 'orbax-checkpoint': 'orbax',

@@ -11,7 +11,7 @@ TILE = 128  # candidates that are compared with the kept ones, and among themsel
 def nms(
   boxes: jax.Array,
   scores: jax.Array,
-  iou_threshold: float,
+  iou_threshold: float | None,
   max_outputs: int,
   labels: jax.Array | None = None,
   valid: jax.Array | None = None,
@@ -31,7 +31,7 @@ def nms(
     boxes: HBB [n, 4], suppressed at IoU > iou_threshold, or OBB [n, 5], at IoU >= iou_threshold
       (each as the reference's operator does).
     scores: [n]; equal scores keep the order of their indices, NaN and -inf are never kept.
-    iou_threshold: see boxes.
+    iou_threshold: see boxes. None: no box suppresses another, and all n come back.
     max_outputs: static number of outputs.
     labels: int [n]; boxes of different labels do not suppress each other. None: all are compared.
     valid: bool [n]; the others take no part. None: all do.
@@ -43,12 +43,14 @@ def nms(
   n, width = boxes.shape
   if n == 0:
     return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
-  tile = min(TILE, n)
   usable = scores > -jnp.inf
   usable = usable if valid is None else usable & jnp.asarray(valid)
   labels = jnp.zeros(n, jnp.int32) if labels is None else jnp.asarray(labels)
   key = jnp.where(usable, -scores, jnp.inf)
   order = jax.lax.sort((key, jnp.arange(n, dtype=jnp.int32)), num_keys=1)[1]
+  if iou_threshold is None:
+    return jnp.where(usable[order], order, 0), usable[order]
+  tile = min(TILE, n)
   order = jnp.pad(order, (0, -n % tile))
   total = usable.sum()
   boxes, labels = boxes[order], labels[order]
@@ -83,7 +85,7 @@ def multiclass_nms(
   boxes: jax.Array,
   scores: jax.Array,
   score_threshold: float,
-  iou_threshold: float,
+  iou_threshold: float | None,
   max_outputs: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   """The best (box, class) pairs after NMS among the boxes of each class.
@@ -152,7 +154,8 @@ def _obb_suppresses(a, b, mask, threshold):
     pending, result = state
     rows = pending.argmax(0)
     hit = (iou.rotated_iou_aligned(a[rows], b) >= threshold) & pending[rows, columns]
-    return pending.at[rows, columns].set(False), result.at[rows, columns].max(hit)
+    hit |= result[rows, columns]  # not at[].max, which other runtimes have for numbers alone
+    return pending.at[rows, columns].set(False), result.at[rows, columns].set(hit)
 
   result = jnp.zeros(mask.shape, bool)
   return jax.lax.while_loop(lambda s: s[0].any(), step, (pending, result))[1]

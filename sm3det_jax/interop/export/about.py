@@ -18,6 +18,7 @@ VERSION = 1  # of the JSON; one more where an older reader would read it wrongly
 # what a detection asks of a task's config
 KEYS = ('kind', 'classes', 'bands', 'mean', 'std', 'input', 'size', 'test')
 DIGEST = 'digest'  # the key of the SHA-256 of all the others
+NMS = ('score_threshold', 'nms_iou', 'max_detections')  # what a head's last NMS does
 INPUTS = {'images': 'float32', 'shapes': 'int32'}
 OUTPUTS = ('boxes', 'scores', 'labels', 'valid')
 
@@ -45,6 +46,7 @@ def write(file: pathlib.Path, data: bytes, config: ConfigDict, task: str, **form
     'task': task,
     **{key: c.to_dict()[key] for key in KEYS if key in c},
     'strides': c.head.strides,
+    'nms': {key: c.head[key] for key in NMS},
     'pixels': INPUTS['images'],
     'inputs': INPUTS,
     'outputs': OUTPUTS,

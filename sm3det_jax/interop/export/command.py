@@ -1,6 +1,7 @@
 """`sm3det export`: a model for where the code of this project is not.
 
 sm3det export --workdir=runs/t --task=rgb --format=stablehlo --out=rgb.stablehlo
+sm3det export --workdir=runs/t --task=rgb --format=onnx --out=rgb.onnx
 sm3det export --workdir=runs/t --format=safetensors --out=t.safetensors
 """
 
@@ -10,23 +11,26 @@ import pathlib
 from data_pipelines.atomic import probe
 from data_pipelines.errors import UserError
 
-HELP = 'a trained model for where this project is not: StableHLO, safetensors'
+HELP = 'a trained model for where this project is not: StableHLO, ONNX, safetensors'
 FORMATS = {  # and what else than --task each takes
   'stablehlo': ('batch', 'platforms'),
+  'onnx': ('batch', 'cut'),
   'safetensors': (),
 }
-OPTIONS = ('batch', 'platforms')
+OPTIONS = ('batch', 'platforms', 'cut')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `sm3det export`, for `run`."""
   parser.add_argument('--task', help='whose head is exported; safetensors has those of all tasks')
-  what = 'a program that jax runs, or the parameters by their names'
+  what = 'a program that jax or ONNX Runtime runs, or the parameters by their names'
   parser.add_argument('--format', required=True, choices=FORMATS, help=what)
   parser.add_argument('--out', required=True, metavar='FILE', help='FILE.json says what it is')
-  parser.add_argument('--batch', type=_batch, help='images at once, or any; by default 1')
+  parser.add_argument('--batch', type=_batch, help='images at once (1); any: stablehlo alone')
   platforms = 'where a stablehlo program can run: cpu,cuda,tpu, or some of these and rocm'
   parser.add_argument('--platforms', help=platforms)
+  cut = 'onnx: every decoded box and its score, without the last NMS'
+  parser.add_argument('--cut', choices=['boxes'], help=cut)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -34,8 +38,8 @@ def run(args: argparse.Namespace) -> None:
 
   Raises:
     FileNotFoundError: no run or no checkpoint in the workdir.
-    UserError: an option that says nothing for the format; as `stablehlo.serialised` and
-      `weights.read`.
+    UserError: an option that says nothing for the format; as `stablehlo.serialised`,
+      `onnx.serialised` and `weights.read`.
   """
   given = {key: value for key in OPTIONS if (value := getattr(args, key)) is not None}
   if idle := [key for key in given if key not in FORMATS[args.format]]:
@@ -63,12 +67,18 @@ def _write(args, given, out, config, variables):
     data = weights.serialised(config, variables)
     write_atomically(out, data)
     return f'{out}: {len(data) / 1e6:.1f} MB, all parameters of {args.workdir} and its config'
-  from sm3det_jax.interop.export import stablehlo
+  if args.format == 'onnx':
+    from sm3det_jax.interop.export import onnx
 
-  form = {'batch': 1, 'platforms': stablehlo.PLATFORMS} | given
-  if args.platforms:
-    form['platforms'] = args.platforms.split(',')
-  data = stablehlo.serialised(config, variables, args.task, **form)
+    form = {'batch': 1, 'cut': None} | given
+    data = onnx.serialised(config, variables, args.task, **form)
+  else:
+    from sm3det_jax.interop.export import stablehlo
+
+    form = {'batch': 1, 'platforms': stablehlo.PLATFORMS} | given
+    if args.platforms:
+      form['platforms'] = args.platforms.split(',')
+    data = stablehlo.serialised(config, variables, args.task, **form)
   about.write(out, data, config, args.task, format=args.format, **form)
   return f'{out}: {len(data) / 1e6:.1f} MB, task {args.task}; described in {about.place(out)}'
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from sm3det_jax.config import copied
-from sm3det_jax.detector import build
+from sm3det_jax.config import check, copied
+from sm3det_jax.detector import M2Det
 from sm3det_jax.inference import detect_step, own_labels
 
 
-def detection(config: ConfigDict, task: str) -> Callable:
+def detection(config: ConfigDict, task: str, nms: bool = True) -> Callable:
   """(variables, images, shapes) -> {'boxes', 'scores', 'labels', 'valid'}, jitted.
 
   Images are float32 [B, H, W, bands] with the files' values (those of 8 and 16 bits are exact in
@@ -22,11 +22,15 @@ def detection(config: ConfigDict, task: str) -> Callable:
   Args:
     config: of the model.
     task: one of its tasks.
+    nms: whether the head's last NMS is part of it; else every candidate comes out, best first.
   """
   config = copied(config)
   if config.dtype == 'auto':  # goes by the platform that exports
     config.dtype = 'float32'
-  step, own = detect_step(build(config), config, task), own_labels(config, task)
+  config = check(config)
+  if not nms:
+    config.tasks[task].head.nms_iou = None  # which the config of a run cannot say
+  step, own = detect_step(M2Det(config), config, task), own_labels(config, task)
 
   def detect(variables, images, shapes):
     found = step(variables, images, shapes)
