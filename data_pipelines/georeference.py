@@ -108,16 +108,16 @@ class Georeference:
   def measure(self, polygons: np.ndarray) -> Ground:
     """What quadrilaterals [n, 8] in pixels are on the ground.
 
-    An axis joins the middles of two opposite sides. It is short beside the Earth, so that the
-    ellipsoid's radii at its middle give its length: to 1e-5 of it for 10 km below 80 degrees.
+    An axis joins the middles of two opposite sides, straight in space and seen on the plane that
+    touches the ellipsoid at the centre. That holds at poles too, where the centre's own meridian
+    is north; the length is right to 1e-6 for 10 km, to 1e-3 for 900 km.
     """
     quads = np.asarray(polygons, np.float64).reshape(-1, 4, 2)
     middles = (quads + np.roll(quads, -1, 1)) / 2  # of the sides 01, 12, 23, 30
     points = np.concatenate([quads.mean(1, keepdims=True), middles], 1)
     centre, *ends = np.moveaxis(self.to_wgs84(points), 1, 0)
-    east, north = np.moveaxis(
-      np.stack([_metres(ends[3], ends[1]), _metres(ends[0], ends[2])]), -1, 0
-    )  # each [2, n]
+    axes = [_metres(ends[3], ends[1], centre), _metres(ends[0], ends[2], centre)]
+    east, north = np.moveaxis(np.stack(axes), -1, 0)  # each [2, n]
     sizes = np.hypot(east, north)
     longer = (sizes[1] > sizes[0]).astype(int)
     along = np.arctan2(east, north)[longer, np.arange(len(quads))]
@@ -239,11 +239,21 @@ def _unwrapped(gcps, crs):
   return [GroundControlPoint(p.row, p.col, x, p.y) for p, x in zip(gcps, x.tolist(), strict=True)]
 
 
-def _metres(a, b):
-  """East and north [n, 2] from a to b, of longitude and latitude [n, 2]."""
-  east = (b[:, 0] - a[:, 0] + 180) % 360 - 180
-  latitude = np.radians(a[:, 1] + b[:, 1]) / 2
-  curve = 1 - ECCENTRICITY2 * np.sin(latitude) ** 2
-  across = RADIUS / np.sqrt(curve) * np.cos(latitude)
-  along = RADIUS * (1 - ECCENTRICITY2) / curve**1.5
-  return np.stack([across * np.radians(east), along * np.radians(b[:, 1] - a[:, 1])], -1)
+def _metres(a, b, centre):
+  """East and north [n, 2] from a to b as seen at their centre, of longitude and latitude [n, 2]."""
+  longitude, latitude = np.radians(centre).T
+  sin, cos = np.sin(longitude), np.cos(longitude)
+  east = np.stack([-sin, cos, np.zeros_like(sin)], -1)
+  towards_axis = np.sin(latitude)
+  north = np.stack([-towards_axis * cos, -towards_axis * sin, np.cos(latitude)], -1)
+  way = _in_space(b) - _in_space(a)
+  return np.stack([(way * east).sum(-1), (way * north).sum(-1)], -1)
+
+
+def _in_space(places):
+  """Metres from the Earth's centre [n, 3] of longitude and latitude [n, 2], on the ellipsoid."""
+  longitude, latitude = np.radians(places).T
+  radius = RADIUS / np.sqrt(1 - ECCENTRICITY2 * np.sin(latitude) ** 2)  # of curvature, to the east
+  across = radius * np.cos(latitude)
+  up = radius * (1 - ECCENTRICITY2) * np.sin(latitude)
+  return np.stack([across * np.cos(longitude), across * np.sin(longitude), up], -1)

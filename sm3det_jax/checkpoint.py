@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from data_pipelines.atomic import write_atomically
 from data_pipelines.errors import UserError
 from sm3det_jax import sharding
-from sm3det_jax.config import complete, files
+from sm3det_jax.config import files
 
 # What a run may change when it goes on: it alters neither parameters nor the order of samples.
 # `optim.steps` only says where to stop where the schedule counts milestones; a cosine ends there.
@@ -73,14 +73,7 @@ def load_config(workdir: str | os.PathLike) -> ConfigDict:
   path = pathlib.Path(workdir) / 'config.json'
   if not path.exists():
     raise FileNotFoundError(f'{path} does not exist: no run was started in this --workdir')
-  try:
-    return complete(files.of_json(json.loads(path.read_text())))
-  except UserError:
-    raise
-  except (ValueError, KeyError, AttributeError, TypeError) as error:
-    raise UserError(
-      f"{path} is not a run's config, torn or changed by hand ({type(error).__name__}: {error})"
-    ) from error
+  return files.of_run(path)
 
 
 def manager(workdir: str | os.PathLike, keep: int = 2) -> ocp.CheckpointManager:

@@ -1,7 +1,10 @@
 """Configs that hold together, and what is said of those that do not."""
 
+import json
+
 import pytest
 
+from data_pipelines.errors import UserError
 from sm3det_jax import config as config_lib
 
 
@@ -51,6 +54,16 @@ def test_values_change_on_the_command_line(tmp_path):
 def test_what_does_not_hold_is_named(argument, message):
   with pytest.raises(ValueError, match=message):
     load('--config=sm3det_convnext_t', argument)
+
+
+def test_a_runs_config_json_is_a_config(tmp_path):
+  path, c = tmp_path / 'config.json', load('--config=quickstart')
+  path.write_text(json.dumps(c.to_dict()))
+  assert load(f'--config={path}').to_dict() == c.to_dict()
+  assert load(f'--config={path}', '--config.seed=9').seed == 9
+  path.write_text('{"false": false')
+  with pytest.raises(UserError, match="config.json is not a run's config"):
+    load(f'--config={path}')
 
 
 def test_random_mixing_does_not_accumulate():

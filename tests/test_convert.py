@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -105,7 +106,13 @@ def test_a_checkpoint_of_mmcv_comes_in_and_goes_out(config, state, tmp_path, cap
   assert all(n.endswith(official.IGNORED) for n in constants)
 
   assert run('convert', '--from', 'official', '--config', source, file, '--out', out) == 2
-  assert 'holds checkpoints already' in capsys.readouterr().err
+  assert f'{out} holds a run already' in capsys.readouterr().err
+  (tmp_path / 'begun').mkdir()  # a training that has saved nothing yet
+  shutil.copy(out / 'config.json', tmp_path / 'begun')
+  again = '--config', out / 'config.json', file, '--out', tmp_path / 'begun'
+  assert run('convert', '--from', 'official', *again) == 2
+  assert 'begun holds a run already' in capsys.readouterr().err
+  assert len(list((tmp_path / 'begun').iterdir())) == 1
   with checkpoint.manager(out) as checkpoints, pytest.raises(ValueError, match='weights alone'):
     checkpoint.restore(checkpoints, {})
 

@@ -135,8 +135,10 @@ def test_the_json_says_what_the_file_is(file, model):
 
 
 def other_json(file, **changes):
+  """One that `export` may have written, with other values."""
   place = about.place(file)
-  place.write_text(json.dumps(json.loads(place.read_text()) | changes))
+  content = json.loads(place.read_text()) | changes
+  place.write_text(json.dumps(content | {about.DIGEST: about.digest(content)}))
 
 
 def less(file):
@@ -144,8 +146,22 @@ def less(file):
   return json.dumps({key: content[key] for key in content if key != 'platforms'})
 
 
+def test_any_changed_value_of_the_json_is_one_line(file, tmp_path):
+  place, content = about.place(tmp_path / 'x'), json.loads(about.place(file).read_text())
+  (tmp_path / 'x').write_bytes(file.read_bytes())
+  place.write_text(json.dumps(content))  # spaced otherwise
+  assert about.read(tmp_path / 'x')[1] == content
+  without = lambda key: {k: v for k, v in content.items() if k != key}
+  for key in content:
+    for changed in (without(key), content | {key: None}, content | {key: [content[key]]}):
+      place.write_text(json.dumps(changed))
+      with pytest.raises(UserError, match='x.json is damaged, changed or not of.*copy it anew'):
+        about.read(tmp_path / 'x')
+
+
 def of_onnx(file):
-  about.place(file).write_text(less(file).replace('"stablehlo"', '"onnx"'))
+  about.place(file).write_text(less(file))
+  other_json(file, format='onnx')
 
 
 def no_program(file):
@@ -158,9 +174,9 @@ DAMAGES = {
   'truncated': (lambda f: f.write_bytes(f.read_bytes()[:-9]), 'is damaged, or .* is of another'),
   'other bytes': (lambda f: f.write_bytes(f.read_bytes()[::-1]), 'is damaged, or .*is of another'),
   'no JSON': (lambda f: about.place(f).unlink(), 'json is missing'),
-  'no JSON inside': (lambda f: about.place(f).write_text('{'), 'json is damaged or not of'),
-  'other JSON': (lambda f: about.place(f).write_text('[1]'), 'json is damaged or not of'),
-  'less in the JSON': (lambda f: about.place(f).write_text(less(f)), 'json is damaged or not of'),
+  'no JSON inside': (lambda f: about.place(f).write_text('{'), 'json is damaged, changed or'),
+  'other JSON': (lambda f: about.place(f).write_text('[1]'), 'json is damaged, changed or'),
+  'less in the JSON': (lambda f: about.place(f).write_text(less(f)), 'json is damaged, changed or'),
   'of another file': (lambda f: other_json(f, sha256='00'), 'is of another file'),
   'newer': (lambda f: other_json(f, version=99, sm3det_jax='9.9', size=None), 'by sm3det_jax 9.9'),
   'other format': (of_onnx, 'of format onnx; a stablehlo export is needed'),
@@ -200,6 +216,7 @@ def test_a_file_that_is_not_there(tmp_path):
     (['--task=gfl', '--format=stablehlo', '--batch=0'], "'0': expected"),
     (['--task=gfl', '--format=stablehlo', '--platforms=npu'], "platform 'npu'"),
     (['--task=gfl', '--format=stablehlo', '--out=.'], 'is a folder'),
+    (['--task=gfl', '--format=stablehlo', '--out=/proc/e'], '/proc: no file can be made in this'),
   ],
 )
 def test_what_cannot_be_exported_is_one_line(

@@ -1,5 +1,6 @@
 """Where images lie: RPCs against their polynomials, the way back to pixels, labels placed by it."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -16,6 +17,7 @@ from test_results import (
   check_ground,
   needs_pyproj,
   points_of,
+  pyproj,
   raster,
   same_boxes,
   slanted,
@@ -70,6 +72,33 @@ def test_rpcs_are_solved_at_their_own_height(tmp_path, caplog):
   assert np.abs(at_sea - found).min(1).max() > 1  # the height does matter
   np.testing.assert_allclose(place.to_pixels(place.to_map(POINTS)), POINTS, atol=2e-3)
   assert 'a.tif: placed by its RPCs, all of it at their own height of 310 m' in caplog.text
+
+
+@needs_pyproj
+@pytest.mark.parametrize('crs', ['EPSG:3413', 'EPSG:3031'])
+def test_a_scene_at_a_pole(crs, tmp_path, caplog):
+  middle = rasterio.Affine.translation(-10 * WIDTH / 2, 10 * HEIGHT / 2)
+  r = raster(tmp_path / 'a.tif', crs=crs, transform=middle @ rasterio.Affine.scale(10, -10))
+  round_it = np.array([[200, 150, 60, 20, 0.3], [205, 152, 40, 20, 0.0], [200, 155, 40, 10, 0.0]])
+  beside = [[201, 160, 60, 8, 0.2], [150, 90, 90, 30, -1.2]]
+  r = dataclasses.replace(
+    r, boxes=np.array([*round_it, *beside], np.float32), scores=np.full(5, 0.5, np.float32),
+    labels=np.zeros(5, int),
+  )  # fmt: skip
+  features = r.to_geojson()['features']
+  assert [f['geometry'] is None for f in features] == [True, True, True, False, False]
+  assert [m for m in caplog.messages if '3 objects that hold a pole' in m] == caplog.messages
+  geod = pyproj.Geod(ellps='WGS84')
+  for feature, quad in zip(features, r.polygons.reshape(-1, 4, 2), strict=True):
+    ends = r.georeference.to_wgs84((quad + np.roll(quad, -1, 0)) / 2)
+    centre = r.georeference.to_wgs84(quad.mean(0))
+    axes = [(geod.inv(*ends[i], *ends[i + 2])[2], ends[i]) for i in (0, 1)]
+    (width, _), (length, end) = sorted(axes, key=lambda axis: axis[0])
+    found = feature['properties']
+    np.testing.assert_allclose([found['length_m'], found['width_m']], [length, width], rtol=1e-5)
+    if centre[1] ** 2 < 89.999**2:  # at the pole every way is south
+      azimuth = geod.inv(*centre, *end)[0]
+      assert abs((found['bearing'] - azimuth + 90) % 180 - 90) < 0.05
 
 
 @needs_pyproj

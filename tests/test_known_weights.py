@@ -65,7 +65,7 @@ def test_the_table_has_every_row(capsys):
   assert known_weights.KAGGLE in lines
 
 
-def test_detectors_of_one_data_set_are_told_apart(tiny_state, tmp_path, monkeypatch):
+def test_detectors_of_one_data_set_are_told_apart(tiny_state, tmp_path, monkeypatch, caplog):
   """They have the same names; the classes tell."""
   configs = {task: alone(tiny_state[0], task) for task in ('rgb', 'ifr')}
   files = {task: config_file(tmp_path / f'{task}.py', c) for task, c in configs.items()}
@@ -73,7 +73,9 @@ def test_detectors_of_one_data_set_are_told_apart(tiny_state, tmp_path, monkeypa
   monkeypatch.setattr(known_weights, 'KNOWN', (*rows, *named('ConvNeXt-T')))
   whole = random_state(configs['ifr'], shapes_of(configs['ifr']))
   state = of_one_task(whole, 'ifr', start=0)
-  found = recognition.recognise(state)
+  with caplog.at_level('INFO'):
+    found = recognition.recognise(state)
+  assert 'compared with those of all known weights, for up to a minute' in caplog.text
   assert found.fits and found.words().endswith(f'those of ifr: --config={files["ifr"]}')
   gone = next(n for n in state if n.endswith('depthwise_conv.weight'))
   changed = {n: a for n, a in state.items() if n != gone} | {'neck.what': np.zeros(3)}

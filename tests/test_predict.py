@@ -518,7 +518,9 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
 
   monkeypatch.setattr('tempfile.TemporaryFile', refuse)  # whoever runs this may write anywhere
   assert run('--task=rgb', '--out', tmp_path / 'out', tmp_path / 'chips') == 2
-  assert 'out: Permission denied; check the rights' in last_line(capsys) and not computed
+  line = last_line(capsys)
+  assert 'out: no file can be made in this folder: Permission denied; check the rights' in line
+  assert not computed
 
 
 def test_a_picture_is_unpacked_when_it_is_read(tmp_path):

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import logging
 import math
 import os
 import pathlib
@@ -166,13 +167,14 @@ def check_ground(r):
 
 @needs_pyproj
 @settings(deadline=None)
-@given(st.floats(-179, 179), st.floats(-80, 80), st.floats(0, 179), st.floats(10, 5000))
+@given(st.floats(-179, 179), st.floats(-90, 90), st.floats(0, 179), st.floats(10, 50_000))
 def test_metres_are_right_to_a_thousandth(longitude, latitude, azimuth, length):
   geod = pyproj.Geod(ellps='WGS84')
   back, ahead = azimuth + 180, azimuth
   a = geod.fwd(longitude, latitude, back, length / 2)[:2]
   b = geod.fwd(longitude, latitude, ahead, length / 2)[:2]
-  east, north = georeference._metres(np.array([a]), np.array([b]))[0]
+  centre = np.array([[longitude, latitude]])
+  east, north = georeference._metres(np.array([a]), np.array([b]), centre)[0]
   assert math.isclose(math.hypot(east, north), length, rel_tol=1e-3)
   off = math.degrees(math.atan2(east, north)) - azimuth
   assert abs((off + 180) % 360 - 180) < 0.05
@@ -245,11 +247,13 @@ def test_horizontal_boxes_have_no_bearing(tmp_path):
   assert list(csv.DictReader(io.StringIO(r.to_csv())))[0]['bearing'] == ''
 
 
-def test_geopackage(tmp_path):
+def test_geopackage(tmp_path, caplog):
   pyogrio = pytest.importorskip('pyogrio')
   r = raster(tmp_path / 'a.tif', crs='EPSG:32633', transform=TURNED)
-  for _ in range(2):  # again over its own
-    r.to_gpkg(tmp_path / 'a.gpkg')
+  with caplog.at_level(logging.INFO):
+    for _ in range(2):  # again over its own
+      r.to_gpkg(tmp_path / 'a.gpkg')
+  assert not caplog.messages
   meta, _, geometry, fields = pyogrio.raw.read(tmp_path / 'a.gpkg')
   assert meta['crs'] == 'EPSG:32633' and meta['geometry_type'] == 'Polygon'
   corners = np.array([shapely.from_wkb(g).exterior.coords[:4] for g in geometry])
@@ -272,6 +276,34 @@ def test_a_style_colours_every_class(tmp_path):
   assert [c.get('value') for c in root.iter('category')] == list(CLASSES)
   colours = [o.get('value') for o in root.iter('Option') if o.get('name') == 'line_color']
   assert len(set(colours)) == 3 and root.find('renderer-v2').get('attr') == 'class'
+
+
+def test_a_style_that_the_user_changed_stays(tmp_path, caplog):
+  r, style = raster(tmp_path / 'a.tif', crs='EPSG:32633', transform=UTM), tmp_path / 'a.qml'
+  r.save(tmp_path / 'a.geojson')
+  ours = style.read_bytes()
+  dataclasses.replace(r, classes=(*CLASSES, 'tank')).save(tmp_path / 'a.geojson')
+  assert b'tank' in style.read_bytes() and not caplog.messages  # one of ours is replaced
+  for theirs in (ours.replace(b'0.5', b'0.9', 1), b'<qgis/>\n', b''):
+    style.write_bytes(theirs)
+    for _ in range(2):
+      r.save(tmp_path / 'a.geojson')
+    assert style.read_bytes() == theirs
+  assert [m for m in caplog.messages if 'stays as it is' in m] == caplog.messages
+  assert len(caplog.messages) == 1
+
+
+def test_a_file_that_is_no_geopackage_stays(tmp_path):
+  pytest.importorskip('pyogrio')
+  r = raster(tmp_path / 'a.tif', crs='EPSG:32633', transform=UTM)
+  for content in (b'my notes', b'SQLite format 3\0' + bytes(100)):
+    (tmp_path / 'a.gpkg').write_bytes(content)
+    with pytest.raises(UserError, match='a.gpkg is there and is no GeoPackage'):
+      r.save(tmp_path / 'a.gpkg')
+    assert (tmp_path / 'a.gpkg').read_bytes() == content
+  with pytest.raises(UserError, match='a.x: a GeoPackage is a file ending in .gpkg'):
+    r.to_gpkg(tmp_path / 'a.x')
+  assert not (tmp_path / 'a.x').exists() and not (tmp_path / 'a.qml').exists()
 
 
 def read_back(reader, folder, **options):

@@ -7,12 +7,14 @@ import os
 import pickle
 import struct
 import subprocess
+import zipfile
 
 import ml_dtypes
 import numpy as np
 import pth
 import pytest
 
+from data_pipelines.errors import UserError
 from sm3det_jax.interop.files import state_files, unpickle
 
 SAVE = {'zip': pth.save, 'old': pth.save_old}
@@ -163,7 +165,7 @@ def test_deep_and_wide_objects_harm_nobody(tmp_path):
 def test_a_tensor_stays_within_its_storage(shape, strides, offset, form, tmp_path):
   tensor = pth.Tensor(pth.Storage('Float', BASE), shape, strides, offset)
   SAVE[form](tmp_path / 'a.pth', {'w': tensor})
-  with pytest.raises(ValueError, match=r'a\.pth is damaged.*tensor'):
+  with pytest.raises(ValueError, match=r'a\.pth is no state dict .*: a tensor'):
     unpickle.load(tmp_path / 'a.pth')
 
 
@@ -173,7 +175,7 @@ def test_damage_is_one_error_that_names_the_file(form, tmp_path):
   torn = tmp_path / 'torn.pth'
   for length in range(0, len(content) - 1, 41):
     torn.write_bytes(content[:length])
-    with pytest.raises(ValueError, match=r'torn\.pth is (damaged|refused)'):
+    with pytest.raises(ValueError, match=r'torn\.pth is (no state dict|refused)'):
       unpickle.load(torn)
   rng = np.random.default_rng(0)
   for _ in range(100):
@@ -244,6 +246,36 @@ def test_wrappings_are_taken_off(tmp_path):
     state_files.read(tmp_path / 'none.pth')
 
 
+@pytest.mark.parametrize('suffix', ['.pth', '.npz', '.safetensors'])
+def test_what_is_no_state_dict_is_told_without_the_words_of_libraries(suffix, tmp_path):
+  file, beginning = tmp_path / f'a{suffix}', f'{tmp_path}/a{suffix} is no state dict (.pth, '
+  with zipfile.ZipFile(tmp_path / 'zip', 'w') as archive:
+    archive.writestr('notes.txt', 'no array')
+  other = (tmp_path / 'zip').read_bytes()
+  for content in (
+    b'',
+    b'hello',
+    b'some notes\n',
+    other,
+    b'\x80\x02}.',
+    b'PK\x03\x04',
+    b'(((',
+    b'I',
+  ):
+    file.write_bytes(content)
+    with pytest.raises(UserError) as error:
+      state_files.read(file)
+    line = str(error.value)
+    if 'holds no state dict, but' not in line:
+      assert line.startswith(beginning), line
+      words = 'it is empty', 'it is damaged, cut short or', 'its zip archive is', 'its first number'
+      assert line.partition('): ')[2].startswith(words)
+  file.unlink()
+  file.mkdir()
+  with pytest.raises(IsADirectoryError):
+    state_files.read(file)
+
+
 def test_npz_with_objects_is_refused(tmp_path):
   np.savez(tmp_path / 'a.npz', w=np.asarray([Evil(os.system, COMMAND)], object))
   with pytest.raises(ValueError, match=r'a\.npz is '):
@@ -276,7 +308,7 @@ ENTRY = {'dtype': 'F32', 'shape': [2, 3], 'data_offsets': [0, 24]}
 )
 def test_safetensors_that_contradict_themselves(content, tmp_path):
   (tmp_path / 'a.safetensors').write_bytes(content)
-  with pytest.raises(ValueError, match=r'a\.safetensors is damaged'):
+  with pytest.raises(ValueError, match=r'a\.safetensors is no state dict .*it is (empty|damaged)'):
     state_files.read(tmp_path / 'a.safetensors')
   (tmp_path / 'a.safetensors').write_bytes(
     _safetensors({'w': ENTRY, '__metadata__': {}}, bytes(24))

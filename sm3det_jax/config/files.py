@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib.util
+import json
 import pathlib
 import re
 import sys
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.errors import UserError
 from sm3det_jax.config.checks import check
+from sm3det_jax.config.defaults import complete
 
 SHIPPED = pathlib.Path(__file__).parents[2] / 'configs'
 _shipped_modules: dict[str, types.ModuleType] = {}
@@ -53,12 +55,28 @@ def of_json(value):
   return tuple(map(of_json, value)) if isinstance(value, list) else value
 
 
+def of_run(path: pathlib.Path) -> ConfigDict:
+  """The config of a run's config.json.
+
+  Raises:
+    UserError: it is none.
+  """
+  try:
+    return complete(of_json(json.loads(path.read_text())))
+  except UserError:
+    raise
+  except (ValueError, KeyError, AttributeError, TypeError) as error:
+    raise UserError(
+      f"{path} is not a run's config, torn or changed by hand ({type(error).__name__}: {error})"
+    ) from error
+
+
 def load(arguments: list[str]) -> ConfigDict:
   """The config that command-line arguments name.
 
   Args:
     arguments: `--config=FILE` (a path, or the name of a shipped config; `FILE:argument` hands the
-      argument to its `get_config`), and any number of `--config.a.b=value`.
+      argument to its `get_config`; or a run's config.json), and any number of `--config.a.b=value`.
 
   Raises:
     FileNotFoundError: no such file; the shipped ones are listed.
@@ -104,6 +122,8 @@ def _check_key(config, argument):
 
 def _of_file(path, arguments):
   """What `get_config(*arguments)` of a file returns; whatever goes wrong in it names its line."""
+  if path.suffix == '.json':
+    return of_run(path)
   source, module = path.read_bytes(), types.ModuleType(path.stem)
   module.__file__ = str(path)
   try:

@@ -42,6 +42,8 @@ def to_workdir(config: ConfigDict, file: str | os.PathLike, out: str | os.PathLi
     UserError: a damaged or refused file; arrays missing, unexpected or of other shapes (a table
       of all of them is logged); `out` holds a run.
   """
+  if (pathlib.Path(out) / 'config.json').exists():  # told before the work
+    raise UserError(f'{out} holds a run already; give a folder of its own')
   state = state_files.read(file)
   shapes = jax.eval_shape(build(config).init, jax.random.key(0))
   values, report = matching.of_state(config, shapes, state, str(file))

@@ -1,5 +1,6 @@
 """Which of the known weights a file holds, by the names and shapes of its arrays."""
 
+import logging
 from collections import Counter
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from sm3det_jax.interop.report import Report
 from sm3det_jax.model import build
 
 ALIKE = 0.3  # of the names, below which a file resembles nothing
+
+logger = logging.getLogger(__name__)
 
 
 class Recognised(NamedTuple):
@@ -49,6 +52,7 @@ def recognise(state: dict[str, np.ndarray]) -> Recognised:
 
   Names are compared with all known models, shapes with those whose names agree best.
   """
+  logger.info('its arrays are compared with those of all known weights, for up to a minute')
   detector = matching.is_whole(state)
   rows = [k for k in known_weights.KNOWN if k.detector == detector]
   models = {}  # rows that differ in training alone share one

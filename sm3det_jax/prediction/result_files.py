@@ -4,10 +4,9 @@ import collections
 import logging
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 
-from data_pipelines import errors, rasters
+from data_pipelines import atomic, errors, rasters
 from data_pipelines.errors import UserError
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.prediction import scene, sources
@@ -35,8 +34,9 @@ class Folder:
     paths: of the images that are still to do.
 
   Raises:
-    UserError: unknown format; no name of a folder; no image at all.
-    OSError: the folder cannot be made, or not be written.
+    UserError: unknown format; no name of a folder; no image at all; no file can be made in the
+      folder.
+    OSError: the folder cannot be made.
   """
 
   def __init__(
@@ -58,9 +58,7 @@ class Folder:
     if not given:
       raise UserError(NONE)
     self._names = dict(places.of_images(given))
-    self._out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=self._out):  # told before the work, not after it
-      pass
+    atomic.probe(self._out)
     for folder in filter(pathlib.Path.is_dir, given):
       if not any(path.is_relative_to(folder) for path in self._names):
         self._tell(f'{folder}: no image in it')

@@ -1,14 +1,18 @@
 """GeoJSON by RFC 7946: longitude and latitude of WGS 84, outer rings counter-clockwise.
 
-A polygon across the antimeridian is cut there into two, a place without longitude and latitude is
-no geometry.
+A polygon across the antimeridian is cut there into two. A place without longitude and latitude is
+no geometry, nor is an object that holds a pole: in longitude and latitude it has no outline.
 """
+
+import logging
 
 import numpy as np
 
 from sm3det_jax.results import columns
 
 DIGITS = 9  # of a degree: 0.1 mm
+
+logger = logging.getLogger(__name__)
 
 
 def content(result) -> dict:
@@ -18,6 +22,9 @@ def content(result) -> dict:
     UserError: the image has no georeference.
   """
   quads = result.located('GeoJSON').to_wgs84(result.polygons.reshape(-1, 4, 2))
+  if poles := sum(map(holds_pole, quads)):
+    why = 'objects that hold a pole, without geometry in GeoJSON (other formats have it)'
+    logger.warning('%s: %d %s', result.name, poles, why)
   return {
     'type': 'FeatureCollection',
     'features': [
@@ -29,7 +36,7 @@ def content(result) -> dict:
 
 def geometry(quad: np.ndarray) -> dict | None:
   """That of corners [k, 2] of longitude and latitude, in any order of turning."""
-  if not np.isfinite(quad).all():
+  if not np.isfinite(quad).all() or holds_pole(quad):
     return None
   quad = quad.copy()
   quad[:, 0] = quad[0, 0] + (quad[:, 0] - quad[0, 0] + 180) % 360 - 180  # in one piece
@@ -44,6 +51,12 @@ def geometry(quad: np.ndarray) -> dict | None:
   if len(rings) < 2:
     return {'type': 'Polygon', 'coordinates': rings or [_ring(quad)]}
   return {'type': 'MultiPolygon', 'coordinates': [[ring] for ring in rings]}
+
+
+def holds_pole(quad: np.ndarray) -> bool:
+  """Whether corners [k, 2] of longitude and latitude go round a pole, or a side leads over it."""
+  turns = (np.diff(quad[:, 0], append=quad[0, 0]) + 180) % 360 - 180
+  return bool(abs(turns.sum()) > 180 or (np.abs(turns) > 180 - 1e-6).any())
 
 
 def _left_of(points, edge):

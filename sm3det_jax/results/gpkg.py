@@ -3,6 +3,8 @@
 Written by GDAL through pyogrio, of the extra `geo`.
 """
 
+import logging
+import os
 import pathlib
 import struct
 
@@ -12,16 +14,25 @@ from data_pipelines.errors import UserError
 from sm3det_jax.results import columns
 
 LAYER = 'detections'
+SQLITE = b'SQLite format 3\0'  # a file's beginning
+APPLICATIONS = (b'GPKG', b'GP10', b'GP11')  # 68 bytes on
 
 
 def write(result, path: pathlib.Path) -> None:
   """Writes the layer; a file that is there keeps its others.
 
   Raises:
-    UserError: the image has no georeference; the file cannot be written.
+    UserError: the image has no georeference; another suffix; a file of another kind is there; the
+      file cannot be written.
   """
   place = result.located('GeoPackage')
+  if path.suffix.lower() != '.gpkg':
+    raise UserError(f'{path}: a GeoPackage is a file ending in .gpkg')
+  if os.path.isfile(path) and not _is_geopackage(path):
+    raise UserError(f'{path} is there and is no GeoPackage; remove it, or name another file')
   import pyogrio  # `formats.checked` has seen that it is there
+
+  logging.getLogger('pyogrio').setLevel(logging.WARNING)  # else a line about each file
 
   quads = place.to_map(result.polygons.reshape(-1, 4, 2))
   found = columns.table(result)
@@ -38,6 +49,12 @@ def write(result, path: pathlib.Path) -> None:
     )
   except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
     raise UserError(f'{path}: no GeoPackage can be written here ({error})') from None
+
+
+def _is_geopackage(path):
+  with path.open('rb') as file:
+    head = file.read(72)
+  return not head or (head.startswith(SQLITE) and head[68:] in APPLICATIONS)
 
 
 def _wkb(quad):

@@ -17,8 +17,7 @@ KIND = 'sm3det_jax export'
 VERSION = 1  # of the JSON; one more where an older reader would read it wrongly
 # what a detection asks of a task's config
 KEYS = ('kind', 'classes', 'bands', 'mean', 'std', 'input', 'size', 'test')
-# by whoever reads it; of a stablehlo program the platforms too
-NEEDED = {'format', 'batch', 'task', 'size', 'test', 'jax', 'sha256'}
+DIGEST = 'digest'  # the key of the SHA-256 of all the others
 NMS = ('score_threshold', 'nms_iou', 'max_detections')  # what a head's last NMS does
 INPUTS = {'images': 'float32', 'shapes': 'int32'}
 OUTPUTS = ('boxes', 'scores', 'labels', 'valid')
@@ -57,7 +56,14 @@ def write(file: pathlib.Path, data: bytes, config: ConfigDict, task: str, **form
     'sha256': hashlib.sha256(data).hexdigest(),
   }
   write_atomically(file, data)
-  write_atomically(place(file), json.dumps(content, indent=2) + '\n')
+  sealed = content | {DIGEST: digest(content)}
+  write_atomically(place(file), json.dumps(sealed, indent=2) + '\n')
+
+
+def digest(content: dict) -> str:
+  """SHA-256 of the JSON's values, however they are spaced, without that of itself."""
+  rest = {key: value for key, value in content.items() if key != DIGEST}
+  return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
 
 
 def read(file: pathlib.Path) -> tuple[bytes, dict]:
@@ -73,16 +79,17 @@ def read(file: pathlib.Path) -> tuple[bytes, dict]:
   try:
     content = json.loads(beside.read_bytes())
     known = content['what'] == KIND and content['version'] >= 1
-  except (ValueError, KeyError, TypeError):
+  except (ValueError, KeyError, TypeError, RecursionError):
     known = False
   if known and content['version'] > VERSION:
     raise UserError(
       f'{file} was exported by sm3det_jax {content.get("sm3det_jax")}, whose exports this version '
       f'({__version__}) does not know: update it, or export anew with this one'
     )
-  needed = NEEDED | ({'platforms'} if known and content.get('format') == 'stablehlo' else set())
-  if not known or needed - content.keys():
-    raise UserError(f'{beside} is damaged or not of `sm3det export`: copy it anew, or export anew')
+  if not known or content.get(DIGEST) != digest(content):
+    raise UserError(
+      f'{beside} is damaged, changed or not of `sm3det export`: copy it anew, or export anew'
+    )
   if hashlib.sha256(data).hexdigest() != content['sha256']:
     raise UserError(
       f'{file} is damaged, or {beside.name} is of another file (SHA-256): copy both anew'

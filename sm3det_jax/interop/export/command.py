@@ -8,6 +8,7 @@ sm3det export --workdir=runs/t --format=safetensors --out=t.safetensors
 import argparse
 import pathlib
 
+from data_pipelines.atomic import probe
 from data_pipelines.errors import UserError
 
 HELP = 'a trained model for where this project is not: StableHLO, ONNX, safetensors'
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
   out = pathlib.Path(args.out)
   if out.is_dir():
     raise UserError(f'--out={out} is a folder; name a file')
-  out.parent.mkdir(parents=True, exist_ok=True)  # one that cannot be is told before the work
+  probe(out.parent)
   config, variables = _model(args.workdir)
   if args.task is not None and args.task not in config.tasks:
     raise UserError(f'unknown task {args.task!r}; {args.workdir} has {", ".join(config.tasks)}')

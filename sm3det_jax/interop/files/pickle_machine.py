@@ -209,8 +209,8 @@ def flat(key: Any) -> Any:
   """`key` as a dict's key: text or number alone, as the hash of deep tuples exhausts the C stack.
 
   Raises:
-    TypeError: it is another kind of object.
+    Refused: it is another kind of object.
   """
   if type(key) not in (str, bytes, int, float, bool, type(None)):
-    raise TypeError(f'a {type(key).__name__} as key')
+    raise Refused(f'a {type(key).__name__} as key')
   return key

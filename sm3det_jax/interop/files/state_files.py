@@ -35,8 +35,8 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
   if path.suffix == '.safetensors':
     content = _read_safetensors(path)
   elif path.suffix == '.npz':
-    with unpickle.readable(path), np.load(path, allow_pickle=False) as archive:
-      content = dict(archive)
+    with unpickle.readable(path), path.open('rb') as file:
+      content = dict(np.load(file, allow_pickle=False))
   else:
     content = unpickle.load(path)
   inside = content
@@ -80,15 +80,11 @@ def write(path: str | os.PathLike, state: dict[str, np.ndarray], classes: tuple[
 
 
 def _read_safetensors(path):
-  try:
+  with unpickle.readable(path):
     return {
       name: np.frombuffer(entry['data'], DTYPES[entry['dtype']]).reshape(entry['shape'])
       for name, entry in safetensors.deserialize(path.read_bytes())
     }
-  except (safetensors.SafetensorError, KeyError) as error:
-    raise UserError(
-      f'{path} is damaged, cut short or not of safetensors: {type(error).__name__}: {error}'
-    ) from error
 
 
 def _write_pth(path, state, classes):

@@ -51,16 +51,27 @@ def load(path: str | os.PathLike) -> Any:
 
 @contextlib.contextmanager
 def readable(path):
-  """Whatever damage makes of the readers below becomes one ValueError that names the file."""
+  """Whatever damage makes of the readers becomes one UserError with the file and what it is."""
   try:
     yield
-  except FileNotFoundError:
+  except (FileNotFoundError, IsADirectoryError, PermissionError):
     raise
   except Refused as error:
     raise UserError(f'{path} is refused, nothing of it was run: {error}') from None
   except Exception as error:  # a torn or forged file may break any of them
-    reason = f'{type(error).__name__}: {error}'
-    raise UserError(f'{path} is damaged, cut short or of another kind: {reason:.200}') from error
+    form = '(.pth, .npz or .safetensors)'
+    raise UserError(f'{path} is no state dict {form}: {_damage(error, path):.200}') from error
+
+
+def _damage(error, path):
+  """Words for what broke a reader, whose own are of its code."""
+  if isinstance(error, UserError):  # ours
+    return str(error)
+  if not path.stat().st_size:
+    return 'it is empty'
+  if isinstance(error, zipfile.BadZipFile):
+    return 'its zip archive is damaged or cut short'
+  return 'it is damaged, cut short or of another kind'
 
 
 def _from_zip(archive):
@@ -98,7 +109,7 @@ def _from_pickles(file, size):
     into = storages[flat(key)]
     (count,) = struct.unpack('<q', file.read(8))
     if count != len(into) or file.readinto(into.view(np.uint8)) != into.nbytes:
-      raise EOFError(f'storage {key} is not whole')
+      raise UserError(f'storage {key} is not whole')
   return result
 
 
