@@ -196,8 +196,9 @@ def _train(args):
 def _evaluate(args):
   import rich
 
-  from sm3det_jax import checkpoint, evaluate, sharding, tta
+  from sm3det_jax import checkpoint, evaluate, sharding
   from sm3det_jax.metrics import table
+  from sm3det_jax.prediction import tta
 
   augmentation = tta.parse(args.tta, args.tta_merge)
   sharding.start_processes()

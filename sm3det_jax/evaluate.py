@@ -21,12 +21,13 @@ from data_pipelines import mixture
 from data_pipelines import objects as objects_lib
 from data_pipelines.errors import UserError
 from data_pipelines.task import Task
-from sm3det_jax import logs, preprocess, sharding, tta
+from sm3det_jax import logs, preprocess, sharding
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import M2Det, build
 from sm3det_jax.inference import own_labels, reconstruct_step, to_image
 from sm3det_jax.metrics import Result, coco, dota, merge, table
 from sm3det_jax.metrics import pictures as similarity
+from sm3det_jax.prediction import tta
 from sm3det_jax.viz import draw, figures
 
 PROTOCOLS = ('paper_patches', 'devkit')

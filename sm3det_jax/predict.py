@@ -244,7 +244,7 @@ def build(config: ConfigDict) -> Any:
 
 
 def _steps_of(model, config, augmentation):
-  from sm3det_jax import tta
+  from sm3det_jax.prediction import tta
 
   return functools.partial(tta.detect_step, build(model), config, augmentation=augmentation)
 

@@ -22,7 +22,7 @@ COLUMNS = [
   ('backbones', 'necks'),
   ('heads', 'branches'),
   ('detector', 'simmim'),
-  ('model', 'inference', 'tta'),
+  ('model', 'inference'),
   ('optim', 'checkpoint', 'logs', 'metrics', 'interop', 'viz'),
   ('results',),
   ('train', 'evaluate', 'predict', 'prediction'),

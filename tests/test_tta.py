@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import UserError
-from sm3det_jax import Detector, inference, predict, sharding, tta
+from sm3det_jax import Detector, inference, predict, sharding
 from sm3det_jax import config as config_lib
 from sm3det_jax.config import ConfigDict, task
 from sm3det_jax.geometry import fusion, obb
 from sm3det_jax.heads.common import Detections
+from sm3det_jax.prediction import tta
 
 EVERY = tta.parse('flips,turns,scales:0.5:1.5').views
 IDS = ['{}{}{}{}'.format('t' * t, 'd' * d, 'a' * a, s) for t, d, a, s in EVERY]

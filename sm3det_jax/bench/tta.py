@@ -9,10 +9,11 @@ import numpy as np
 
 from data_pipelines import mixture
 from data_pipelines.task import Task
-from sm3det_jax import checkpoint, evaluate, inference, tta
+from sm3det_jax import checkpoint, evaluate, inference
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.detector import M2Det, build
 from sm3det_jax.metrics import table
+from sm3det_jax.prediction import tta
 
 VIEWS = ('flips', 'flips,turns', 'flips,turns,scales:0.8:1.25')  # the last has those of all others
 BATCH = 8  # windows at once

@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Does what `sm3det predict` was asked for; 1 if a file could not be used or saved."""
-  from sm3det_jax import predict, tta
-  from sm3det_jax.prediction import selection  # lazily: they load JAX
+  from sm3det_jax import predict
+  from sm3det_jax.prediction import selection, tta  # lazily: they load JAX
 
   augmentation = tta.parse(args.tta, args.tta_merge)
   save = [name for part in args.save.split(',') if (name := part.strip())]
