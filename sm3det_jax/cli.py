@@ -249,7 +249,8 @@ def _bench(args):
   if args.json:
     print(json.dumps(result))
   else:
-    print('\n'.join(f'{name:18} {value:12,.2f}' for name, value in result.items()))
+    width = max(map(len, result))
+    print('\n'.join(f'{name:{width}} {value:12,.2f}' for name, value in result.items()))
 
 
 if __name__ == '__main__':
