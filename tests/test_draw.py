@@ -185,3 +185,14 @@ def test_report_of_little(tmp_path):
   assert 'img' not in report.write(tmp_path).read_text().replace('img {', '')
   line = {'step': 1, 'lr': 1.0, 'loss/sar/cls': 1.0, 'loss/sar/bbox': 1.0}
   assert 'rise for a while' not in report.write(tmp_path, [line]).read_text()  # no proposals
+
+
+def test_places_are_free_exactly_where_no_envelope_reaches():
+  rng = np.random.default_rng(0)
+  low = rng.uniform(-20, 100, (30, 2))
+  high = low + rng.uniform(0.1, 30, (30, 2))
+  covered = draw._covered((80, 100), low, high)
+  for x1, y1 in rng.integers(0, 60, (300, 2)):
+    x2, y2 = x1 + rng.integers(1, 40), y1 + rng.integers(1, 20)
+    apart = (low >= [x2, y2]).any(1) | (high <= [x1, y1]).any(1)
+    assert covered[y1:y2, x1:x2].any() == (~apart).any()

@@ -151,10 +151,10 @@ def _font(picture):
 def _outlines(picture, quads, labels):
   width = _line_width(picture)
   points = np.rint(quads * 16).astype(np.int32)  # sixteenths of a pixel
-  for shade, extra in ((None, 2), (color, 0)):  # a dark rim keeps bright lines visible on snow
-    for quad, label in zip(points, labels, strict=True):
-      rgb = shade(label) if shade else BACKGROUND
-      cv2.polylines(picture, [quad], True, rgb, width + extra, cv2.LINE_AA, shift=4)
+  # a dark rim keeps bright lines visible on snow
+  cv2.polylines(picture, list(points), True, BACKGROUND, width + 2, cv2.LINE_AA, shift=4)
+  for quad, label in zip(points, labels, strict=True):
+    cv2.polylines(picture, [quad], True, color(label), width, cv2.LINE_AA, shift=4)
 
 
 def _dashed(picture, quads):
@@ -174,7 +174,7 @@ def _texts(picture, quads, labels, texts):
   """Writes each text at the first place round its box that covers no object and no other text."""
   scale, width = _font(picture)
   low, high = quads.min(1), quads.max(1)
-  taken = np.concatenate([low, high], 1)  # [k, 4] x1, y1, x2, y2: objects, then texts
+  taken = _covered(picture.shape[:2], low, high)
   for i, text in enumerate(texts):
     (w, h), below = cv2.getTextSize(_drawn(text), FONT, scale, width)
     w, h, gap = w + 4, h + below + 2, _line_width(picture) + 2
@@ -187,12 +187,12 @@ def _texts(picture, quads, labels, texts):
     places += [(right, y1), (left, y1), (right, y2 - h), (left, y2 - h)]
     for x, y in np.rint(places).astype(int).tolist():
       inside = x >= 0 and y >= 0 and x + w <= picture.shape[1] and y + h <= picture.shape[0]
-      if not inside or _covers(taken, x, y, x + w, y + h):
+      if not inside or taken[y : y + h, x : x + w].any():
         continue
       cv2.rectangle(picture, (x, y), (x + w, y + h), BACKGROUND, -1)
       origin = (x + 2, y + h - below)
       cv2.putText(picture, _drawn(text), origin, FONT, scale, color(labels[i]), width, cv2.LINE_AA)
-      taken = np.concatenate([taken, [[x, y, x + w, y + h]]])
+      taken[y : y + h, x : x + w] = True
       break
 
 
@@ -201,8 +201,18 @@ def _drawn(text):
   return text.encode('utf-8', 'backslashreplace').decode()
 
 
-def _covers(taken, x1, y1, x2, y2):
-  return ((taken[:, 0] < x2) & (taken[:, 2] > x1) & (taken[:, 1] < y2) & (taken[:, 3] > y1)).any()
+def _covered(shape, low, high):
+  """bool [H, W]: the pixels that the envelopes from `low` to `high` [n, 2] (x, y) touch.
+
+  One look at them says whether a place is free, however many objects there are.
+  """
+  covered = np.zeros(shape, bool)
+  limit = np.array(shape[::-1])
+  first = np.clip(np.floor(low), 0, limit).astype(int)
+  last = np.clip(np.ceil(high), 0, limit).astype(int)
+  for (x1, y1), (x2, y2) in zip(first.tolist(), last.tolist(), strict=True):
+    covered[y1:y2, x1:x2] = True
+  return covered
 
 
 def _legend(picture, labels, names, title, regions):
