@@ -160,6 +160,12 @@ def _account(args):
   print(json.dumps(counts) if args.json else account.table(counts))
 
 
+def _prune(args):
+  from sm3det_jax.pruning import command
+
+  return command.run(args)
+
+
 def _weights(args):
   from sm3det_jax.interop import known_weights
 
@@ -260,6 +266,10 @@ VERBS = {
   'account': Verb(
     _account, 'parameters and multiply-accumulates, by part',
     _account_arguments, workdir='none', takes_config=True,
+  ),
+  'prune': Verb(
+    _prune, 'cut a pre-trained RingMoE to the modalities that are needed',
+    of('sm3det_jax.pruning.command'), takes_config=True,
   ),
   'weights': Verb(
     _weights, 'the weights that others publish: config, file, source, the paper’s numbers',
