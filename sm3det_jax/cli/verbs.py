@@ -61,12 +61,6 @@ def _dataset(args):
   print(dataset_command.run(args).table())
 
 
-def _scenes(args):
-  from data_pipelines.scenes import large
-
-  large.run(args)
-
-
 def _doctor(args):
   from sm3det_jax import config
   from sm3det_jax.analysis.doctor import command
@@ -121,12 +115,6 @@ def _evaluate(args):
     print(json.dumps(metrics))
 
 
-def _predict(args):
-  from sm3det_jax.prediction import command
-
-  return command.run(args)
-
-
 def _routing_arguments(parser):
   parser.add_argument('--split', help='of every task, instead of its test split')
   parser.add_argument('--out', help='folder of the results; by default WORKDIR/routing')
@@ -160,28 +148,10 @@ def _account(args):
   print(json.dumps(counts) if args.json else account.table(counts))
 
 
-def _prune(args):
-  from sm3det_jax.pruning import command
-
-  return command.run(args)
-
-
 def _weights(args):
   from sm3det_jax.interop import known_weights
 
   print(known_weights.table())
-
-
-def _convert(args):
-  from sm3det_jax.interop import command
-
-  command.run(args)
-
-
-def _export(args):
-  from sm3det_jax.interop.export import command
-
-  command.run(args)
 
 
 def _compile_arguments(parser):
@@ -229,6 +199,11 @@ def of(module):
   return lambda parser: importlib.import_module(module).add_arguments(parser)
 
 
+def room(module, help, **options):
+  """The verb of a module that has `add_arguments` and `run`."""
+  return Verb(lambda args: importlib.import_module(module).run(args), help, of(module), **options)
+
+
 VERBS = {
   'quickstart': Verb(
     _quickstart, 'train a small SM3Det on drawn scenes and evaluate it',
@@ -242,9 +217,9 @@ VERBS = {
     _dataset, 'convert, split or tile a data set in its format',
     of('data_pipelines.dataset_command'), workdir='none',
   ),
-  'scenes': Verb(
-    _scenes, 'draw large scenes, placed on the Earth, with their labels',
-    of('data_pipelines.scenes.large'), workdir='none',
+  'scenes': room(
+    'data_pipelines.scenes.large', 'draw large scenes, placed on the Earth, with their labels',
+    workdir='none',
   ),
   'doctor': Verb(
     _doctor, 'what is in a data set, raw or prepared, and what is wrong with it: a report page',
@@ -256,9 +231,7 @@ VERBS = {
   'evaluate': Verb(
     _evaluate, 'score a run on all its tasks', _evaluate_arguments, takes_config=True
   ),
-  'predict': Verb(
-    _predict, 'detect objects in images', of('sm3det_jax.prediction.command')
-  ),
+  'predict': room('sm3det_jax.prediction.command', 'detect objects in images'),
   'routing': Verb(
     _routing, 'which experts each modality uses, as JSON and a figure',
     _routing_arguments, takes_config=True,
@@ -267,21 +240,21 @@ VERBS = {
     _account, 'parameters and multiply-accumulates, by part',
     _account_arguments, workdir='none', takes_config=True,
   ),
-  'prune': Verb(
-    _prune, 'cut a pre-trained RingMoE to the modalities that are needed',
-    of('sm3det_jax.pruning.command'), takes_config=True,
+  'prune': room(
+    'sm3det_jax.pruning.command', 'cut a pre-trained RingMoE to the modalities that are needed',
+    takes_config=True,
   ),
   'weights': Verb(
     _weights, 'the weights that others publish: config, file, source, the paper’s numbers',
     workdir='none',
   ),
-  'convert': Verb(
-    _convert, 'official weights -> a workdir, or a workdir -> a state dict',
-    of('sm3det_jax.interop.command'), workdir='optional', takes_config=True,
+  'convert': room(
+    'sm3det_jax.interop.command', 'official weights -> a workdir, or a workdir -> a state dict',
+    workdir='optional', takes_config=True,
   ),
-  'export': Verb(
-    _export, 'a trained model for where this project is not: StableHLO, ONNX, safetensors',
-    of('sm3det_jax.interop.export.command'),
+  'export': room(
+    'sm3det_jax.interop.export.command',
+    'a trained model for where this project is not: StableHLO, ONNX, safetensors',
   ),
   'compile': Verb(
     _compile, 'compile training for a TPU slice, on any machine',
