@@ -40,6 +40,7 @@ CHOICES = {
   'moe.level': ('grid', 'image'),
   'moe.implementation': ('blocked', 'dense'),
   'moe.aux_stats': ('global', 'per_device'),
+  'optim.kind': ('adamw', 'sgd'),
   'optim.lr_scaling': ('none', 'linear', 'sqrt'),
   'optim.schedule': ('step', 'cosine'),
   'dla.variant': ('released', 'paper'),
