@@ -21,6 +21,7 @@ from sm3det_jax.config import copied
 from sm3det_jax.heads import head_class
 from sm3det_jax.model import Model, build
 
+EXPERTS = ('experts_', 'spec.', 'coll.', 'shared.')  # how names of their arrays and scopes begin
 EXPERT_LOOP = re.compile(r'experts_(\d+)_in_(\d+)x(\d+)')  # as `moe.dispatch` names it
 
 
@@ -109,9 +110,9 @@ def _part(path):
   """Part of a parameter path, or of a scope in a traced program."""
   if path[0].startswith('heads_'):
     return '/'.join(path[:2])
-  if 'router' in path:
+  if any(p == 'router' or p.endswith('.router') for p in path):
     return f'{path[0]}/routers'
-  return f'{path[0]}/experts' if any(p.startswith('experts_') for p in path) else path[0]
+  return f'{path[0]}/experts' if any(p.startswith(EXPERTS) for p in path) else path[0]
 
 
 def _scope_part(scope, parts):

@@ -53,7 +53,9 @@ def task(
       test=dict(split='test', tile=dict(size=0, overlap=0, keep=0.7)),
     )
   )
-  if kind != 'image':
+  if kind == 'image':
+    c.target = 'pixel'  # what a masked image's model reconstructs; 'power': the sum of squares
+  else:
     c.head = head(DEFAULT[kind])
     c.max_objects = 512  # padding; what does not fit is counted and reported
     c.train.right_angles = ()  # classes that allow only rotations by 90, 180, 270 degrees
@@ -133,6 +135,11 @@ def default() -> ConfigDict:
   )
   c.dwa = dict(temperature=2.0, period=500)  # steps that a loss is averaged over
   c.gradnorm = dict(alpha=1.5, lr=0.025)
+  c.simmim = dict(  # of config.model='simmim'
+    cell=32,  # px, side of what is masked or not
+    ratio=0.6,  # of the cells that are masked
+    loss='l2',  # mean square of what is masked; 'l1': as released
+  )
   c.workers = config_dict.FieldReference('auto', field_type=object)  # or a number of processes
   c.log_every = 50
   c.checkpoint_every = 2_789
@@ -147,13 +154,13 @@ def head(kind: str) -> ConfigDict:
   return HEADS[kind].defaults()
 
 
-def use_backbone(config: ConfigDict, kind: str, size: str = 'T') -> None:
+def use_backbone(config: ConfigDict, kind: str, size: str = '') -> None:
   """Puts in a backbone as the paper uses it: `config.backbone`, and where MoE layers are.
 
   Args:
     config: changed in place.
     kind: a key of `BACKBONES`.
-    size: 'T', 'S' or 'B'; 'L' for ConvNeXt and the two Swins.
+    size: 'T', 'S' or 'B'; 'L' for ConvNeXt and the two Swins; of RingMoE 'tiny', 'base', 'giant'.
 
   Raises:
     UserError: another kind or size.
@@ -164,9 +171,9 @@ def use_backbone(config: ConfigDict, kind: str, size: str = 'T') -> None:
   config.moe.update(moe)
 
 
-def backbone(kind, size: str = 'T') -> tuple[ConfigDict, dict]:
-  """(`config.backbone`, changes of `config.moe`) of a kind and size."""
-  made, moe = BACKBONES[kind].defaults(size)
+def backbone(kind, size: str = '') -> tuple[ConfigDict, dict]:
+  """(`config.backbone`, changes of `config.moe`) of a kind and size, by default the kind's own."""
+  made, moe = BACKBONES[kind].defaults(*filter(None, [size]))
   made.stems = 'shared'  # 'per_task': a stem a task, as tasks of different bands need it
   return made, moe
 
