@@ -196,7 +196,7 @@ def test_the_words_are_those_that_the_code_knows():
 # where a section is handed over as `c` or `config`, or its keys as arguments
 ROOMS = {
   'task': ('data_pipelines', 'sm3det_jax/evaluate.py', 'sm3det_jax/inference.py',
-           'sm3det_jax/simmim.py'),
+           'sm3det_jax/simmim.py', 'sm3det_jax/config/modality.py'),
   'head': ('sm3det_jax/heads',),
   'backbone': ('sm3det_jax/backbones',),
   'neck': ('sm3det_jax/necks',),
@@ -208,7 +208,7 @@ ROOMS = {
   'simmim': ('sm3det_jax/simmim.py',),
 }  # fmt: skip
 ARGUMENTS = ('backbone', 'neck', 'moe', 'dla', 'dwa', 'gradnorm')  # handed over so
-READERS = ('batch_scaling.py', 'phases.py')  # in the room of the config itself
+READERS = ('batch_scaling.py', 'modality.py', 'phases.py')  # in the room of the config itself
 
 
 @functools.cache

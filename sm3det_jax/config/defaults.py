@@ -31,6 +31,7 @@ def task(
       dataset=dataset,
       classes=tuple(classes),
       ratio=ratio,
+      modality='auto',  # by name or bands; or RingMoE's 'opt', 'sar_l1', 'sar_l2', 'ms'
       bands=3,  # a one-band file is repeated to three, as upstream reads it
       mean=IMAGENET_MEAN,
       std=IMAGENET_STD,
