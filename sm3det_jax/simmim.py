@@ -222,10 +222,12 @@ class SimMIM:
   def reconstruct(self, variables, batch: dict) -> dict[str, jax.Array]:
     """{modality: [n, H, W, targets]} of masked images, as `loss` takes and sees them.
 
+    Masks that are absent are drawn by `config.seed`, the same ones at each call.
+
     Raises:
-      UserError: masks are absent, an unknown modality.
+      UserError: an unknown modality.
     """
-    batch = self._batch(batch, None)
+    batch = self._batch(batch, jax.random.key(self.config.seed))
     return self.network.apply(variables, batch, method='reconstructions')[0]
 
   def features(

@@ -154,9 +154,9 @@ def swin_v2(size: str = 'T') -> tuple[ConfigDict, dict]:
   return ConfigDict(backbone), _even_blocks(depths)
 
 
-def ringmoe(size: str = 'giant') -> tuple[ConfigDict, dict]:
+def ringmoe(size: str = 'T') -> tuple[ConfigDict, dict]:
   """RingMoE: Swin, version 2, for images of 192 px, with hierarchical experts."""
-  depths, width, heads, specialised = _of(size, 'ringmoe', {
+  depths, width, heads, specialised = _of('tiny' if size == 'T' else size, 'ringmoe', {
     'giant': ((2, 2, 18, 2), 448, (14, 28, 56, 112), 4),
     'base': ((2, 2, 18, 2), 128, (4, 8, 16, 32), 4),
     'tiny': ((2, 2, 2, 2), 32, (1, 2, 4, 8), 2),

@@ -155,13 +155,14 @@ def head(kind: str) -> ConfigDict:
   return HEADS[kind].defaults()
 
 
-def use_backbone(config: ConfigDict, kind: str, size: str = '') -> None:
+def use_backbone(config: ConfigDict, kind: str, size: str = 'T') -> None:
   """Puts in a backbone as the paper uses it: `config.backbone`, and where MoE layers are.
 
   Args:
     config: changed in place.
     kind: a key of `BACKBONES`.
-    size: 'T', 'S' or 'B'; 'L' for ConvNeXt and the two Swins; of RingMoE 'tiny', 'base', 'giant'.
+    size: 'T', 'S' or 'B'; 'L' for ConvNeXt and the two Swins; of RingMoE
+      'tiny' (or 'T'), 'base', 'giant'.
 
   Raises:
     UserError: another kind or size.
@@ -172,9 +173,9 @@ def use_backbone(config: ConfigDict, kind: str, size: str = '') -> None:
   config.moe.update(moe)
 
 
-def backbone(kind, size: str = '') -> tuple[ConfigDict, dict]:
-  """(`config.backbone`, changes of `config.moe`) of a kind and size, by default the kind's own."""
-  made, moe = BACKBONES[kind].defaults(*filter(None, [size]))
+def backbone(kind, size: str = 'T') -> tuple[ConfigDict, dict]:
+  """(`config.backbone`, changes of `config.moe`) of a kind and size."""
+  made, moe = BACKBONES[kind].defaults(size)
   made.stems = 'shared'  # 'per_task': a stem a task, as tasks of different bands need it
   return made, moe
 

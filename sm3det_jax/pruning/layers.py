@@ -1,6 +1,4 @@
-"""Smaller models made of a trained one with hierarchical experts (RingMoE, sections 3.4 and B.4).
-
-A sub-model has what some modalities use: their patch embeddings, specialised experts and routers.
+"""Smaller layers made of a trained hierarchical one (RingMoE, sections 3.4 and B.4).
 
 Expert pruning (EP) keeps the collaborative experts that a modality really uses. Knowledge
 summation, averaging and concatenation (KS, KA, KC) make one FFN of all experts of a modality; KC,
@@ -12,12 +10,9 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
-from sm3det_jax.config import copied
 
-ENCODER = 'backbone'  # what stays of a model
 MERGE, RANK = ('kc', 'ks', 'ka'), ('min_dim', 'columns', 'literal')
 
 logger = logging.getLogger(__name__)
@@ -156,42 +151,3 @@ def _truncated(matrix, rank):
   rank = max(rank, 1)
   u, s, v = np.linalg.svd(matrix, full_matrices=False)
   return (u[:, :rank] * s[:rank]) @ v[:rank]
-
-
-def submodel(
-  config: ConfigDict, variables: dict, modalities: Sequence[str]
-) -> tuple[ConfigDict, dict]:
-  """The part of a pre-trained encoder that some modalities use, without mask token and decoders.
-
-  Args:
-    config: of the model.
-    variables: its Flax dict.
-    modalities: names of those that stay; they keep their order.
-
-  Returns:
-    (config, variables); of these modalities, features are as the whole model's.
-
-  Raises:
-    UserError: a modality that the model lacks, or none.
-  """
-  tasks = list(config.tasks)
-  for name in modalities:
-    if name not in tasks:
-      raise UserError(f'modality {name!r} is none of the model, which has {", ".join(tasks)}')
-  if not modalities:
-    raise UserError(f'no modality to keep; the model has {", ".join(tasks)}')
-  keep = [i for i, name in enumerate(tasks) if name in modalities]
-  config = copied(config)
-  for name in set(tasks) - set(modalities):
-    del config.tasks[name]
-  gone = {f'stem_{n}{end}' for n in set(tasks) - set(modalities) for end in ('', '_norm')}
-  own = lambda name, a: np.asarray(a)[keep] if name.startswith('spec.') else a
-
-  def part(tree):
-    found = {}
-    for name, value in tree.items():
-      if name not in gone | {'mask_token'}:
-        found[name] = part(value) if isinstance(value, dict) else own(name, value)
-    return found
-
-  return config, {'params': {ENCODER: part(variables['params'][ENCODER])}}
