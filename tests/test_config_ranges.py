@@ -143,7 +143,9 @@ def test_numbers_out_of_their_range_are_refused():
 
 def typo(word):
   """One letter less, or one more where that is another word."""
-  return word[:-1] if len(word) > 3 else word + word[-1]
+  if len(word) <= 3:
+    return word + word[-1]
+  return word[1:] if word[-1].isdigit() else word[:-1]  # a number tells it from its neighbours
 
 
 def test_a_typo_in_a_word_is_refused_and_the_word_is_named():
