@@ -12,10 +12,10 @@ from sm3det_jax import backbones, checkpoint, model, train
 from sm3det_jax import config as config_lib
 from sm3det_jax.config import modality
 from sm3det_jax.interop import convert, matching, pretrained
+from sm3det_jax.pruning import models
 
 MODALITIES = {'opt': 3, 'sar_l1': 8, 'sar_l2': 1, 'ms': 4}  # bands
 TINY = dict(depths=(1, 1, 1, 1), channels=(8, 16, 16, 32), heads=(1, 2, 2, 2), windows=(4,) * 4)
-SPARSE, EP, DENSE = dict(), dict(collaborative=((1,), (2,), (1,), (1,))), dict(dense=True)
 
 
 def shrunk(c, dense=False, blocks=((0,),) * 4, **changes):
@@ -54,12 +54,20 @@ def random_variables(config, seed=0):
   return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), shapes)
 
 
-def saved(folder, **changes):
-  """(folder, {path: array}) of a pre-training's weights."""
-  config = pretraining(**changes)
+def saved(folder, names=tuple(MODALITIES), cut=None, **changes):
+  """(folder, {path: array}) of a pre-training's weights, or of what `cut` has made of them."""
+  config = pretraining(names, **changes)
   variables = random_variables(config, 1)
+  if cut:
+    config, variables = cut(*models.submodel(config, variables, ('opt', 'sar_l2')))
   checkpoint.save_weights(folder, config, variables)
   return folder, matching.flat(variables)
+
+
+def ep(config, variables):
+  """Two collaborative experts in one block, one in all others."""
+  keep = {block: np.arange(3) < 1 + (i == 1) for i, _, block in models.moe_blocks(config)}
+  return models.pruned(config, variables, keep)
 
 
 def test_a_task_says_its_modality_or_its_name_or_bands_do():
@@ -77,10 +85,10 @@ def test_a_task_says_its_modality_or_its_name_or_bands_do():
     config_lib.check(other)
 
 
-@pytest.mark.parametrize('form', [SPARSE, pytest.param(EP, marks=pytest.mark.slow), DENSE])
-def test_weights_arrive_by_modality(tmp_path, form):
+@pytest.mark.parametrize('cut', [None, pytest.param(ep, marks=pytest.mark.slow), models.dense])
+def test_weights_arrive_by_modality(tmp_path, cut):
   """Continuous biases too, which follow any window."""
-  source, theirs = saved(tmp_path / 'weights', **form)
+  source, theirs = saved(tmp_path / 'weights', cut=cut)
   c = pretrained.with_experts_of(detector('sar', 'rgb', 'ifr', windows=(8, 8, 4, 2)), source)
   fresh = random_variables(c, 2)
   values, report = convert.load_matching(fresh, source, c)
@@ -89,7 +97,7 @@ def test_weights_arrive_by_modality(tmp_path, form):
   for path, array in got.items():
     room, *rest = path[1:]
     if path in theirs and path[-1].startswith('spec.'):
-      want = theirs[path][np.array([0, 2])]  # opt, sar_l2
+      want = theirs[path] if cut else theirs[path][np.array([0, 2])]  # opt, sar_l2
     elif path in theirs:
       want = theirs[path]
     else:  # heads, neck, and the norms of outputs that nothing reads in pre-training
@@ -99,13 +107,13 @@ def test_weights_arrive_by_modality(tmp_path, form):
   stems = {p[2] for p in got if p[1] == 'backbone' and p[2].startswith('stem')}
   assert stems == {f'stem_{m}{n}' for m in ('opt', 'sar_l2') for n in ('', '_norm')}
   routed = {p[-1].partition('.')[0] for p in got if p[-2] == 'moe'}
-  assert routed == (set() if form is DENSE else {'spec', 'coll', 'shared'})
+  assert routed == (set() if cut is models.dense else {'spec', 'coll', 'shared'})
 
 
 def test_experts_are_those_of_the_weights(tmp_path):
-  source, _ = saved(tmp_path / 'weights', **EP)
+  source, _ = saved(tmp_path / 'weights', cut=ep)
   c = pretrained.with_experts_of(detector('sar'), source)
-  assert c.backbone.collaborative == EP['collaborative']
+  assert c.backbone.collaborative == ((1,), (2,), (1,), (1,))
   assert pretrained.with_experts_of(c, '') is c and pretrained.with_experts_of(c, 'no.pth') is c
   other = tiny_config(groups=2)
   assert pretrained.with_experts_of(other, source) is other
@@ -178,7 +186,7 @@ def test_two_steps_from_weights(tmp_path, monkeypatch):
   monkeypatch.setattr(train.mixture, 'train_batches', batches)
   monkeypatch.setattr(train.mixture, 'open_tasks', lambda config: {})
   monkeypatch.setattr(train.mixture, 'fingerprint', lambda config, tasks: 'data')
-  source, _ = saved(tmp_path / 'weights', blocks=((), (), (), (0,)), **EP)
+  source, _ = saved(tmp_path / 'weights', cut=ep, blocks=((), (), (), (0,)))
   c = detector('sar')
   c.tasks.sar.ratio, c.batch_size, c.mesh.data, c.init_from = 1, 2, 1, str(source)
   c.optim.update(ringmoe_downstream.get_config('hrsid').optim.to_dict())
