@@ -8,7 +8,7 @@ import pytest
 from data_pipelines.errors import UserError
 from sm3det_jax import config as config_lib
 from sm3det_jax import model as models
-from sm3det_jax import simmim
+from sm3det_jax import sharding, simmim
 from sm3det_jax.config import phases
 from sm3det_jax.interop import ringmoe
 from sm3det_jax.optim import groups
@@ -189,3 +189,42 @@ def test_arguments_change_the_model():
     'l1',
     False,
   )
+
+
+@pytest.mark.parametrize(
+  'mesh, message',
+  [
+    (dict(data=1, expert=8), r'expert=8 does not divide config.backbone.collaborative\[0\]\[0\]=4'),
+    (dict(data=2, expert=3), 'expert=3 does not divide config.backbone.specialised of all tasks=8'),
+    (
+      dict(data=1, expert=1, model=3),
+      '128 hidden channels do not divide .* of 3',
+    ),
+  ],
+)
+def test_a_mesh_divides_experts_and_hidden_channels(mesh, message):
+  config = config_lib.load(['--config=ringmoe:size=tiny', '--config.batch_size=96'])
+  found = sharding.make_mesh(mesh)
+  with pytest.raises(UserError, match=message), jax.set_mesh(found):
+    sharding.check_mesh(config, found)
+    model = models.build(config)
+    jax.eval_shape(model.init, jax.random.key(0))
+
+
+@pytest.mark.slow
+@pytest.mark.drawn(3)
+@pytest.mark.parametrize('changes', [{}, dict(profile='code', cf=0.8, k=1)])
+def test_a_step_is_the_same_on_every_mesh(changes):
+  """Losses and gradients of eight images of each modality, with the masks of one key."""
+  config, model = made(**changes)
+  variables, batch = jax.jit(model.init)(jax.random.key(0)), batch_of(config, 8)
+  run = lambda v, b: model.loss(v, b, jax.random.key(1))
+  gradient = jax.value_and_grad(run, has_aux=True)
+  (want, _), slopes = jax.jit(gradient)(variables, batch)
+  mesh = sharding.make_mesh(dict(data=2, expert=2, model=2))
+  with jax.set_mesh(mesh):
+    placed = sharding.put_tree(variables, mesh), sharding.put_batch(batch, mesh)
+    (got, _), found = jax.jit(gradient)(*placed)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(slopes), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-4 * float(jnp.abs(b).max()) + 1e-6)
