@@ -31,7 +31,7 @@ EPOCHS, MILESTONES = 12, (8, 11)
 def get_config(text: str = '') -> config_lib.ConfigDict:
   """The main run, or what the arguments make of it: KEY=VALUE,.. as listed above."""
   a = config_lib.arguments(
-    text, backbone='convnext', size='', sar='gfl', rgb='oriented_rcnn', ifr='', experts=0
+    text, backbone='convnext', size='T', sar='gfl', rgb='oriented_rcnn', ifr='', experts=0
   )
   c = config_lib.default()
   if a.backbone == 'ringmoe':

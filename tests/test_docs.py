@@ -121,7 +121,7 @@ def test_the_backbone_of_the_page_has_its_stages(monkeypatch):
   exec(compile(source, 'plain', 'exec'), module)
   values = dict(type='plain', depths=(1, 1, 1, 1), channels=(8, 8, 16, 16), drop_path_rate=0.0)
   row = BackboneKind(
-    lambda size='T': (ConfigDict(values | {'experts_from_one': True}), {'blocks': ((),) * 4}),
+    lambda size: (ConfigDict(values | {'experts_from_one': True}), {'blocks': ((),) * 4}),
     module['Plain'],
   )
   monkeypatch.setitem(BACKBONES, 'plain', row)
