@@ -33,6 +33,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.images import decoders, headers
 from data_pipelines.images.headers import JPEG, PNG, Header
 from data_pipelines.images.ranges import stretch as stretch
+from data_pipelines.images.ranges import stretch8 as stretch8
 
 SUFFIXES = (
   '.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.webp', '.jp2', '.j2k', '.npy',
