@@ -1,15 +1,18 @@
 """Tiles of pre-training: 8-bit stretch, listing, blocks, random access."""
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
 import rasterio
 
-from data_pipelines import images, tiles
+from data_pipelines import images, mixture, tiles, transforms
 from data_pipelines.errors import UserError
 from data_pipelines.readers import Skipped
 from data_pipelines.source import Source
-from sm3det_jax import cli
+from sm3det_jax import cli, config
+from sm3det_jax.config import ringmoe
 
 
 def test_stretch8_is_two_stretches():
@@ -146,6 +149,63 @@ def test_bad_requests_are_one_line(tmp_path, capsys, options, message):
     assert error.code == 2
   said = capsys.readouterr().err.strip().splitlines()
   assert message in said[-1] and not (tmp_path / 'd').exists()
+
+
+def test_a_random_crop_is_within_its_limits_and_by_its_seed():
+  y, x = np.mgrid[0:60, 0:80].astype(np.float32)
+  sample = {'image': np.stack([x, y] * 4, -1), 'objects': {}}
+  crop = lambda seed, area: transforms.random_crop(
+    sample, area, (3 / 4, 4 / 3), (48, 48), np.random.default_rng(seed)
+  )
+  shares = []
+  for seed in range(100):
+    image = crop(seed, (0.2, 0.5))['image']
+    assert image.shape == (48, 48, 8) and image.dtype == np.float32
+    # a ramp, enlarged, tells where it was cut: its slope is the side of the part over 48
+    w, h = (47 * np.ptp(image[24, 12:36, 0]) / 23, 47 * np.ptp(image[12:36, 24, 1]) / 23)
+    assert 0.72 < w / h < 1.4
+    shares.append(w * h / 60 / 80)
+    assert -1 < image[..., 0].min() and image[..., 0].max() < 80
+  assert 0.18 < min(shares) < 0.24 and 0.44 < max(shares) < 0.52
+  np.testing.assert_array_equal(crop(7, (0.2, 1.0))['image'], crop(7, (0.2, 1.0))['image'])
+  assert np.any(crop(7, (0.2, 1.0))['image'] != crop(8, (0.2, 1.0))['image'])
+
+
+def four_sets(tmp_path, **sides):
+  """A config of tiles of 32 px, whose sets have as many tiles as said."""
+  rng, c = np.random.default_rng(5), ringmoe.ringmoe('tiny', modalities=tuple(sides))
+  for name, count in sides.items():
+    bands, tile = tiles.BANDS[name], (32, 32 * count)
+    image = rng.normal(size=(*tile, bands)).astype(np.float32)
+    if name != 'sar_l1':
+      image = (300 + 99 * image).astype(np.uint16)
+    folder = written(tmp_path / name, a=image)
+    tiles.prepare(name, folder, tmp_path / 'data', cut=tiles.Cut(32, 32))
+    c.tasks[name].size = (32, 32)
+  c.data_root, c.batch_size, c.workers = str(tmp_path / 'data'), 2 * len(sides), 0
+  return config.check(c)
+
+
+def test_sets_of_any_length_bring_as_many_tiles_a_step(tmp_path):
+  c = four_sets(tmp_path, opt=7, sar_l1=3, ms=1)
+  batches = list(itertools.islice(mixture.train_batches(c), 6))
+  for batch in batches:
+    shapes = {name: b['images'].shape for name, b in batch.items()}
+    assert shapes == {n: (2, 32, 32, tiles.BANDS[n]) for n in ('opt', 'sar_l1', 'ms')}
+    assert {n: b['images'].dtype.name for n, b in batch.items()} == {
+      'opt': 'uint8', 'sar_l1': 'float32', 'ms': 'uint8',
+    }  # fmt: skip
+  again = next(mixture.train_batches(c, step=4))  # exact resume, and on two hosts
+  halves = [next(mixture.train_batches(c, step=4, host=h, hosts=2)) for h in range(2)]
+  for name, b in batches[4].items():
+    np.testing.assert_array_equal(b['images'], again[name]['images'])
+    both = np.concatenate([half[name]['images'] for half in halves])
+    np.testing.assert_array_equal(b['images'], both)
+  # an epoch of a set has each of its tiles once, whatever the others have
+  task = mixture.open_tasks(c)['sar_l1']
+  task.config.train.crop.area, task.config.train.flip = (), (0.0, 0.0, 0.0)
+  seen = [task.draw(position)[0]['image'].tobytes() for position in range(6)]
+  assert len(set(seen[:3])) == len(set(seen[3:])) == 3
 
 
 def test_a_set_of_tiles_is_not_cut_again(tmp_path):
