@@ -249,6 +249,11 @@ def dataset_folder(data_root, dataset: str) -> epath.Path:
   return versions[-1]
 
 
+def prepared(data_root, dataset: str) -> bool:
+  """Whether a root has a data set of this name."""
+  return bool(_versions(epath.Path(data_root) / dataset))
+
+
 def _versions(folder):
   """Its versions, the newest last. No `glob`: brackets in the user's names would be a pattern."""
   found = folder.iterdir() if folder.is_dir() else ()

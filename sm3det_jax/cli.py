@@ -115,6 +115,9 @@ def _parser():
 
   verb('train', _train, 'train, or go on with a run; --config.a.b=c changes a value', True)
 
+  what = 'pre-train on masked images of several sensors; on drawn scenes where there are none'
+  verb('pretrain', _pretrain, what, True)
+
   p = verb('evaluate', _evaluate, 'score a run on all its tasks', True)
   command_line.add_tta(p)
   p.add_argument('--split', help='of every task, instead of its test split')
@@ -194,6 +197,13 @@ def _train(args):
   mixture.warn_of_missing_tests(c)
   coverage.report(tasks)
   train.train(c, args.workdir, tasks=tasks)
+
+
+def _pretrain(args):
+  c = config.load(args.overrides)
+  from sm3det_jax import pretrain
+
+  print(pretrain.run(c, args.workdir))
 
 
 def _evaluate(args):
