@@ -50,5 +50,5 @@ def get_config(text: str = '') -> config_lib.ConfigDict:
 def tiny(c: config_lib.ConfigDict) -> None:
   """The same in minutes on two cores, in place: two tiles of each modality a step."""
   c.batch_size = 2 * len(c.tasks)
-  c.optim.update(lr=1e-3, min_lr=2e-6, steps=600, warmup_steps=30)
+  c.optim.update(lr=1e-3, min_lr=2e-6, steps=400, warmup_steps=20)
   c.log_every, c.checkpoint_every = 10, 200

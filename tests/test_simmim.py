@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import UserError
+from sm3det_jax import checkpoint, sharding, simmim
 from sm3det_jax import config as config_lib
 from sm3det_jax import model as models
-from sm3det_jax import simmim
 from sm3det_jax.config import phases
-from sm3det_jax.interop import ringmoe
+from sm3det_jax.interop import convert, ringmoe
 from sm3det_jax.optim import groups
 
 ARGUMENTS = dict(image=32, embed=8, depths=[1, 1], heads=[1, 2], window=4, ratio=2, NS=2, NC=2,
@@ -104,6 +104,22 @@ def test_what_is_missing_is_named(paper):
     model.features(variables, batch['opt']['images'], 'ms')
 
 
+def test_weights_of_another_width_are_refused(paper, tmp_path):
+  config, _, variables, _ = paper
+  arrays = ringmoe.to_state_dict(variables, config)
+  wide, _ = made(embed=16)
+  with pytest.raises(UserError, match=r'patch_embed.0.w: \(4, 4, 3, 8\).*\(4, 4, 3, 16\)'):
+    ringmoe.from_state_dict(arrays, wide)
+  checkpoint.save_weights(tmp_path, config, variables)
+  wide.init_from = str(tmp_path)
+  with pytest.raises(UserError, match=r'channels is \(16, 32\), but .* has weights of \(8, 16\)'):
+    convert.start_from({'variables': variables}, wide)
+  encoder = {k: v for k, v in arrays.items() if k != 'mask_token' and not k.startswith('dec.')}
+  back = ringmoe.from_state_dict(encoder, config)
+  assert set(back['params']) == {'backbone'}
+  assert ringmoe.to_state_dict(back, config).keys() == encoder.keys()
+
+
 def test_vectors_tables_and_the_mask_token_do_not_decay():
   for profile in ('paper', 'code'):
     config, model = made(profile=profile)
@@ -117,6 +133,8 @@ def test_vectors_tables_and_the_mask_token_do_not_decay():
       assert decay == float(not (leaf.ndim == 1 or bias or name.endswith('bias_table'))), name
 
 
+@pytest.mark.slow
+@pytest.mark.drawn(2)
 def test_choices_of_a_capacity_are_lost_in_training_alone():
   config, model = made(profile='code', cf=0.5, k=1)
   variables, batch = jax.jit(model.init)(jax.random.key(0)), batch_of(config)
@@ -133,7 +151,7 @@ def test_choices_of_a_capacity_are_lost_in_training_alone():
       assert opt < sar
   stages, _ = jax.jit(model.features, static_argnums=2)(variables, batch['opt']['images'], 'opt')
   dropless = models.build(ringmoe.config(ARGUMENTS | dict(profile='code', cf=None)))
-  again, _ = dropless.features(variables, batch['opt']['images'], 'opt')
+  again, _ = jax.jit(dropless.features, static_argnums=2)(variables, batch['opt']['images'], 'opt')
   np.testing.assert_allclose(stages[-1], again[-1], atol=1e-5)
 
 
@@ -189,3 +207,42 @@ def test_arguments_change_the_model():
     'l1',
     False,
   )
+
+
+@pytest.mark.parametrize(
+  'mesh, message',
+  [
+    (dict(data=1, expert=8), r'expert=8 does not divide config.backbone.collaborative\[0\]\[0\]=4'),
+    (dict(data=2, expert=3), 'expert=3 does not divide config.backbone.specialised of all tasks=8'),
+    (
+      dict(data=1, expert=1, model=3),
+      '128 hidden channels do not divide .* of 3',
+    ),
+  ],
+)
+def test_a_mesh_divides_experts_and_hidden_channels(mesh, message):
+  config = config_lib.load(['--config=ringmoe:size=tiny', '--config.batch_size=96'])
+  found = sharding.make_mesh(mesh)
+  with pytest.raises(UserError, match=message), jax.set_mesh(found):
+    sharding.check_mesh(config, found)
+    model = models.build(config)
+    jax.eval_shape(model.init, jax.random.key(0))
+
+
+@pytest.mark.slow
+@pytest.mark.drawn(3)
+@pytest.mark.parametrize('changes', [{}, dict(profile='code', cf=0.8, k=1)])
+def test_a_step_is_the_same_on_every_mesh(changes):
+  """Losses and gradients of eight images of each modality, with the masks of one key."""
+  config, model = made(**changes)
+  variables, batch = jax.jit(model.init)(jax.random.key(0)), batch_of(config, 8)
+  run = lambda v, b: model.loss(v, b, jax.random.key(1))
+  gradient = jax.value_and_grad(run, has_aux=True)
+  (want, _), slopes = jax.jit(gradient)(variables, batch)
+  mesh = sharding.make_mesh(dict(data=2, expert=2, model=2))
+  with jax.set_mesh(mesh):
+    placed = sharding.put_tree(variables, mesh), sharding.put_batch(batch, mesh)
+    (got, _), found = jax.jit(gradient)(*placed)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(slopes), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-4 * float(jnp.abs(b).max()) + 1e-6)

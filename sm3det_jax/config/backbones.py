@@ -17,6 +17,20 @@ def stride(config: ConfigDict) -> int:
   return STEM_STRIDE * 2 ** (len(config.backbone.depths) - 1)
 
 
+def expert_counts(config: ConfigDict) -> dict[str, int]:
+  """How many experts a MoE layer has, by the keys that say so; {} of a dense model."""
+  backbone, blocks = config.backbone, config.moe.blocks
+  if not any(blocks):
+    return {}
+  if backbone.type != 'ringmoe':
+    return {'config.moe.num_experts': config.moe.num_experts}
+  specialised = 'config.backbone.specialised of all tasks'
+  found = {specialised: backbone.specialised * len(config.tasks)}
+  for i, own in enumerate(blocks):
+    found |= {f'config.backbone.collaborative[{i}][{j}]': backbone.collaborative[i][j] for j in own}
+  return {what: count for what, count in found.items() if count}
+
+
 def _even(depth: int) -> tuple[int, ...]:
   return tuple(range(0, depth, 2))
 
