@@ -238,7 +238,7 @@ VERBS = {
     _train, 'train, or go on with a run; --config.a.b=c changes a value', takes_config=True
   ),
   'pretrain': Verb(
-    _pretrain, 'pre-train on masked images of several sensors; on drawn scenes where there are none',
+    _pretrain, 'pre-train on masked images of several sensors, or of drawn scenes without data',
     takes_config=True,
   ),
   'evaluate': Verb(
