@@ -86,6 +86,15 @@ def _train(args):
   train.train(c, args.workdir, tasks=tasks)
 
 
+def _pretrain(args):
+  from sm3det_jax import config
+
+  c = config.load(args.overrides)
+  from sm3det_jax import pretrain
+
+  print(pretrain.run(c, args.workdir))
+
+
 def _evaluate_arguments(parser):
   from sm3det_jax.config import command_line
 
@@ -227,6 +236,10 @@ VERBS = {
   ),
   'train': Verb(
     _train, 'train, or go on with a run; --config.a.b=c changes a value', takes_config=True
+  ),
+  'pretrain': Verb(
+    _pretrain, 'pre-train on masked images of several sensors, or of drawn scenes without data',
+    takes_config=True,
   ),
   'evaluate': Verb(
     _evaluate, 'score a run on all its tasks', _evaluate_arguments, takes_config=True

@@ -55,6 +55,8 @@ def task(
     )
   )
   if kind == 'image':
+    # least and largest share of an image that is cut out, width / height of it; (): the whole image
+    c.train.crop = dict(area=(), aspect=(3 / 4, 4 / 3))
     c.target = 'pixel'  # what a masked image's model reconstructs; 'power': the sum of squares
   else:
     c.head = head(DEFAULT[kind])

@@ -60,6 +60,8 @@ RANGES = {
   'task.max_objects': COUNT,
   'task.flip': Range(0.0, 1.0, length=3),
   'task.rotate': FRACTION,
+  'crop.area': Range(0.0, 1.0, without=0),
+  'crop.aspect': Range(0.0, without=0, length=2),
   'task.min_side': NOT_NEGATIVE,
   'input.bands': COUNT,
   'input.low': ANY,

@@ -22,6 +22,7 @@ PROFILES = {
     optim=dict(lr=2e-4, min_lr=4e-7, bias_correction=True),
     bands=dict(opt=3, sar_l1=8, sar_l2=1, ms=4),
     targets=dict(sar_l1='power'),
+    area=(0.2, 1.0),
   ),
   'code': dict(
     backbone=dict(attention='table', key_bias=True, gelu='tanh',
@@ -32,6 +33,7 @@ PROFILES = {
     optim=dict(lr=2.5e-4 / 512, min_lr=5e-7 / 512, bias_correction=False),
     bands=dict(opt=3, sar_l1=8, sar_l2=3, ms=4),
     targets={},
+    area=(0.2, 0.5),  # of tiles that are larger
   ),
 }  # fmt: skip
 # vectors, biases of experts too, the mask token and tables of relative positions
@@ -65,6 +67,7 @@ def ringmoe(
   c.tasks = ConfigDict(sort_keys=False)
   for name in [n for n in MODALITIES if n in modalities]:
     c.tasks[name] = modality(name, p['bands'][name], p['targets'].get(name, 'pixel'))
+    c.tasks[name].train.crop.area = p['area']
   defaults.use_backbone(c, 'ringmoe', size)
   c.backbone.stems = 'per_task'
   for part in ('backbone', 'moe', 'simmim'):
