@@ -22,6 +22,7 @@ from sm3det_jax.interop import command as weights_command
 from sm3det_jax.interop import known_weights
 from sm3det_jax.interop.export import command as export_command
 from sm3det_jax.prediction import command as prediction_command
+from sm3det_jax.pruning import command as pruning_command
 
 WORKDIR = 'folder of the run: config, checkpoints, logs and results'
 
@@ -132,6 +133,8 @@ def _parser():
     '--size', type=command_line.size, help='HxW of the image; by default each task’s own'
   )
   p.add_argument('--json', action='store_true', help='one line of JSON, the last of the output')
+
+  pruning_command.add_arguments(verb('prune', pruning_command.run, pruning_command.HELP, True))
 
   what = 'the weights that others publish: config, file, source, the paper’s numbers'
   verb('weights', lambda args: print(known_weights.table()), what, workdir=False)

@@ -35,6 +35,7 @@ def configs():
     c = config_lib.default()
     config_lib.use_backbone(c, kind)
     yield c
+  yield config_lib.load(['--config=ringmoe:modalities=opt'])  # for the keys of tasks of images
 
 
 @functools.cache
@@ -194,7 +195,8 @@ def test_the_words_are_those_that_the_code_knows():
 
 # where a section is handed over as `c` or `config`, or its keys as arguments
 ROOMS = {
-  'task': ('data_pipelines', 'sm3det_jax/evaluate.py', 'sm3det_jax/inference.py'),
+  'task': ('data_pipelines', 'sm3det_jax/evaluate.py', 'sm3det_jax/inference.py',
+           'sm3det_jax/simmim.py'),
   'head': ('sm3det_jax/heads',),
   'backbone': ('sm3det_jax/backbones',),
   'neck': ('sm3det_jax/necks',),
@@ -203,7 +205,8 @@ ROOMS = {
   'dla': ('sm3det_jax/optim/dla.py',),
   'dwa': ('sm3det_jax/optim/balance.py',),
   'gradnorm': ('sm3det_jax/optim/balance.py',),
-}
+  'simmim': ('sm3det_jax/simmim.py',),
+}  # fmt: skip
 ARGUMENTS = ('backbone', 'neck', 'moe', 'dla', 'dwa', 'gradnorm')  # handed over so
 READERS = ('batch_scaling.py', 'phases.py')  # in the room of the config itself
 

@@ -17,7 +17,7 @@ from data_pipelines.errors import UserError
 from sm3det_jax.backbones import scan
 from sm3det_jax.layers.norm import Norm
 from sm3det_jax.layers.regularisation import drop_path_rates
-from sm3det_jax.moe.layer import Usage, add_usage, block_usage
+from sm3det_jax.moe.layer import Usage, add_usage, balance_loss, block_usage
 
 
 class Output(NamedTuple):
@@ -88,6 +88,10 @@ class Backbone(nn.Module, kw_only=True):
   def masked(self, x: jax.Array, mask: jax.Array) -> jax.Array:
     """Embedded images [B, h, w, C] with the kind's mask token where `mask` [B, h, w] is not 0."""
     raise UserError(f'{type(self).__name__} has no mask token, so it takes no mask')
+
+  def balance_loss(self, usage: list[Usage], weight: float) -> jax.Array:
+    """The loss that balances the experts, of `Output.usage`."""
+    return balance_loss(usage, weight)
 
   @classmethod
   def beyond_classifier(cls, path: Sequence[str], tasks: Sequence[str], stages: int) -> bool:

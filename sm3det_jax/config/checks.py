@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
 from data_pipelines.images.statistics import PERCENTILES
-from sm3det_jax.config import detector_checks, keys, phases
+from sm3det_jax.config import detector_checks, keys, phases, simmim_checks
 
 
 def check(config: ConfigDict) -> ConfigDict:
@@ -28,6 +28,8 @@ def check(config: ConfigDict) -> ConfigDict:
   _check_batch(config)
   if config.model == 'm2det':
     detector_checks.check(config)
+  elif config.model == 'simmim':
+    simmim_checks.check(config)
   return config
 
 

@@ -53,7 +53,9 @@ def task(
       test=dict(split='test', tile=dict(size=0, overlap=0, keep=0.7)),
     )
   )
-  if kind != 'image':
+  if kind == 'image':
+    c.target = 'pixel'  # what a masked image's model reconstructs; 'power': the sum of squares
+  else:
     c.head = head(DEFAULT[kind])
     c.max_objects = 512  # padding; what does not fit is counted and reported
     c.train.right_angles = ()  # classes that allow only rotations by 90, 180, 270 degrees
@@ -131,6 +133,11 @@ def default() -> ConfigDict:
   )
   c.dwa = dict(temperature=2.0, period=500)  # steps that a loss is averaged over
   c.gradnorm = dict(alpha=1.5, lr=0.025)
+  c.simmim = dict(  # of config.model='simmim'
+    cell=32,  # px, side of what is masked or not
+    ratio=0.6,  # of the cells that are masked
+    loss='l2',  # mean square of what is masked; 'l1': as released
+  )
   c.workers = config_dict.FieldReference('auto', field_type=object)  # or a number of processes
   c.log_every = 50
   c.checkpoint_every = 2_789
@@ -151,7 +158,8 @@ def use_backbone(config: ConfigDict, kind: str, size: str = 'T') -> None:
   Args:
     config: changed in place.
     kind: a key of `BACKBONES`.
-    size: 'T', 'S' or 'B'; 'L' for ConvNeXt and the two Swins.
+    size: 'T', 'S' or 'B'; 'L' for ConvNeXt and the two Swins; of RingMoE
+      'tiny' (or 'T'), 'base', 'giant'.
 
   Raises:
     UserError: another kind or size.

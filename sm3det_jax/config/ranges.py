@@ -115,6 +115,9 @@ RANGES = {
   'backbone.drop_rate': BELOW_ONE,
   'backbone.drop_path_rate': BELOW_ONE,
   'backbone.layer_scale': NOT_NEGATIVE,
+  'backbone.specialised': NATURAL,
+  'backbone.collaborative': NATURAL,
+  'backbone.groups': COUNT,
   # experts
   'moe.blocks': NATURAL,
   'moe.num_experts': COUNT,
@@ -135,6 +138,8 @@ RANGES = {
   'optim.warmup_ratio': FRACTION,
   'optim.accumulate': COUNT,
   'optim.ema': BELOW_ONE,
+  'simmim.cell': COUNT,
+  'simmim.ratio': Range(0.0, 1.0, without=0),
   # balances of the tasks
   'dla.temperature': POSITIVE,
   'dla.bias': ANY,

@@ -136,6 +136,7 @@ def _matching(variables, source, config):
   if isinstance(source, dict):
     values, report = matching.of_state(config, variables, source, 'state dict')
   elif pathlib.Path(source).is_dir():
+    _check_width(config, source)
     values, report = matching.of_variables(
       variables, checkpoint.restore_for_inference(source)[1], source
     )
@@ -144,6 +145,16 @@ def _matching(variables, source, config):
   if not values:
     raise UserError(f'{report.summary()}: nothing of it fits this config')
   return values, report
+
+
+def _check_width(config, source):
+  """Refuses RingMoE's weights of another width: of them only what has no width would fit."""
+  there, here = checkpoint.load_config(source).backbone, config.backbone
+  if there.type == here.type == 'ringmoe' and tuple(there.channels) != tuple(here.channels):
+    raise UserError(
+      f'{source} has weights of another width: its stages have {tuple(there.channels)} channels, '
+      f'config.backbone.channels={tuple(here.channels)}'
+    )
 
 
 def _refusal(config, report):
