@@ -16,6 +16,7 @@ import numpy as np
 from sm3det_jax.config import ConfigDict
 from sm3det_jax.moe import hierarchical
 from sm3det_jax.moe.experts import FFNS
+from sm3det_jax.precision import compute
 
 MODALITIES, SPECIALISED, COLLABORATIVE = 4, 4, 4
 CHANNELS, HIDDEN, TOKENS = 448, 4 * 448, 48**2  # tokens of each modality
@@ -36,12 +37,10 @@ def measure(config: ConfigDict, steps: int = 7) -> dict[str, float]:
     'skewed_over_layer' (of the rounds' ratios); 'largest_share' and 'largest_share_skewed' of the
     tokens, of a collaborative expert.
   """
-  dtype = jnp.dtype('float32')
   keys = jax.random.split(jax.random.key(0), 4)
   modality = jnp.repeat(jnp.arange(MODALITIES), TOKENS)
-  x, cotangent = (
-    jax.random.normal(key, (len(modality), CHANNELS), jnp.float32).astype(dtype) for key in keys[:2]
-  )
+  normal = lambda key: jax.random.normal(key, (len(modality), CHANNELS), jnp.float32)
+  x, cotangent = (compute(normal(key), config.dtype) for key in keys[:2])
   x = x.at[:, 0].set(1)  # what the routers of skewed routing see in every token
   layer, rivals = _layer(keys[2]), _dense(keys[3])
   layers = {'layer': layer, 'skewed': _skewed(layer)}
