@@ -42,7 +42,12 @@ def small(c, kind, **changes):
 
 
 def made(kind, **changes):
-  return backbones.build(small(config_lib.default(), kind, **changes), TASKS)
+  c = small(config_lib.default(), kind, **changes)
+  c.tasks = {
+    name: config_lib.task('hbb', name, modality=modality)
+    for name, modality in zip(TASKS, ('opt', 'ms'), strict=True)
+  }
+  return backbones.build(c, TASKS)
 
 
 @functools.cache

@@ -143,7 +143,9 @@ def test_numbers_out_of_their_range_are_refused():
 
 def typo(word):
   """One letter less, or one more where that is another word."""
-  return word[:-1] if len(word) > 3 else word + word[-1]
+  if len(word) <= 3:
+    return word + word[-1]
+  return word[1:] if word[-1].isdigit() else word[:-1]  # a number tells it from its neighbours
 
 
 def test_a_typo_in_a_word_is_refused_and_the_word_is_named():
@@ -196,7 +198,7 @@ def test_the_words_are_those_that_the_code_knows():
 # where a section is handed over as `c` or `config`, or its keys as arguments
 ROOMS = {
   'task': ('data_pipelines', 'sm3det_jax/evaluate.py', 'sm3det_jax/inference.py',
-           'sm3det_jax/simmim.py'),
+           'sm3det_jax/simmim.py', 'sm3det_jax/config/modality.py'),
   'head': ('sm3det_jax/heads',),
   'backbone': ('sm3det_jax/backbones',),
   'neck': ('sm3det_jax/necks',),
@@ -208,7 +210,7 @@ ROOMS = {
   'simmim': ('sm3det_jax/simmim.py',),
 }  # fmt: skip
 ARGUMENTS = ('backbone', 'neck', 'moe', 'dla', 'dwa', 'gradnorm')  # handed over so
-READERS = ('batch_scaling.py', 'phases.py')  # in the room of the config itself
+READERS = ('batch_scaling.py', 'modality.py', 'phases.py')  # in the room of the config itself
 
 
 @functools.cache

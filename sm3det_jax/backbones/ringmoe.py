@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from sm3det_jax.backbones import swin_v2
+from sm3det_jax.config.modality import MODALITIES
 from sm3det_jax.layers.initialisers import truncated_normal
 from sm3det_jax.moe.hierarchical import RMoE
 from sm3det_jax.moe.layer import Routed
@@ -58,12 +59,14 @@ class RingMoE(swin_v2.SwinV2, kw_only=True):
   """The whole network.
 
   Attributes:
+    modalities: of each task; those of one modality share its stem and its specialised experts.
     specialised: S, experts of a modality in each MoE layer; 0: none.
     collaborative: E of each block of each stage; 0: none.
     shared: whether MoE layers have a shared expert.
     combine, groups, balance: as `hierarchical.rmoe`.
   """
 
+  modalities: tuple[str, ...]
   specialised: int
   collaborative: tuple[tuple[int, ...], ...]
   shared: bool = True
@@ -78,9 +81,17 @@ class RingMoE(swin_v2.SwinV2, kw_only=True):
     super().setup()
     self.mask_token = MaskToken()
 
+  def stem_owner(self, task):
+    return self.modalities[self.tasks.index(task)]
+
+  def _run(self, x, key, tasks):
+    present = [m for m in MODALITIES if m in self.modalities]
+    index = jnp.asarray([present.index(m) for m in self.modalities], jnp.int32)
+    return super()._run(x, key, index[tasks])
+
   def experts(self, stage, j):
     return dict(
-      modalities=len(self.tasks),
+      modalities=len(set(self.modalities)),
       specialised=self.specialised,
       collaborative=self.collaborative[stage][j],
       shared=self.shared,

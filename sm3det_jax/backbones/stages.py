@@ -61,13 +61,17 @@ class Backbone(nn.Module, kw_only=True):
   stems: str = 'shared'
   remat: bool = False
 
-  stem_name = 'stem'  # of the shared stem; a task's own is <stem_name>_<task>
+  stem_name = 'stem'  # of the shared stem; a task's own is <stem_name>_<stem_owner>
   feeds_normed = False  # the normalised output of a stage, not what it is made of, goes on
   loops = False  # blocks that are alike, without state, run as one loop (see `scan`)
 
   def stem(self, name: str) -> Sequence[Callable]:
     """Layers from images to [B, h, w, channels[0]], called `name` and <name>_norm."""
     raise NotImplementedError
+
+  def stem_owner(self, task: str) -> str:
+    """What a stem that is not shared by all tasks is called after; tasks of one have one stem."""
+    return task
 
   def downsampling(self, stage: int) -> Sequence[Callable]:
     """Layers between stage - 1 and `stage`, to channels[stage]."""
@@ -106,7 +110,9 @@ class Backbone(nn.Module, kw_only=True):
 
   def setup(self):
     if self.stems == 'per_task':
-      self.embeddings = {t: tuple(self.stem(f'{self.stem_name}_{t}')) for t in self.tasks}
+      owners = {task: self.stem_owner(task) for task in self.tasks}
+      own = {o: tuple(self.stem(f'{self.stem_name}_{o}')) for o in dict.fromkeys(owners.values())}
+      self.embeddings = {task: own[owner] for task, owner in owners.items()}
     else:
       self.embeddings = dict.fromkeys(self.tasks, tuple(self.stem(self.stem_name)))
     rates = iter(drop_path_rates(self.depths, self.drop_path_rate))

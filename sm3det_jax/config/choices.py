@@ -14,6 +14,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.radiometry import DECIBELS
 from sm3det_jax.config.backbones import BACKBONES
 from sm3det_jax.config.heads import HEADS
+from sm3det_jax.config.modality import MODALITIES
 from sm3det_jax.config.models import MODELS
 from sm3det_jax.config.necks import NECKS
 
@@ -25,6 +26,7 @@ CHOICES = {
   'remat': ('backbone', 'heads'),
   'task_balance': ('none', 'dla', 'uncertainty', 'dwa', 'gradnorm'),
   'task.kind': KINDS,
+  'task.modality': ('auto', *MODALITIES),
   'task.target': ('pixel', 'power'),
   'input.unit': ('as_is', *DECIBELS),
   'input.range': ('as_is', 'fixed', 'percentiles'),
@@ -43,6 +45,7 @@ CHOICES = {
   'moe.level': ('grid', 'image'),
   'moe.implementation': ('blocked', 'dense'),
   'moe.aux_stats': ('global', 'per_device'),
+  'optim.kind': ('adamw', 'sgd'),
   'optim.lr_scaling': ('none', 'linear', 'sqrt'),
   'optim.schedule': ('step', 'cosine'),
   'simmim.loss': ('l2', 'l1'),

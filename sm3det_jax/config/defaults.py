@@ -31,6 +31,7 @@ def task(
       dataset=dataset,
       classes=tuple(classes),
       ratio=ratio,
+      modality='auto',  # by name or bands; or RingMoE's 'opt', 'sar_l1', 'sar_l2', 'ms'
       bands=3,  # a one-band file is repeated to three, as upstream reads it
       mean=IMAGENET_MEAN,
       std=IMAGENET_STD,
@@ -100,11 +101,13 @@ def default() -> ConfigDict:
   c.mesh = dict(data=-1, expert=1, model=1)  # -1: all remaining devices
   c.remat = ()  # 'backbone', 'heads': what is computed anew in the backward pass to save memory
   c.optim = dict(
+    kind='adamw',  # or 'sgd'
     lr=1e-4,
     lr_scaling='none',  # 'linear', 'sqrt': rate and schedule follow batch_size / reference_batch
     reference_batch=32,
-    betas=(0.9, 0.999),
-    bias_correction=True,  # of Adam; False: its first steps are larger
+    betas=(0.9, 0.999),  # of AdamW
+    momentum=0.9,  # of SGD
+    bias_correction=True,  # of AdamW; False: its first steps are larger
     weight_decay=0.05,
     clip_norm=35.0,
     steps=33_468,

@@ -24,6 +24,7 @@ def check(config: ConfigDict) -> None:
       raise UserError(
         f"{where}.kind={task.kind!r}: config.model='m2det' has no head for such tasks"
       )
+    _check_modality(where, task, config.backbone.type)
     _check_classes(where, task)
     _check_size(f'{where}.size', task.size, config.backbone)
     row = HEADS[task.head.type]
@@ -112,6 +113,14 @@ def _check_stem(config):
     raise UserError(
       f'config.tasks have different bands, {bands}, which one stem cannot read: set '
       "config.backbone.stems='per_task'"
+    )
+
+
+def _check_modality(where, c, backbone):
+  if c.modality != 'auto' and backbone != 'ringmoe':
+    raise UserError(
+      f'{where}.modality={c.modality!r} has no effect: backbone {backbone!r} has nothing of a '
+      "modality's own; set it to 'auto'"
     )
 
 

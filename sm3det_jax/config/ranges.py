@@ -129,6 +129,7 @@ RANGES = {
   'optim.min_lr': NOT_NEGATIVE,
   'optim.reference_batch': COUNT,
   'optim.betas': Range(0.0, 1.0, without=1, length=2),
+  'optim.momentum': BELOW_ONE,
   'optim.weight_decay': NOT_NEGATIVE,
   'optim.clip_norm': POSITIVE,
   'optim.steps': COUNT,

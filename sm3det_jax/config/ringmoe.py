@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import UserError
 from sm3det_jax.config import defaults
 from sm3det_jax.config.defaults import IMAGENET_MEAN, IMAGENET_STD
+from sm3det_jax.config.modality import MODALITIES
 
-MODALITIES = ('opt', 'sar_l1', 'sar_l2', 'ms')  # everywhere in this order
 PROFILES = {
   'paper': dict(
     backbone=dict(attention='cosine', key_bias=False, gelu='erf', epsilons=(1e-5,) * 4,

@@ -15,7 +15,15 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import UserError
 from sm3det_jax import checkpoint
 from sm3det_jax.config import joint_classes, label_space
-from sm3det_jax.interop import backbones, constants, matching, official, recognition, sources
+from sm3det_jax.interop import (
+  backbones,
+  constants,
+  matching,
+  official,
+  pretrained,
+  recognition,
+  sources,
+)
 from sm3det_jax.interop.files import state_files
 from sm3det_jax.interop.report import PROBLEMS, Report
 from sm3det_jax.model import build
@@ -136,25 +144,15 @@ def _matching(variables, source, config):
   if isinstance(source, dict):
     values, report = matching.of_state(config, variables, source, 'state dict')
   elif pathlib.Path(source).is_dir():
-    _check_width(config, source)
-    values, report = matching.of_variables(
-      variables, checkpoint.restore_for_inference(source)[1], source
-    )
+    there, other = checkpoint.restore_for_inference(source)
+    like = matching.flat(variables)
+    other = pretrained.fitted(matching.flat(other), there, like, config, source)
+    values, report = matching.of_arrays(like, other, source)
   else:
     values, report = matching.of_state(config, variables, state_files.read(source), str(source))
   if not values:
     raise UserError(f'{report.summary()}: nothing of it fits this config')
   return values, report
-
-
-def _check_width(config, source):
-  """Refuses RingMoE's weights of another width: of them only what has no width would fit."""
-  there, here = checkpoint.load_config(source).backbone, config.backbone
-  if there.type == here.type == 'ringmoe' and tuple(there.channels) != tuple(here.channels):
-    raise UserError(
-      f'{source} has weights of another width: its stages have {tuple(there.channels)} channels, '
-      f'config.backbone.channels={tuple(here.channels)}'
-    )
 
 
 def _refusal(config, report):
