@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.errors import UserError
+from sm3det_jax.backbones import scan
 from sm3det_jax.layers.norm import Norm
 from sm3det_jax.layers.regularisation import drop_path_rates
 from sm3det_jax.moe.layer import Usage, add_usage, balance_loss, block_usage
@@ -62,6 +63,7 @@ class Backbone(nn.Module, kw_only=True):
 
   stem_name = 'stem'  # of the shared stem; a task's own is <stem_name>_<stem_owner>
   feeds_normed = False  # the normalised output of a stage, not what it is made of, goes on
+  loops = False  # blocks that are alike, without state, run as one loop (see `scan`)
 
   def stem(self, name: str) -> Sequence[Callable]:
     """Layers from images to [B, h, w, channels[0]], called `name` and <name>_norm."""
@@ -171,22 +173,34 @@ class Backbone(nn.Module, kw_only=True):
   def _run(self, x, key, tasks):
     """(outputs of the stages, taps, usage of each block with MoE) of embedded images."""
     outs, taps, usages, index = [], {'embed': x}, [], 0
-    run = lambda block, *args: block(*args)
-    run = nn.remat(run) if self.remat else run
     for stage, blocks in enumerate(self.blocks):
       x = _through(self.between[stage], x)
-      for block in blocks:
-        own = None if key is None else jax.random.fold_in(key, index)
-        x, layers = run(block, x, own, tasks)
+      x, found = self._blocks(blocks, x, key, index, tasks)
+      for block, layers in zip(blocks, found, strict=True):
         usages += [block_usage([r.usage for r in layers.values()])] if layers else []
         for layer, routed in layers.items():
           taps |= routed.taps('/'.join(filter(None, (block.name, layer))))
-        index += 1
+      index += len(blocks)
       taps[f'stage{stage}'] = x
       out = self.norms[stage](x)
       outs.append(out)
       x = out if self.feeds_normed else x
     return outs, taps, usages
+
+  def _blocks(self, blocks, x, key, first, tasks):
+    """(x, what each block says of its MoE layers) behind blocks numbered from `first`."""
+    layers, run = [], lambda block, *args: block(*args)
+    run = nn.remat(run) if self.remat else run
+    alike = self.loops and not self.is_initializing()
+    for groups in scan.runs(blocks) if alike else [[(block,)] for block in blocks]:
+      if len(groups) > 1:
+        x, found = scan.run(groups, x, key, first, self.remat, tasks)
+      else:
+        own = None if key is None else jax.random.fold_in(key, first)
+        x, *found = run(groups[0][0], x, own, tasks)
+      layers += found
+      first += len(found)
+    return x, layers
 
 
 def interleave(arrays: Sequence[jax.Array]) -> jax.Array:
