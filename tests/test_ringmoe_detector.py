@@ -122,7 +122,7 @@ def test_experts_are_those_of_the_weights(tmp_path):
 def test_weights_that_do_not_fit_are_one_line(tmp_path):
   source, _ = saved(tmp_path / 'weights', names=('opt', 'ms'))
   wide = detector('rgb', channels=(16, 32, 64, 128))
-  with pytest.raises(UserError, match=r'config.backbone.channels is \(16, .*weights of \(8, '):
+  with pytest.raises(UserError, match=r'another width: its stages have \(8, .*channels=\(16, '):
     pretrained.with_experts_of(wide, source)
   with pytest.raises(UserError, match=r"has weights of opt, ms, config.tasks.sar is of 'sar_l2'"):
     pretrained.with_experts_of(detector('sar'), source)
@@ -144,7 +144,8 @@ def test_a_table_follows_another_window(tmp_path):
   want = np.stack([x[:, None] + 0.5 * x[None] + 3, -2 * x[None] + 0 * x[:, None]], -1)
   np.testing.assert_allclose(got[inside, inside], want, atol=1e-5)
   source, theirs = saved(tmp_path / 'weights', attention='table', windows=(3,) * 4, dense=True)
-  c = detector('rgb', attention='table', dense=True)
+  c = pretrained.with_experts_of(detector('rgb'), source)
+  assert (c.backbone.attention, c.backbone.windows) == ('table', (4,) * 4)
   values, report = convert.load_matching(random_variables(c, 2), source, c)
   assert not report.counted('shape')
   path = ('params', 'backbone', 'stage0_block0', 'attention', 'bias_table')

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import UserError
+from sm3det_jax import checkpoint, sharding, simmim
 from sm3det_jax import config as config_lib
 from sm3det_jax import model as models
-from sm3det_jax import sharding, simmim
 from sm3det_jax.config import phases
-from sm3det_jax.interop import ringmoe
+from sm3det_jax.interop import convert, ringmoe
 from sm3det_jax.optim import groups
 
 ARGUMENTS = dict(image=32, embed=8, depths=[1, 1], heads=[1, 2], window=4, ratio=2, NS=2, NC=2,
@@ -104,6 +104,22 @@ def test_what_is_missing_is_named(paper):
     model.features(variables, batch['opt']['images'], 'ms')
 
 
+def test_weights_of_another_width_are_refused(paper, tmp_path):
+  config, _, variables, _ = paper
+  arrays = ringmoe.to_state_dict(variables, config)
+  wide, _ = made(embed=16)
+  with pytest.raises(UserError, match=r'patch_embed.0.w: \(4, 4, 3, 8\).*\(4, 4, 3, 16\)'):
+    ringmoe.from_state_dict(arrays, wide)
+  checkpoint.save_weights(tmp_path, config, variables)
+  wide.init_from = str(tmp_path)
+  with pytest.raises(UserError, match=r'another width: its stages have \(8, 16\) channels'):
+    convert.start_from({'variables': variables}, wide)
+  encoder = {k: v for k, v in arrays.items() if k != 'mask_token' and not k.startswith('dec.')}
+  back = ringmoe.from_state_dict(encoder, config)
+  assert set(back['params']) == {'backbone'}
+  assert ringmoe.to_state_dict(back, config).keys() == encoder.keys()
+
+
 def test_vectors_tables_and_the_mask_token_do_not_decay():
   for profile in ('paper', 'code'):
     config, model = made(profile=profile)
@@ -117,6 +133,8 @@ def test_vectors_tables_and_the_mask_token_do_not_decay():
       assert decay == float(not (leaf.ndim == 1 or bias or name.endswith('bias_table'))), name
 
 
+@pytest.mark.slow
+@pytest.mark.drawn(2)
 def test_choices_of_a_capacity_are_lost_in_training_alone():
   config, model = made(profile='code', cf=0.5, k=1)
   variables, batch = jax.jit(model.init)(jax.random.key(0)), batch_of(config)
@@ -133,7 +151,7 @@ def test_choices_of_a_capacity_are_lost_in_training_alone():
       assert opt < sar
   stages, _ = jax.jit(model.features, static_argnums=2)(variables, batch['opt']['images'], 'opt')
   dropless = models.build(ringmoe.config(ARGUMENTS | dict(profile='code', cf=None)))
-  again, _ = dropless.features(variables, batch['opt']['images'], 'opt')
+  again, _ = jax.jit(dropless.features, static_argnums=2)(variables, batch['opt']['images'], 'opt')
   np.testing.assert_allclose(stages[-1], again[-1], atol=1e-5)
 
 

@@ -1,6 +1,6 @@
 """What a model on RingMoE's backbone takes of another one: of a pre-training, or a pruned one.
 
-Its experts are those that the weights have, the specialised ones of its tasks' modalities alone;
+Its experts are those of the weights, the specialised ones of its tasks' modalities alone;
 tables of relative positions follow the side of its windows (continuous biases need not).
 """
 
@@ -17,14 +17,17 @@ from sm3det_jax import checkpoint
 from sm3det_jax.config import copied, modality
 
 KINDS = ('ringmoe', 'swin_v2')  # a dense RingMoE is a Swin-v2
-FIXED = ('depths', 'channels', 'heads', 'mlp_ratio', 'attention', 'key_bias', 'gelu')
+FIXED = ('depths', 'heads', 'mlp_ratio')
 EXPERTS = ('specialised', 'collaborative', 'shared')
+ARITHMETIC = ('attention', 'key_bias', 'gelu', 'epsilons', 'combine')
 
 logger = logging.getLogger(__name__)
 
 
 def with_experts_of(config: ConfigDict, source: str | os.PathLike) -> ConfigDict:
   """The config of a model that is to start from weights, with the experts that these have.
+
+  What they were trained to compute is taken over too: attention, activation, what weighs an expert.
 
   Args:
     config: returned itself unless its backbone is RingMoE's.
@@ -39,8 +42,9 @@ def with_experts_of(config: ConfigDict, source: str | os.PathLike) -> ConfigDict
   there = checkpoint.load_config(source)
   _check(config, there, source)
   config = copied(config)
-  config.moe.blocks = there.moe.blocks
-  config.backbone.update({k: there.backbone[k] for k in EXPERTS if k in there.backbone})
+  config.moe.update(blocks=there.moe.blocks, top_k=there.moe.top_k)
+  known = [key for key in EXPERTS + ARITHMETIC if key in there.backbone]
+  config.backbone.update({key: there.backbone[key] for key in known})
   dense = not any(config.moe.blocks)
   experts = 'dense' if dense else ', '.join(f'{k}={config.backbone[k]}' for k in EXPERTS)
   logger.info('experts as in %s: %s', source, experts)
@@ -50,12 +54,17 @@ def with_experts_of(config: ConfigDict, source: str | os.PathLike) -> ConfigDict
 def _check(config, there, source):
   if there.backbone.type not in KINDS:
     raise UserError(f"{source} has a backbone of type {there.backbone.type!r}, not 'ringmoe'")
+  ours, theirs = config.backbone, there.backbone
+  if tuple(ours.channels) != tuple(theirs.channels):
+    raise UserError(
+      f'{source} has weights of another width: its stages have {tuple(theirs.channels)} channels, '
+      f'config.backbone.channels={tuple(ours.channels)}'
+    )
   for key in FIXED:
-    ours, theirs = config.backbone[key], there.backbone[key]
-    if ours != theirs:
+    if ours[key] != theirs[key]:
       raise UserError(
-        f'config.backbone.{key} is {ours!r}, but {source} has weights of {theirs!r}: name the size '
-        'that was trained'
+        f'{source} has weights of {key}={theirs[key]}, config.backbone.{key} is {ours[key]}: name '
+        'the size that was trained'
       )
   known = modality.of_tasks(there)
   for name, task in config.tasks.items():
@@ -66,19 +75,26 @@ def _check(config, there, source):
       )
 
 
-def fitted(values: dict, there: ConfigDict, like: dict, config: ConfigDict) -> dict:
+def fitted(
+  values: dict, there: ConfigDict, source: str | os.PathLike, like: dict, config: ConfigDict
+) -> dict:
   """The arrays of another model as a model of RingMoE's backbone takes them.
 
   Args:
     values: {path: array} of the other model.
     there: its config.
+    source: its workdir.
     like: {path: array} of the model that is to start.
     config: of that.
+
+  Raises:
+    UserError: as `with_experts_of`.
   """
   if config.backbone.type != 'ringmoe' or there.backbone.type not in KINDS:
     return values
+  _check(config, there, source)
   known = modality.of_tasks(there)
-  rows = [known.index(m) for m in modality.of_tasks(config) if m in known]
+  rows = [known.index(m) for m in modality.of_tasks(config)]
   of_modalities = lambda path, a: a[np.array(rows)] if path[-1].startswith('spec.') else a
   values = {path: of_modalities(path, np.asarray(a)) for path, a in values.items()}
   tables = {p: a for p, a in values.items() if p[-1] == 'bias_table' and p in like}

@@ -3,6 +3,7 @@
 Arrays are {name: array}: 's0.b1.attn.q.w' (out, in) of stage 0, block 1; FFN weights are (in, out).
 """
 
+import jax
 import ml_collections
 import numpy as np
 
@@ -12,6 +13,7 @@ from sm3det_jax.config.backbones import STEM_STRIDE, stride
 from sm3det_jax.interop import layouts
 from sm3det_jax.interop.backbones import blocks_of
 from sm3det_jax.interop.layouts import Entry
+from sm3det_jax.model import build
 from sm3det_jax.moe.hierarchical import FFN
 
 ATTENTION = {'v1': 'table', 'v2': 'cosine'}
@@ -102,7 +104,18 @@ def from_state_dict(arrays: dict, config: ml_collections.ConfigDict) -> dict:
       another shape than the config's.
   """
   whole = any(name == 'mask_token' or name.startswith('dec.') for name in arrays)
-  return layouts.variables(entries(config, whole), arrays)
+  table = entries(config, whole)
+  variables = layouts.variables(table, arrays)
+  like = jax.eval_shape(build(config).init, jax.random.key(0))
+  for entry in table:
+    path = (entry.collection, *entry.path)
+    there, here = (layouts.get(tree, path).shape for tree in (variables, like))
+    if there != here:
+      raise UserError(
+        f'{entry.names[0]}: {there} in our layout, {here} in the model of this config; weights of '
+        'another width, or with other experts?'
+      )
+  return variables
 
 
 def to_state_dict(variables: dict, config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
