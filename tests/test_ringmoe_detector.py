@@ -122,7 +122,7 @@ def test_experts_are_those_of_the_weights(tmp_path):
 def test_weights_that_do_not_fit_are_one_line(tmp_path):
   source, _ = saved(tmp_path / 'weights', names=('opt', 'ms'))
   wide = detector('rgb', channels=(16, 32, 64, 128))
-  with pytest.raises(UserError, match=r'another width: its stages have \(8, .*channels=\(16, '):
+  with pytest.raises(UserError, match=r'config.backbone.channels is \(16, .*weights of \(8, '):
     pretrained.with_experts_of(wide, source)
   with pytest.raises(UserError, match=r"has weights of opt, ms, config.tasks.sar is of 'sar_l2'"):
     pretrained.with_experts_of(detector('sar'), source)

@@ -146,7 +146,7 @@ def _matching(variables, source, config):
   elif pathlib.Path(source).is_dir():
     there, other = checkpoint.restore_for_inference(source)
     like = matching.flat(variables)
-    other = pretrained.fitted(matching.flat(other), there, source, like, config)
+    other = pretrained.fitted(matching.flat(other), there, like, config, source)
     values, report = matching.of_arrays(like, other, source)
   else:
     values, report = matching.of_state(config, variables, state_files.read(source), str(source))

@@ -17,7 +17,7 @@ from sm3det_jax import checkpoint
 from sm3det_jax.config import copied, modality
 
 KINDS = ('ringmoe', 'swin_v2')  # a dense RingMoE is a Swin-v2
-FIXED = ('depths', 'heads', 'mlp_ratio')
+FIXED = ('channels', 'depths', 'heads', 'mlp_ratio')
 EXPERTS = ('specialised', 'collaborative', 'shared')
 ARITHMETIC = ('attention', 'key_bias', 'gelu', 'epsilons', 'combine')
 
@@ -54,17 +54,12 @@ def with_experts_of(config: ConfigDict, source: str | os.PathLike) -> ConfigDict
 def _check(config, there, source):
   if there.backbone.type not in KINDS:
     raise UserError(f"{source} has a backbone of type {there.backbone.type!r}, not 'ringmoe'")
-  ours, theirs = config.backbone, there.backbone
-  if tuple(ours.channels) != tuple(theirs.channels):
-    raise UserError(
-      f'{source} has weights of another width: its stages have {tuple(theirs.channels)} channels, '
-      f'config.backbone.channels={tuple(ours.channels)}'
-    )
   for key in FIXED:
-    if ours[key] != theirs[key]:
+    ours, theirs = config.backbone[key], there.backbone[key]
+    if ours != theirs:
       raise UserError(
-        f'{source} has weights of {key}={theirs[key]}, config.backbone.{key} is {ours[key]}: name '
-        'the size that was trained'
+        f'config.backbone.{key} is {ours!r}, but {source} has weights of {theirs!r}: name the size '
+        'that was trained'
       )
   known = modality.of_tasks(there)
   for name, task in config.tasks.items():
@@ -76,19 +71,19 @@ def _check(config, there, source):
 
 
 def fitted(
-  values: dict, there: ConfigDict, source: str | os.PathLike, like: dict, config: ConfigDict
+  values: dict, there: ConfigDict, like: dict, config: ConfigDict, source: str | os.PathLike
 ) -> dict:
   """The arrays of another model as a model of RingMoE's backbone takes them.
 
   Args:
     values: {path: array} of the other model.
     there: its config.
-    source: its workdir.
     like: {path: array} of the model that is to start.
     config: of that.
+    source: the workdir of the other model.
 
   Raises:
-    UserError: as `with_experts_of`.
+    as `with_experts_of`.
   """
   if config.backbone.type != 'ringmoe' or there.backbone.type not in KINDS:
     return values

@@ -10,8 +10,6 @@ from sm3det_jax.config import command_line
 from sm3det_jax.pruning import models
 from sm3det_jax.pruning.layers import RANK
 
-HELP = 'cut a pre-trained RingMoE to the modalities that are needed'
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `run`."""
