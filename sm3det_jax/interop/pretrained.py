@@ -1,6 +1,6 @@
 """What a model on RingMoE's backbone takes of another one: of a pre-training, or a pruned one.
 
-Its experts are those that the weights have, the specialised ones of its tasks' modalities alone;
+Its experts are those of the weights, the specialised ones of its tasks' modalities alone;
 tables of relative positions follow the side of its windows (continuous biases need not).
 """
 
@@ -17,14 +17,17 @@ from sm3det_jax import checkpoint
 from sm3det_jax.config import copied, modality
 
 KINDS = ('ringmoe', 'swin_v2')  # a dense RingMoE is a Swin-v2
-FIXED = ('depths', 'channels', 'heads', 'mlp_ratio', 'attention', 'key_bias', 'gelu')
+FIXED = ('channels', 'depths', 'heads', 'mlp_ratio')
 EXPERTS = ('specialised', 'collaborative', 'shared')
+ARITHMETIC = ('attention', 'key_bias', 'gelu', 'epsilons', 'combine')
 
 logger = logging.getLogger(__name__)
 
 
 def with_experts_of(config: ConfigDict, source: str | os.PathLike) -> ConfigDict:
   """The config of a model that is to start from weights, with the experts that these have.
+
+  What they were trained to compute is taken over too: attention, activation, what weighs an expert.
 
   Args:
     config: returned itself unless its backbone is RingMoE's.
@@ -39,8 +42,9 @@ def with_experts_of(config: ConfigDict, source: str | os.PathLike) -> ConfigDict
   there = checkpoint.load_config(source)
   _check(config, there, source)
   config = copied(config)
-  config.moe.blocks = there.moe.blocks
-  config.backbone.update({k: there.backbone[k] for k in EXPERTS if k in there.backbone})
+  config.moe.update(blocks=there.moe.blocks, top_k=there.moe.top_k)
+  known = [key for key in EXPERTS + ARITHMETIC if key in there.backbone]
+  config.backbone.update({key: there.backbone[key] for key in known})
   dense = not any(config.moe.blocks)
   experts = 'dense' if dense else ', '.join(f'{k}={config.backbone[k]}' for k in EXPERTS)
   logger.info('experts as in %s: %s', source, experts)
@@ -85,7 +89,7 @@ def fitted(
     return values
   _check(config, there, source)
   known = modality.of_tasks(there)
-  rows = [known.index(m) for m in modality.of_tasks(config) if m in known]
+  rows = [known.index(m) for m in modality.of_tasks(config)]
   of_modalities = lambda path, a: a[np.array(rows)] if path[-1].startswith('spec.') else a
   values = {path: of_modalities(path, np.asarray(a)) for path, a in values.items()}
   tables = {p: a for p, a in values.items() if p[-1] == 'bias_table' and p in like}
