@@ -1,16 +1,11 @@
 """Blocks that are alike, run as one loop: the same values, gradients and parameters."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sm3det_jax import model as models
 from sm3det_jax.backbones import scan, swin_v2
-from sm3det_jax.backbones.ringmoe import RingMoE
-from sm3det_jax.interop import ringmoe
 
 
 class Looped(swin_v2.SwinV2, kw_only=True):
@@ -50,42 +45,6 @@ def test_the_loop_is_the_blocks_one_after_the_other():
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
   jax.tree.map(close, got, want)
-
-
-@pytest.mark.slow  # two compilations
-def test_pairs_of_hierarchical_experts_are_one_loop(monkeypatch):
-  config = ringmoe.config(
-    dict(
-      image=32,
-      embed=8,
-      depths=[1, 6],
-      heads=[1, 2],
-      window=2,
-      ratio=2,
-      NS=2,
-      NC=2,
-      mask_patch=8,
-      modalities=['opt', 'sar_l1'],
-    )  # fmt: skip
-  )
-  model = models.build(config)
-  variables = jax.jit(model.init)(jax.random.key(0))
-  batch = {
-    n: {'images': jax.random.normal(jax.random.key(i), (1, 32, 32, task.bands))}
-    for i, (n, task) in enumerate(config.tasks.items())
-  }
-  run = jax.value_and_grad(lambda v: model.loss(v, batch, jax.random.key(1)), has_aux=True)
-  found = []
-  for loops in (True, False):
-    monkeypatch.setattr(RingMoE, 'loops', loops)
-    traced = jax.jit(run).trace(variables)
-    assert bool(re.search(r'length=3\b', str(traced.jaxpr))) == loops
-    found.append(jax.device_get(traced.lower().compile()(variables)))
-
-  def close(a, b):
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max() + 1e-9)
-
-  jax.tree.map(close, *found)
 
 
 def blocks(kinds):
