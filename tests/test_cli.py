@@ -77,7 +77,9 @@ def test_a_benchmark_is_found_by_its_file(tmp_path, monkeypatch, capsys):
     'def measure(config, steps=3):\n  return {"steps": steps, "batch": config.batch_size}\n'
   )
   monkeypatch.setattr(bench, '__path__', [*bench.__path__, str(tmp_path)])
-  assert set(bench.names()) == {'train_step', 'overfit', 'predict', 'rmoe', 'tta', 'first_batch'}
+  assert {'train_step', 'overfit', 'predict', 'pretrain', 'rmoe', 'tta', 'first_batch'} == set(
+    bench.names()
+  )
   assert bench.names()['train_step'].startswith('how long')
   with pytest.raises(SystemExit):
     run('bench', '--help')
