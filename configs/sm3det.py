@@ -6,18 +6,21 @@
 
 Arguments, all optional:
 
-    backbone   convnext, van, lsknet, pvt_v2, swin, swin_v2
-    size       T, S, B, and L of ConvNeXt and the two Swins
+    backbone   convnext, van, lsknet, pvt_v2, swin, swin_v2, ringmoe
+    size       T, S, B, and L of ConvNeXt and the two Swins; tiny, base, giant of RingMoE
     sar        gfl, retinanet, faster_rcnn, cascade_rcnn
     rgb, ifr   oriented_rcnn, roi_transformer, s2anet; ifr is by default as rgb
-    experts    number of experts; 0 = the backbone's own (6 for ConvNeXt-L, as its 770 M parameters say)
+    experts    number of experts; 0 = the backbone's own (6 for ConvNeXt-L, as its 770 M parameters say);
+               RingMoE has those of the weights that it starts from (`config.init_from`)
     small      1: in two minutes on a laptop, with drawn scenes (`sm3det quickstart --config=sm3det:small=1`)
 
 Without arguments it is `sm3det_convnext_t`. Data as there. configs/ablations.py has the rest of what
 the paper varies, configs/baselines.py what it compares with.
 """  # noqa: E501
 
+from data_pipelines.errors import UserError
 from sm3det_jax import config as config_lib
+from sm3det_jax.config import ringmoe
 from sm3det_jax.config.small import takes_small
 
 IMAGES = {'sar': 46_260, 'rgb': 25_028, 'ifr': 17_990}  # of SOI-Det, to train on
@@ -31,7 +34,12 @@ def get_config(text: str = '') -> config_lib.ConfigDict:
     text, backbone='convnext', size='T', sar='gfl', rgb='oriented_rcnn', ifr='', experts=0
   )
   c = config_lib.default()
-  config_lib.use_backbone(c, a.backbone, a.size)
+  if a.backbone == 'ringmoe':
+    if a.experts:
+      raise UserError(f'argument experts={a.experts}: backbone=ringmoe has those of its weights')
+    use_ringmoe(c, a.size, {'sar': 'sar_l2', 'rgb': 'opt', 'ifr': 'opt'})
+  else:
+    config_lib.use_backbone(c, a.backbone, a.size)
   if (a.backbone, a.size) == ('convnext', 'L'):
     c.moe.num_experts = 6
   if a.experts:
@@ -41,6 +49,20 @@ def get_config(text: str = '') -> config_lib.ConfigDict:
   # as released: if all heads have two stages, the last level is every second cell of the one before
   c.neck.extra_convs = any(t.head.strides[0] == 8 for t in c.tasks.values())
   return c
+
+
+def use_ringmoe(c, size: str, modalities: dict[str, str]) -> None:
+  """Puts in RingMoE's backbone as a detector has it, {task: modality}; SAR images have one band."""
+  config_lib.use_backbone(c, 'ringmoe', size)
+  # all stages are read here, in pre-training the last alone
+  c.backbone.update(stems='per_task', output_norms='all', drop_path_rate=0.3)
+  for name, modality in modalities.items():
+    task = c.tasks[name]
+    task.modality = modality
+    if modality == 'sar_l2':
+      mean, std = ringmoe.GREY
+      task.update(bands=1, mean=mean, std=std)
+      task.input.bands = (1,)  # of files that repeat it
 
 
 def twelve_epochs(c) -> None:

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 SAR_CLASSES = ('ship', 'aircraft', 'car', 'tank', 'bridge', 'harbor')
+SAR_AIRCRAFT_CLASSES = ('A220', 'A320/321', 'A330', 'ARJ21', 'Boeing737', 'Boeing787', 'other')
 # SOI-Det renames three DOTA classes, so that the joint label space has no name twice.
 DOTA_CLASSES = (
   'small-vehicle', 'large-vehicle', 'plane', 'Ship', 'Harbor', 'tennis-court', 'soccer-ball-field',

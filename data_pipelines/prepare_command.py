@@ -12,7 +12,7 @@ import logging
 import pathlib
 import re
 
-from data_pipelines import prepare, quarantine, soi_det
+from data_pipelines import prepare, quarantine, soi_det, tiles
 from data_pipelines.batch import KINDS
 from data_pipelines.builders import auto, decisions, presets
 from data_pipelines.builders.decisions import Decisions
@@ -104,7 +104,8 @@ def read_subset(path, skipped: Skipped | None = None) -> texts.Names:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `sm3det prepare`, for `run`."""
-  add_source_arguments(parser, 'auto (looks, writes nothing)', 'soi_det')
+  add_source_arguments(parser, 'auto (looks, writes nothing)', 'soi_det', 'tiles (no labels)')
+  tiles.add_arguments(parser)
   root = 'root of the prepared data sets, config.data_root of a training (once called --data_dir)'
   parser.add_argument('--data_root', '--data_dir', required=True, metavar='FOLDER', help=root)
   add_strict(parser)
@@ -167,6 +168,8 @@ def source_arguments(args: argparse.Namespace, skipped: Skipped) -> dict:
     )
   if 'auto' in dataset:
     raise UserError('--dataset=auto: only `sm3det prepare` looks, at one source; name a format')
+  if 'tiles' in dataset:
+    raise UserError('--dataset=tiles: only `sm3det prepare` takes it, alone; name a format')
   return dict(
     dataset=dataset,
     source=args.source.split(','),
@@ -218,6 +221,9 @@ def run(args: argparse.Namespace) -> list[Report]:
     as `prepare`.
   """
   new = functools.partial(new_skipped, args)
+  if args.dataset == 'tiles':
+    return [_tiles(args, new())]
+  tiles.check_unused(args)
   if args.dataset != 'soi_det':
     return [prepare.prepare(data_dir=args.data_root, **source_arguments(args, new()))]
   if args.quarantine:
@@ -229,6 +235,21 @@ def run(args: argparse.Namespace) -> list[Report]:
   check_unused(args, "soi_det, the paper's data as it is,", *honoured)
   subset = read_subset(args.subset, new()) if args.subset else None
   return soi_det.prepare(args.source.split(','), args.data_root, subset, new)
+
+
+def _tiles(args, skipped):
+  check_unused(args, '--dataset=tiles', 'dataset', 'source', 'name', 'splits', 'follow_links')
+  if len(args.splits) > 1:
+    raise UserError('--splits is given twice, but --dataset=tiles has one source')
+  return tiles.prepare(
+    args.modality,
+    args.source,
+    args.data_root,
+    name=args.name,
+    splits=parse_splits(args.splits[0]) if args.splits else None,
+    cut=tiles.cut_of(args),
+    skipped=skipped,
+  )
 
 
 def new_skipped(args: argparse.Namespace) -> Skipped:

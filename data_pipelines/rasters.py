@@ -43,8 +43,14 @@ class Raster:
     self.dtype, self.remarks = header.dtype, images.remarks_of(header)
     self._stored, self._close = stored, close
 
-  def read(self, x1: int, y1: int, x2: int, y2: int) -> np.ndarray | None:
+  def read(
+    self, x1: int, y1: int, x2: int, y2: int, fill: float | None = None
+  ) -> np.ndarray | None:
     """Pixels [y2 - y1, x2 - x1, bands] of a window inside the raster.
+
+    Args:
+      x1, y1, x2, y2: corners of the window.
+      fill: value of pixels without data; None: the mean of the band's others there.
 
     Returns:
       The pixels; None if none of them has data.
@@ -52,7 +58,7 @@ class Raster:
     Raises:
       ImageError: what is stored there does not decode.
     """
-    return self._part((x1, y1, x2, y2), (y2 - y1, x2 - x1))
+    return self._part((x1, y1, x2, y2), (y2 - y1, x2 - x1), fill)
 
   def overview(self, side: int = SIDE) -> tuple[np.ndarray, float]:
     """The whole in at most `side` px a side, and how many of its pixels one of the raster is."""
@@ -71,7 +77,7 @@ class Raster:
   def __exit__(self, *_):
     self.close()
 
-  def _part(self, window, shape):
+  def _part(self, window, shape, fill=None):
     try:
       pixels, missing = images.as_read(self.header, *self._stored(window, shape))
     except images.ImageError:  # of the whole file, which names it
@@ -83,6 +89,8 @@ class Raster:
     nothing = missing.all()
     # windows overlap: how many there are is not known
     self.remarks[EMPTY if nothing else images.NO_DATA] = 1
+    if fill is not None and not nothing:
+      return np.where(missing, pixels.dtype.type(fill), pixels)
     return None if nothing else images.filled(pixels, missing)
 
 
@@ -126,6 +134,11 @@ def open_raster(source) -> Raster:
       return kept[0]
 
   return raster
+
+
+def samples(path: pathlib.Path) -> '_Files':
+  """The samples of a TIFF's first page, as they are stored: `read(0, window, shape)`, `close`."""
+  return _Files(path, 'GTiff', ('',))
 
 
 def _of_array(name, header, get):

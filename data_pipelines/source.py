@@ -40,7 +40,8 @@ class Source:
   `classes`; `id` of the image; `offset` (x, y) of the window in it; `full_size` (height, width) of
   the image.
 
-  Images in the data set's quarantine (`data_pipelines.quarantine`) are not there.
+  Images in the data set's quarantine (`data_pipelines.quarantine`) are not there. A set of tiles
+  (`data_pipelines.tiles`) has its own windows and knows whether they are stretched to 8 bits.
 
   Args:
     data_root: folder of the prepared data sets.
@@ -58,7 +59,7 @@ class Source:
   Raises:
     FileNotFoundError: no such data set.
     UserError: no such split, an index whose arrays do not fit together, a quarantine that leaves
-      nothing or is none, or a tiling that is none.
+      nothing or is none, or a tiling that is none or of a set that has its own.
   """
 
   def __init__(self, data_root, dataset: str, split: str, tile=None):
@@ -93,7 +94,11 @@ class Source:
       if name not in objects_lib.OWN
     }
     tile = dict(size=0, overlap=0, keep=0.7) | dict(tile or {})
-    self._list_windows(**tile)
+    self._side, self._stretch = metadata.get('block', images.BLOCK), metadata.get('stretch8', False)
+    if 'block' in metadata:
+      self._list_tiles(split, tile['size'])
+    else:
+      self._list_windows(**tile)
     key = [
       dataset,
       self._folder.name,
@@ -148,6 +153,20 @@ class Source:
     self._starts = np.cumsum([0, *map(len, rows)])
     self.num_objects = np.diff(np.cumsum([0, *valid[self._rows]])[self._starts])
 
+  def _list_tiles(self, split, size):
+    if size:
+      raise UserError(
+        f'{self._folder} is a set of tiles: tile.size={size} of the task cuts none, set 0; '
+        '`sm3det prepare` has --tile and --stride'
+      )
+    found = np.load(io.BytesIO((self._folder / f'{split}_tiles.npz').read_bytes()))
+    counts = np.diff(found['starts'])
+    kept = np.isin(np.arange(len(counts)), self._record)
+    self._window = found['windows'][np.repeat(kept, counts)]
+    self._image = np.repeat(np.arange(len(self._record)), counts[kept])
+    self._rows, self._starts = np.zeros(0, int), np.zeros(len(self._image) + 1, int)
+    self.num_objects = np.zeros(len(self._image), np.int64)
+
   def __len__(self):
     return len(self._image)
 
@@ -157,7 +176,7 @@ class Source:
     rows = self._rows[self._starts[i] : self._starts[i + 1]]
     height, width = self._index['sizes'][k].tolist()
     return Sample(
-      image=self._pixels(int(k), x1, y1, x2, y2),
+      image=self._in_8_bits(self._pixels(int(k), x1, y1, x2, y2)),
       objects=objects_lib.moved(objects_lib.take(self._all, rows), -x1, -y1),
       id=str(self._index['ids'][k]),
       offset=(x1, y1),
@@ -173,6 +192,9 @@ class Source:
       for k in range(len(starts) - 1)
     ]
 
+  def _in_8_bits(self, pixels):
+    return images.stretch8(pixels) if self._stretch and pixels.dtype != np.uint8 else pixels
+
   def _pixels(self, k, x1, y1, x2, y2):
     record = self._records[int(self._record[k])]
     bands, name = int(record['bands']), f'{self._folder}, image {self._index["ids"][k]}'
@@ -180,7 +202,7 @@ class Source:
       return images.decode(record['image'], bands, name)[y1:y2, x1:x2]
     out = None
     for b, (bx1, by1, bx2, by2) in enumerate(
-      images.blocks(record['height'], record['width']).tolist()
+      images.blocks(record['height'], record['width'], self._side).tolist()
     ):
       left, top, right, bottom = max(x1, bx1), max(y1, by1), min(x2, bx2), min(y2, by2)
       if left >= right or top >= bottom:
@@ -225,6 +247,11 @@ def dataset_folder(data_root, dataset: str) -> epath.Path:
       f'(there: {", ".join(there) or "nothing"}); make it with `sm3det prepare`'
     )
   return versions[-1]
+
+
+def prepared(data_root, dataset: str) -> bool:
+  """Whether a root has a data set of this name."""
+  return bool(_versions(epath.Path(data_root) / dataset))
 
 
 def _versions(folder):

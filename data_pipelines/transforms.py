@@ -26,6 +26,7 @@ from data_pipelines import radiometry
 from data_pipelines.errors import UserError
 
 RIGHT_ANGLES = (90, 180, -90, -180)
+DRAWS = 10  # of a part of an image that has to lie in it
 
 cv2.setNumThreads(0)  # samples are loaded in parallel; threads inside of threads only cost
 
@@ -53,6 +54,41 @@ def resize_keep_ratio(sample: dict, size: tuple[int, int]) -> dict:
     return boxes * (sx, sy, mean, mean, 1)
 
   return _changed(sample, image, resized) | {'scale': mean}
+
+
+def random_crop(
+  sample: dict,
+  area: tuple[float, float],
+  aspect: tuple[float, float],
+  size: tuple[int, int],
+  rng: np.random.Generator,
+) -> dict:
+  """A random part of an image without objects, enlarged bicubically to `size` (height, width).
+
+  Args:
+    sample: without objects.
+    area: least and largest share of the image's area.
+    aspect: least and largest width / height; its logarithm is drawn evenly.
+    size: of what comes out.
+    rng: draws. A part that sticks out is drawn anew, up to `DRAWS` times; then it is the whole.
+  """
+  image = sample['image']
+  height, width = image.shape[:2]
+  h, w = height, width
+  for _ in range(DRAWS):
+    share = rng.uniform(*area) * height * width
+    ratio = math.exp(rng.uniform(*np.log(aspect)))
+    found = max(1, round(math.sqrt(share / ratio))), max(1, round(math.sqrt(share * ratio)))
+    if found[0] <= height and found[1] <= width:
+      h, w = found
+      break
+  y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+  image = _by_bands(
+    image[y : y + h, x : x + w],
+    lambda part: cv2.resize(part, tuple(size)[::-1], interpolation=cv2.INTER_CUBIC),
+  )
+  scale = math.sqrt(size[0] / h * size[1] / w)
+  return sample | {'image': image, 'shape': image.shape[:2], 'scale': scale}
 
 
 def flip(sample: dict, probabilities: tuple[float, float, float], rng: np.random.Generator) -> dict:
@@ -191,7 +227,7 @@ def as_input(image: np.ndarray, config, name: str = 'image') -> np.ndarray:
 
 
 def train_transform(sample: dict, config, rng: np.random.Generator, classes=None) -> dict:
-  """Resize, flip, rotate (not horizontal boxes) and filter, as the task's config says.
+  """Resize or crop, flip, rotate (not horizontal boxes) and filter, as the task's config says.
 
   Args:
     sample: from a Source.
@@ -204,7 +240,11 @@ def train_transform(sample: dict, config, rng: np.random.Generator, classes=None
     UserError: horizontal boxes with a rotation, whose envelopes would not be tight; bands.
   """
   train, outside = config.train, radiometry.outside(config.input)
-  sample = resize_keep_ratio(_chosen(sample, config), config.size)
+  sample = _chosen(sample, config)
+  if config.kind == 'image' and train.crop.area:
+    sample = random_crop(sample, train.crop.area, train.crop.aspect, config.size, rng)
+  else:
+    sample = resize_keep_ratio(sample, config.size)
   sample = flip(sample, train.flip, rng)
   if config.kind == 'obb':
     classes = config.classes if classes is None else classes

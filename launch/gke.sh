@@ -5,7 +5,7 @@
 #   launch/gke.sh tail
 #   launch/gke.sh delete
 #
-# Arguments of run go to `sm3det train`; --dry_run prints every command, and the filled-in YAML.
+# Arguments of run go to `sm3det train` (RingMoE: docs/ringmoe.md); --dry_run prints every command, and the filled-in YAML.
 # NAME             of the run, such as sm3det-t
 # IMAGE            (run) container image: docker build -f launch/Dockerfile -t IMAGE . && docker push IMAGE
 # BUCKET           (run) Cloud Storage bucket, mounted at /bucket; workdir and data go there

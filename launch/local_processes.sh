@@ -3,7 +3,7 @@
 #
 #   PROCESSES=2 launch/local_processes.sh --config=sm3det_convnext_t --workdir=runs/two
 #
-# Every argument but --dry_run goes to `sm3det train`; --dry_run prints the commands and starts nothing.
+# Every argument but --dry_run goes to `sm3det train` (RingMoE: docs/ringmoe.md); --dry_run prints the commands and starts nothing.
 # VERB       another one than train: evaluate
 # PROCESSES  how many processes (required)
 # DEVICES    simulated CPU devices of each (default 1); no meaning with PLATFORM=cuda

@@ -9,7 +9,7 @@
 #   launch/tpu_pod.sh delete                      the slice, and the request for it
 #   launch/tpu_pod.sh keep --config=... --workdir=...    all of it, and again after each preemption
 #
-# Arguments of run and keep go to `sm3det train`; --dry_run prints every command and runs none.
+# Arguments of run and keep go to `sm3det train` (RingMoE: docs/ringmoe.md); --dry_run prints every command and runs none.
 # TPU_NAME      name of the slice: one to be made, or (without create and delete) one you have
 # ZONE          its zone, such as us-west4-a
 # PROJECT       your Google Cloud project

@@ -10,7 +10,7 @@ from sm3det_jax import backbones, necks, weighting
 from sm3det_jax.config import check, label_space, phases
 from sm3det_jax.heads import head_class
 from sm3det_jax.heads.common import Detections
-from sm3det_jax.moe.layer import balance_loss
+from sm3det_jax.precision import compute
 from sm3det_jax.preprocess import normalise_batch
 
 PYRAMID_STRIDE = 32  # of the last backbone stage
@@ -62,7 +62,7 @@ class Network(nn.Module):
       new = loss(head, features, targets, keys[name])
       terms |= {f'{name}/{term}': value for term, value in new.items()}
     if found.usage:
-      terms['moe/balance'] = balance_loss(found.usage, self.config.moe.balance_weight)
+      terms['moe/balance'] = self.backbone.balance_loss(found.usage, self.config.moe.balance_weight)
     # what does not count is computed by no compiled program: nothing depends on it
     terms = {name: value for name, value in terms.items() if phases.counts(phase, name)}
     dropped = {
@@ -127,7 +127,7 @@ class M2Det:
   def features(self, variables, images, task: str) -> list[jax.Array]:
     """FPN levels of a task [B, h, w, C], finest first (evaluation mode)."""
     return self.network.apply(
-      variables, self._compute(images), self._known(task), method='features'
+      variables, compute(images, self.dtype), self._known(task), method='features'
     )
 
   def detect(
@@ -138,14 +138,16 @@ class M2Det:
     Of several tasks, whose backbone has nothing of their own, one pass gives a tuple of them.
     """
     shapes = self._shapes(images) if shapes is None else shapes
-    images, alone = self._compute(images), isinstance(task, str)
+    images, alone = compute(images, self.dtype), isinstance(task, str)
     tasks = tuple(map(self._known, (task,) if alone else task))
     found = self.network.apply(variables, images, tasks, shapes, method='detect')
     return found[0] if alone else found
 
   def routing(self, variables, images, task: str) -> dict[str, jax.Array]:
     """Experts [B, h, w, K] of every grid cell, the best first, by MoE layer (evaluation mode)."""
-    return self.network.apply(variables, self._compute(images), self._known(task), method='routing')
+    return self.network.apply(
+      variables, compute(images, self.dtype), self._known(task), method='routing'
+    )
 
   def loss(
     self, variables, batch: dict, rng=None, sampling: str = 'random', phase: int | None = None
@@ -180,7 +182,7 @@ class M2Det:
     for name in sorted(batch, key=lambda n: self.tasks.index(self._known(n))):
       b = dict(batch[name])
       b.setdefault('shapes', self._shapes(b['images']))
-      ordered[name] = b | {'images': self._compute(b['images'])}
+      ordered[name] = b | {'images': compute(b['images'], self.dtype)}
     (total, terms, dropped), updates = self.network.apply(
       variables, ordered, rng, sampling, phases.phases(self.config)[-1 if phase is None else phase],
       method='losses',
@@ -192,12 +194,6 @@ class M2Det:
     if task not in self.tasks:
       raise UserError(f'unknown task {task!r}; the config has {", ".join(self.tasks)}')
     return task
-
-  def _compute(self, images):
-    dtype = self.dtype
-    if dtype == 'auto':
-      dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-    return images if dtype == 'float32' else images.astype(dtype)
 
   @staticmethod
   def _shapes(images):

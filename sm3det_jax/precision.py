@@ -11,3 +11,10 @@ def wide_dtype(dtype) -> jnp.dtype:
 
 def wide(x: jax.Array) -> jax.Array:
   return x.astype(wide_dtype(x.dtype))
+
+
+def compute(images: jax.Array, dtype: str) -> jax.Array:
+  """Images in the type that `config.dtype` names, which is that of all that follows."""
+  if dtype == 'auto':
+    dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+  return images if dtype == 'float32' else images.astype(dtype)

@@ -18,6 +18,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import UserError
+from sm3det_jax.config.backbones import expert_counts
 
 AXES = ('data', 'expert', 'model')
 # Of the whole training state: optimizer moments and averages carry the names of their parameters.
@@ -137,7 +138,7 @@ def evaluation_mesh(mesh: Mapping[str, int]) -> Mesh:
 
 
 def check_mesh(config: Any, mesh: Mesh) -> None:
-  """Raises a ValueError if batch or experts do not divide over the mesh.
+  """Raises a UserError if batch or experts do not divide over the mesh.
 
   The smallest batch is one group of images a device, so that no device ever lacks a task.
   """
@@ -154,13 +155,15 @@ def check_mesh(config: Any, mesh: Mesh) -> None:
       f'{f"{micro} x " if micro > 1 else ""}{mesh.size} x {group} = {micro * mesh.size * group}, '
       f'such as {nearest}'
     )
-  experts, expert = config.moe.num_experts, mesh.shape['expert']
-  if any(config.moe.blocks) and experts % expert:
-    sizes = [n for n in range(1, experts + 1) if experts % n == 0]
-    raise UserError(
-      f'config.mesh.expert={expert} does not divide config.moe.num_experts={experts}; '
-      f'sizes that do: {", ".join(map(str, sizes))}'
-    )
+  counts, expert = expert_counts(config), mesh.shape['expert']
+  for what, experts in counts.items():
+    if experts % expert:
+      every = math.gcd(*counts.values())
+      sizes = [n for n in range(1, every + 1) if every % n == 0]
+      raise UserError(
+        f'config.mesh.expert={expert} does not divide {what}={experts}; '
+        f'sizes that do: {", ".join(map(str, sizes))}'
+      )
 
 
 def batch_sharding(mesh: Mesh, micro_batches: int = 1) -> NamedSharding:

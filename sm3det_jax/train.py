@@ -22,7 +22,7 @@ from data_pipelines.task import Task
 from sm3det_jax import checkpoint, logs, sharding
 from sm3det_jax.config import batch_scaling, copied
 from sm3det_jax.config.phases import phase_at
-from sm3det_jax.interop import convert
+from sm3det_jax.interop import convert, pretrained
 from sm3det_jax.model import build
 from sm3det_jax.optim import optimizer, phases
 from sm3det_jax.optim.training import abstract_state, create_sharded_state, sharded_step
@@ -63,6 +63,8 @@ def train(
   """
   sharding.start_processes()
   config = batch_scaling.scaled(config)
+  begun = (pathlib.Path(workdir) / 'config.json').exists()
+  config = pretrained.with_experts_of(config, workdir if begun else config.init_from)
   for name, task in config.tasks.items():  # a run's config has the numbers that it trains with
     config.tasks[name] = radiometry.resolved(config.data_root, name, task)
   model = build(config)

@@ -104,9 +104,13 @@ def test_the_verb(capsys):
 
 
 def test_the_table_adds_up():
-  header, *rows, one, padding = account.table(published('SM3Det-T')).splitlines()
+  header, *rows, one, padding, encoder = account.table(published('SM3Det-T')).splitlines()
   assert header.split() == ['params', 'M', 'sar', 'rgb', 'ifr', 'sum', 'GMAC']
   assert rows[-1].split() == ['all', '178.174', '159.52', '163.86', '163.86', '487.24']
   sums = [sum(float(row.split()[i]) for row in rows[:-1]) for i in (1, -1)]
   assert sums == pytest.approx([178.174, 487.24], abs=0.1)
   assert '162.41' in one and '29.42' in padding
+  counts = published('SM3Det-T')
+  assert f'{counts["params_encoder"]:,}' in encoder and counts['sub_models'] == []
+  experts = counts['parts']['backbone/experts']['params']
+  assert counts['params_encoder'] - counts['params_active'] == experts * 6 // 8

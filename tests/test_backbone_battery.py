@@ -21,7 +21,7 @@ from sm3det_jax.interop import layouts
 TASKS = ('a', 'b')
 
 
-LONG = {'lsknet', 'pvt_v2', 'swin', 'swin_v2', 'van'}  # to compile
+LONG = {'lsknet', 'pvt_v2', 'ringmoe', 'swin', 'swin_v2', 'van'}  # to compile
 each = pytest.mark.parametrize('kind', BACKBONES)
 each_slowly = pytest.mark.parametrize(
   'kind', [pytest.param(k, marks=pytest.mark.slow) if k in LONG else k for k in BACKBONES]
@@ -33,7 +33,8 @@ def small(c, kind, **changes):
   config_lib.use_backbone(c, kind)
   sizes = dict(depths=(1,) * 4, channels=(8, 8, 16, 16), heads=(1, 2, 2, 2), window=4,
                windows=(4,) * 4, mlp_ratios=(2.0,) * 4, reductions=(2, 2, 1, 1),
-               drop_path_rate=0.0, drop_rate=0.0, layer_scale=1.0)  # fmt: skip
+               collaborative=((4,),) * 4, drop_path_rate=0.0, drop_rate=0.0,
+               layer_scale=1.0)  # fmt: skip
   c.backbone.update({k: v for k, v in (sizes | changes).items() if k in c.backbone})
   c.moe.update(blocks=((), (), (0,), (0,)), num_experts=4)
   c.remat = changes.get('remat', ())
@@ -41,7 +42,12 @@ def small(c, kind, **changes):
 
 
 def made(kind, **changes):
-  return backbones.build(small(config_lib.default(), kind, **changes), TASKS)
+  c = small(config_lib.default(), kind, **changes)
+  c.tasks = {
+    name: config_lib.task('hbb', name, modality=modality)
+    for name, modality in zip(TASKS, ('opt', 'ms'), strict=True)
+  }
+  return backbones.build(c, TASKS)
 
 
 @functools.cache
@@ -75,11 +81,13 @@ def test_shapes_types_and_taps(kind):
     assert [found.taps[task][f'stage{i}'].shape for i in range(4)] == want
     assert found.taps[task]['embed'].shape == want[0]
     assert {o.dtype for o in found.stages[task]} == {jnp.dtype(jnp.bfloat16)}
+    k = module.moe['top_k']
     assert {e.shape for e in found.of_layers(task, 'experts').values()} == {
-      (n, 4, 6, 2), (n, 2, 3, 2)
+      (n, 4, 6, k), (n, 2, 3, k)
     }  # fmt: skip
-  assert [u.importance.shape for u in found.usage] == 2 * [found.usage[0].importance.shape]
-  assert {u.importance.dtype for u in found.usage} == {jnp.dtype(jnp.float32)}
+  shapes = [jax.tree.map(jnp.shape, usage) for usage in found.usage]
+  assert shapes == 2 * [shapes[0]]
+  assert {u.dtype for u in jax.tree.leaves(found.usage)} == {jnp.dtype(jnp.float32)}
   again = jax.eval_shape(made(kind, remat=('backbone',)).init, jax.random.key(0), x)
   assert jax.tree.map(jnp.shape, again) == jax.tree.map(jnp.shape, variables)
 

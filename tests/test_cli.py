@@ -77,7 +77,9 @@ def test_a_benchmark_is_found_by_its_file(tmp_path, monkeypatch, capsys):
     'def measure(config, steps=3):\n  return {"steps": steps, "batch": config.batch_size}\n'
   )
   monkeypatch.setattr(bench, '__path__', [*bench.__path__, str(tmp_path)])
-  assert set(bench.names()) == {'train_step', 'overfit', 'predict', 'tta', 'first_batch'}
+  assert {'train_step', 'overfit', 'predict', 'pretrain', 'rmoe', 'tta', 'first_batch'} == set(
+    bench.names()
+  )
   assert bench.names()['train_step'].startswith('how long')
   with pytest.raises(SystemExit):
     run('bench', '--help')
@@ -193,8 +195,8 @@ def test_arrays_of_tasks_that_are_gone_are_one_line(tmp_path, caplog, monkeypatc
   ours = {'backbone': {'a': np.zeros(2)}, 'heads_sar': {'b': np.zeros(3), 'c': np.zeros(1)}}
   more = {t: {f'k{i}': np.zeros(1) for i in range(9)} for t in ('heads_rgb', 'heads_ifr')}
   there = {'params': ours | more | {'heads_sar': {'b': np.ones(4), 'c': np.ones(1)}}}
-  monkeypatch.setattr(checkpoint, 'restore_for_inference', lambda workdir: (None, there))
-  c = config.ConfigDict({'init_from': str(tmp_path)})
+  c = config.ConfigDict({'init_from': str(tmp_path), 'backbone': {'type': 'convnext'}})
+  monkeypatch.setattr(checkpoint, 'restore_for_inference', lambda workdir: (c, there))
   caplog.set_level('INFO')
   model = convert.start_from({'variables': {'params': ours}}, c)
   assert model['variables']['params']['heads_sar']['c'] == 1

@@ -139,6 +139,21 @@ def test_the_traffic_of_hbm_leaves_out_the_memory_on_the_chip():
   assert hlo_text.hbm_bytes(PROGRAM) == body + cut + add + copy
 
 
+def test_what_a_loop_does_counts_as_often_as_it_runs():
+  loop = '%loop = (s32[], f32[8,128]) while(%start), condition=%test, body=%body'
+  known = loop + ', backend_config={"known_trip_count":{"n":"9"}}'
+  tile = 8 * 128
+  entry = 4 * tile + 6 * tile + 8 * tile
+  for line, times in ((loop, 1), (known, 9)):
+    text = PROGRAM.replace('  %near', f'  {line}\n  %near')
+    assert hlo_text.hbm_bytes(text) == times * 8 * tile + entry
+  reduce = '  %r = f32[8,128] all-reduce(%x), replica_groups=[2,4]<=[8]\n'
+  text = text.replace('  %y = ', f'{reduce}  %y = ')
+  assert hlo_text.collectives(text) == [
+    {'op': 'all-reduce', 'devices': 4, 'count': 9, 'bytes': 9 * 4 * tile, 'sent': 9 * 6 * tile}
+  ]
+
+
 def test_the_roofline_is_the_slowest_of_three():
   chip = compile_step.Chip(flops=100.0, hbm=1.0, bandwidth=10.0, links=5.0)
   report = {'flops': 200.0, 'bytes': 30.0, 'batch_size': 8, 'collectives': [{'sent': 10.0}] * 2}

@@ -35,6 +35,7 @@ def configs():
     c = config_lib.default()
     config_lib.use_backbone(c, kind)
     yield c
+  yield config_lib.load(['--config=ringmoe:modalities=opt'])  # for the keys of tasks of images
 
 
 @functools.cache
@@ -142,7 +143,9 @@ def test_numbers_out_of_their_range_are_refused():
 
 def typo(word):
   """One letter less, or one more where that is another word."""
-  return word[:-1] if len(word) > 3 else word + word[-1]
+  if len(word) <= 3:
+    return word + word[-1]
+  return word[1:] if word[-1].isdigit() else word[:-1]  # a number tells it from its neighbours
 
 
 def test_a_typo_in_a_word_is_refused_and_the_word_is_named():
@@ -194,7 +197,8 @@ def test_the_words_are_those_that_the_code_knows():
 
 # where a section is handed over as `c` or `config`, or its keys as arguments
 ROOMS = {
-  'task': ('data_pipelines', 'sm3det_jax/evaluate.py', 'sm3det_jax/inference.py'),
+  'task': ('data_pipelines', 'sm3det_jax/evaluate.py', 'sm3det_jax/inference.py',
+           'sm3det_jax/simmim.py', 'sm3det_jax/config/modality.py'),
   'head': ('sm3det_jax/heads',),
   'backbone': ('sm3det_jax/backbones',),
   'neck': ('sm3det_jax/necks',),
@@ -203,9 +207,10 @@ ROOMS = {
   'dla': ('sm3det_jax/optim/dla.py',),
   'dwa': ('sm3det_jax/optim/balance.py',),
   'gradnorm': ('sm3det_jax/optim/balance.py',),
-}
+  'simmim': ('sm3det_jax/simmim.py',),
+}  # fmt: skip
 ARGUMENTS = ('backbone', 'neck', 'moe', 'dla', 'dwa', 'gradnorm')  # handed over so
-READERS = ('batch_scaling.py', 'phases.py')  # in the room of the config itself
+READERS = ('batch_scaling.py', 'modality.py', 'phases.py')  # in the room of the config itself
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Rates, decays and freezing by parameter path; the cosine; Adam without its correction."""
+"""Rates, decays and freezing by parameter path; the cosine; Adam without its correction; SGD."""
 
 import functools
 
@@ -154,6 +154,38 @@ def test_adam_without_its_correction():
   one = lambda p, g: p - 0.1 * (0.1 * g) / (np.sqrt(0.001) * jnp.abs(g) + 1e-8)
   want = jax.tree.map(one, _params(), gradients(0))
   jax.tree.map(close, steps(config, 1)[0], want)
+
+
+def test_sgd_is_that_of_optax():
+  config = configured(kind='sgd', momentum=0.8)
+  c = config.optim
+  want = optax.chain(
+    optax.clip_by_global_norm(c.clip_norm),
+    optax.add_decayed_weights(c.weight_decay),  # before the momentum, as PyTorch has it
+    optax.sgd(c.lr, c.momentum),
+  )
+  params = _params()
+  state, update = want.init(params), jax.jit(want.update)
+  for i in range(3):
+    updates, state = update(gradients(i), state, params)
+    params = optax.apply_updates(params, updates)
+  jax.tree.map(close, steps(config)[0], params)
+
+
+def test_momentum_of_what_rests_begins_anew():
+  config = configured(kind='sgd', weight_decay=0.5, clip_norm=1e9)
+  config.phases = ((1,), (2, None, ('neck/.*',)), (None,))
+  config_lib.check(config)
+  tx, params, lr = optimizer.build(config, GROUPS), _params(), config.optim.lr
+  state, kept, want = tx.init(params), params['neck']['kernel'], params['neck']['kernel']
+  for phase in range(3):
+    grads = gradients(phase)
+    updates, state = tx.update(grads, state, params, losses=LOSSES, phase=phase)
+    params = optax.apply_updates(params, updates)
+    if phase != 1:  # of one step each, so that no momentum is left
+      want = want - lr * (grads['neck']['kernel'] + 0.5 * want)
+    close(params['neck']['kernel'], want)
+  assert (kept != want).all()
 
 
 @pytest.mark.parametrize('balance', ['dwa', 'gradnorm'])

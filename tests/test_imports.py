@@ -162,6 +162,12 @@ def test_the_package_itself_is_light():
   assert not loaded_after(['sm3det_jax']) & {'jax', 'grain', 'cv2', 'tensorflow', 'torch'}
 
 
+def test_the_command_line_loads_what_its_verb_needs():
+  loaded = loaded_after(['sm3det_jax.cli'])
+  assert 'sm3det_jax.cli.verbs' in loaded
+  assert not loaded & {'numpy', 'jax', 'cv2', 'ml_collections', 'matplotlib', 'rasterio'}
+
+
 def test_data_pipelines_load_no_jax():
   modules = [module_name(p) for p in FILES if p.is_relative_to(ROOT / 'data_pipelines')]
   modules.remove('data_pipelines.mixture')  # Grain takes tree_util from jax, which makes no backend

@@ -12,7 +12,8 @@ from sm3det_jax.config import small
 from sm3det_jax.detector import build
 
 OTHERS = ('quickstart', 'overfit', 'overfit:sar=cascade_rcnn', 'real_sample', 'real_sample:overfit',
-          'real_sample:full', 'sm3det_convnext_t')  # fmt: skip
+          'real_sample:full', 'sm3det_convnext_t', 'sm3det:backbone=ringmoe,size=tiny',
+          'ringmoe_downstream:dior_r,experts=ep,frozen=1', 'ringmoe_downstream:hrsid')  # fmt: skip
 KEPT = ('seed', 'model', 'label_space', 'task_balance', 'sampling', 'remat', 'dtype')
 
 

@@ -159,8 +159,9 @@ def _is_number(token):
   return True
 
 
-# public data sets that are alone in their format
+# public data sets that are alone in their format, or in their layout of it
 PRESETS_OF = {
+  'voc': 'dior',
   'dior_xml': 'dior_r',
   'fair1m_xml': 'fair1m',
   'hrsc_xml': 'hrsc2016',

@@ -11,6 +11,9 @@ A record of split `train` is one image:
 | first_block | index of its first block in split `train_blocks`, -1 for an image stored whole |
 
 A record of `train_blocks` has `image` alone: blocks of 512 px, row by row (`images.blocks`).
+A set of tiles (`data_pipelines.tiles`) has blocks of another side, which `metadata.json` names, of
+all its images; `<split>_tiles.npz` lists the `windows` [n, 4] that count, those of image i being
+starts[i] : starts[i + 1].
 The annotations of a split lie once more in `<split>_index.npz`, so that windows can be listed
 without reading the pixels: `ids`, `sizes` and `starts` of the images; every other array there has a
 row an object, those of image i being starts[i] : starts[i + 1].
@@ -25,7 +28,7 @@ import json
 import logging
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -55,6 +58,8 @@ class DetectionBuilder(tfds.core.GeneratorBasedBuilder):
     entries: {split: entries}, all with the same arrays of objects.
     pixels: {split: how its values are distributed}, for the metadata.
     data_dir: root of the prepared data sets.
+    metadata: more of it.
+    pieces: (entry, side of its blocks) -> their pixels in order; by default those of `images.read`.
   """
 
   VERSION = tfds.core.Version(VERSION)
@@ -68,8 +73,11 @@ class DetectionBuilder(tfds.core.GeneratorBasedBuilder):
     entries: dict[str, list[Entry]],
     pixels: dict[str, dict],
     data_dir,
+    metadata: dict | None = None,
+    pieces: Callable[[Entry, int], Iterator[np.ndarray]] | None = None,
   ):
-    self.name, self._values = name, pixels
+    self.name, self._values, self._more = name, pixels, metadata or {}
+    self._pieces, self._side = pieces or _pieces, self._more.get('block', images.BLOCK)
     self._classes, self._box, self._entries = tuple(classes), box, entries
     self._none = no_objects([e for listed in entries.values() for e in listed])
     super().__init__(data_dir=data_dir, file_format='array_record')
@@ -99,6 +107,7 @@ class DetectionBuilder(tfds.core.GeneratorBasedBuilder):
         box=self._box,
         fingerprints={split: fingerprint(e) for split, e in self._entries.items()},
         pixels=self._values,
+        **self._more,
       ),
     )
 
@@ -106,25 +115,25 @@ class DetectionBuilder(tfds.core.GeneratorBasedBuilder):
     splits = {}
     for split, entries in self._entries.items():
       # here, so that it appears in the data set's folder together with the records
-      buffer = io.BytesIO()
-      np.savez_compressed(buffer, **index(entries, self._none))
-      (self.data_path / f'{split}_index.npz').write_bytes(buffer.getvalue())
+      _save(self.data_path / f'{split}_index.npz', index(entries, self._none))
+      if any(e.tiles is not None for e in entries):
+        _save(self.data_path / f'{split}_tiles.npz', tiles(entries))
       splits[split] = self._generate_examples(entries)
       if any(e.large for e in entries):
         splits[f'{split}_blocks'] = self._blocks(entries)
     return splits
 
   def _generate_examples(self, entries):
-    for i, (entry, first) in enumerate(zip(entries, first_blocks(entries), strict=True)):
+    firsts = first_blocks(entries, self._side)
+    for i, (entry, first) in enumerate(zip(entries, firsts, strict=True)):
       yield i, self._record(_encoded(entry), first, entry)
 
   def _blocks(self, entries):
     index = 0
     for entry in entries:
       if entry.large:
-        pixels = _pixels(entry)
-        for x1, y1, x2, y2 in images.blocks(entry.height, entry.width):
-          yield index, self._record(images.encode(pixels[y1:y2, x1:x2]))
+        for pixels in self._pieces(entry, self._side):
+          yield index, self._record(images.encode(pixels, packed=entry.tiles is None))
           index += 1
 
   def _record(self, image, first_block=-1, entry=None):
@@ -142,8 +151,10 @@ def build(
   entries: dict[str, list[Entry]],
   pixels: dict[str, dict],
   data_dir,
+  metadata: dict | None = None,
+  pieces: Callable[[Entry, int], Iterator[np.ndarray]] | None = None,
 ) -> epath.Path:
-  """Writes the data set and returns its folder.
+  """Writes the data set, as `DetectionBuilder` is told to, and returns its folder.
 
   An older one of the same name is replaced at the very end, and stays where writing fails. What a
   killed run has left is never taken up: TFDS would give it back in place of the new one.
@@ -154,7 +165,7 @@ def build(
   staging, final = root / f'.{name}.{uuid.uuid4().hex[:8]}.incomplete', root / name / VERSION
   tfds.disable_progress_bar()
   try:
-    builder = DetectionBuilder(name, classes, box, entries, pixels, staging)
+    builder = DetectionBuilder(name, classes, box, entries, pixels, staging, metadata, pieces)
     with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as unused:
       builder.download_and_prepare(download_dir=unused)
     if final.exists():
@@ -212,16 +223,26 @@ def fingerprint(entries: list[Entry]) -> str:
       h.update(e.objects[name].tobytes())
     for name in sorted(e.objects.keys() - set(objects_lib.OWN)):
       h.update(name.encode() + e.objects[name].tobytes())
+    if e.tiles is not None:
+      h.update(e.tiles.astype('<i4').tobytes())
   return h.hexdigest()[:16]
 
 
-def first_blocks(entries: list[Entry]) -> Iterator[int]:
+def tiles(entries: list[Entry]) -> dict[str, np.ndarray]:
+  """The windows that count of all images; image i has the rows starts[i] : starts[i + 1]."""
+  return {
+    'windows': np.concatenate([e.tiles for e in entries]).astype(np.int32),
+    'starts': np.cumsum([0] + [len(e.tiles) for e in entries]),
+  }
+
+
+def first_blocks(entries: list[Entry], side: int = images.BLOCK) -> Iterator[int]:
   """Index of each image's first block, -1 for images stored whole."""
   index = 0
   for e in entries:
     yield index if e.large else -1
     if e.large:
-      index += len(images.blocks(e.height, e.width))
+      index += len(images.blocks(e.height, e.width, side))
 
 
 def _pixels(entry):
@@ -230,6 +251,18 @@ def _pixels(entry):
     x1, y1, x2, y2 = entry.crop
     pixels = pixels[y1:y2, x1:x2]
   return pixels
+
+
+def _pieces(entry, side):
+  pixels = _pixels(entry)
+  for x1, y1, x2, y2 in images.blocks(entry.height, entry.width, side):
+    yield pixels[y1:y2, x1:x2]
+
+
+def _save(path, arrays):
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **arrays)
+  path.write_bytes(buffer.getvalue())
 
 
 def _encoded(entry):

@@ -8,6 +8,7 @@ from data_pipelines.builders.presets import FORMATS, Preset
 from data_pipelines.readers import files, texts
 
 Places = dict[str, list[tuple[str, str, str]]]  # {split: [(format, labels, images)]}
+INSTEAD = {'trainval': 'train', 'train': 'trainval', 'val': 'trainval'}  # either of two
 OF_A_CLASS = re.compile(
   '.+_(train|val|trainval|test)'
 )  # VOC's lists of a class, beside the splits'
@@ -37,7 +38,7 @@ def locate(
   lists = {raw for split, raw in preset.splits if texts.list_of(source, split)}
   found = {}
   for split, raw in preset.splits:
-    if split in found or (split == 'trainval' and 'train' in found):
+    if split in found or INSTEAD.get(split) in found:
       continue
     for form, *place in preset.layouts:
       shared = not any('{raw}' in p for p in place)
@@ -79,7 +80,7 @@ def _two(place):
 def untaken(preset: Preset, source: pathlib.Path, places: Places) -> list[str]:
   """Folders and lists of splits that are there, but that no split of `places` takes.
 
-  VOC's `trainval` is none where both of its parts are taken.
+  `trainval` is none where both of its parts are taken, nor is a part of a `trainval` that is.
 
   Args:
     preset: its layouts.
@@ -98,10 +99,9 @@ def untaken(preset: Preset, source: pathlib.Path, places: Places) -> list[str]:
     for path in sorted((source / folder).glob('*.txt')) if (source / folder).is_dir() else ():
       if not (OF_A_CLASS.fullmatch(path.stem) or (lists and path.stem in places)):
         found[f'{folder}/{path.name}'] = path.stem
-  whole = {'train', 'val'} <= places.keys()
-  return [
-    str(source / place) for place, name in found.items() if not (whole and name == 'trainval')
-  ]
+  held = ['trainval'] if {'train', 'val'} <= places.keys() else []
+  held += ['train', 'val'] if 'trainval' in places else []
+  return [str(source / place) for place, name in found.items() if name.lower() not in held]
 
 
 def _names(source, layout) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from data_pipelines.builders.formats import COCO, DRONEVEHICLE_XML, FORMATS, folders
+from data_pipelines.builders.formats import COCO, DRONEVEHICLE_XML, FORMATS, VOC, folders
 from data_pipelines.classes import (
   DIOR_CLASSES,
   DOTA_CLASSES,
@@ -12,6 +12,7 @@ from data_pipelines.classes import (
   DRONEVEHICLE_CLASSES,
   FAIR1M_CLASSES,
   HITUAV_CLASSES,
+  SAR_AIRCRAFT_CLASSES,
   SAR_CLASSES,
   SODA_CLASSES,
   STAR_CLASSES,
@@ -32,8 +33,8 @@ class Preset:
     layouts: (format, labels, images) to look for, in order; `{raw}` is the split's name in
       the release, `{part}` any folder: all that are there are taken.
     classes: in label order; () takes the names found in the data, sorted.
-    splits: (split, name in the release); of one split the first that is there counts, and
-      'trainval' only without 'train'.
+    splits: (split, name in the release); of one split the first that is there counts, and of
+      'trainval' and its parts those that are there first.
     ignore: class names to leave out, counted.
     aliases: {spelling in the files: class}.
   """
@@ -50,12 +51,18 @@ def _layouts(form, places):
 
 
 TRAIN_TEST = (('train', 'train'), ('test', 'test'))
+WHOLE = (('trainval', 'trainval'), ('test', 'test'))  # papers train on both parts at once
 
 
 def _dota(version):
   names = ['labelTxt', 'annfiles', f'labelTxt-v{version}/labelTxt', f'labelTxt-v{version}']
   places = ((f'{{raw}}/labelTxt-v{version}/DOTA-v{version}_{{raw}}', '{raw}/images'),)
   return _layouts('dota_txt', places + folders(*names))
+
+
+def _dior(form, boxes):
+  places = (f'Annotations/{boxes} Bounding Boxes', f'Annotations/{boxes}_Bounding_Boxes')
+  return _layouts(form, ((labels, 'JPEGImages-{raw}') for labels in places))
 
 
 DRONEVEHICLE = Preset(
@@ -109,14 +116,9 @@ PRESETS = {
     ('ship',),
   ),
   'rsar': Preset(_layouts('dota_txt', folders('annfiles', 'labelTxt')), SAR_CLASSES),
-  'dior_r': Preset(
-    tuple(
-      ('dior_xml', labels, images)
-      for labels in ('Annotations/Oriented Bounding Boxes', 'Annotations/Oriented_Bounding_Boxes')
-      for images in ('JPEGImages-{raw}', 'JPEGImages-trainval')
-    ),
-    DIOR_CLASSES,
-  ),
+  'sar_aircraft': Preset(_layouts('voc', VOC), SAR_AIRCRAFT_CLASSES),
+  'dior': Preset(_dior('voc', 'Horizontal'), DIOR_CLASSES, WHOLE),
+  'dior_r': Preset(_dior('dior_xml', 'Oriented'), DIOR_CLASSES, WHOLE),
   'fair1m': Preset(
     (
       ('fair1m_xml', '{raw}/{part}/labelXml', '{raw}/{part}/images'),
@@ -136,7 +138,7 @@ PRESETS = {
       ),
     ),
     ('ship',),
-    (('train', 'Train'), ('val', 'Val'), ('test', 'Test')),
+    (('trainval', 'Trainval'), ('train', 'Train'), ('val', 'Val'), ('test', 'Test')),
   ),
   'soda_a': Preset(
     _layouts(

@@ -59,10 +59,11 @@ class Entry:
   checksum: int  # crc32 of the file
   objects: dict[str, np.ndarray]  # see data_pipelines.objects; `difficult` is int8, as in the files
   dtype: str = 'uint8'  # of the pixels
+  tiles: np.ndarray | None = None  # [n, 4], of a set of tiles: the windows that count
 
   @property
   def large(self) -> bool:
-    return max(self.height, self.width) > images.WHOLE
+    return self.tiles is not None or max(self.height, self.width) > images.WHOLE
 
 
 def scan(

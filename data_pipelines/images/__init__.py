@@ -33,6 +33,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.images import decoders, headers
 from data_pipelines.images.headers import JPEG, PNG, Header
 from data_pipelines.images.ranges import stretch as stretch
+from data_pipelines.images.ranges import stretch8 as stretch8
 
 SUFFIXES = (
   '.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.webp', '.jp2', '.j2k', '.npy',
@@ -127,17 +128,18 @@ def decode(data: bytes, bands: int | None = None, name='image') -> np.ndarray:
   return np.ascontiguousarray(image)
 
 
-def encode(image: np.ndarray) -> bytes:
+def encode(image: np.ndarray, packed: bool = True) -> bytes:
   """Bytes that `decode(data, bands)` turns back into exactly `image`.
 
   uint8 and uint16 are a PNG: one and three bands an ordinary one, any other count is stacked
-  vertically into one grey PNG. int16 and float32 are a .npy file packed by zlib.
+  vertically into one grey PNG. int16 and float32 are a .npy file packed by zlib, as long as it was
+  unless `packed`: speckle does not shrink, and is so read several times as fast.
   """
   bands = image.shape[2]
   if image.dtype in (np.int16, np.float32):
     buffer = io.BytesIO()
     np.save(buffer, image)
-    return zlib.compress(buffer.getvalue(), 1)
+    return zlib.compress(buffer.getvalue(), int(packed))
   if bands == 3:
     image = image[..., ::-1]
   elif bands != 1:
@@ -153,11 +155,11 @@ def stores_as_is(data: bytes, image: np.ndarray) -> bool:
   return data.startswith((PNG, JPEG)) and max(image.shape[:2]) <= WHOLE
 
 
-def blocks(height: int, width: int) -> np.ndarray:
+def blocks(height: int, width: int, side: int = BLOCK) -> np.ndarray:
   """Corners x1, y1, x2, y2 of the blocks of a large image, row by row; int [n, 4]."""
-  y, x = np.mgrid[0:height:BLOCK, 0:width:BLOCK]
+  y, x = np.mgrid[0:height:side, 0:width:side]
   x, y = x.ravel(), y.ravel()
-  return np.stack([x, y, np.minimum(x + BLOCK, width), np.minimum(y + BLOCK, height)], -1)
+  return np.stack([x, y, np.minimum(x + side, width), np.minimum(y + side, height)], -1)
 
 
 def header(path: pathlib.Path) -> Header:

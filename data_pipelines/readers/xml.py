@@ -17,6 +17,7 @@ CORNERS = ('x1', 'y1', 'x2', 'y2', 'x3', 'y3', 'x4', 'y4')  # what the formats c
 DECLARATION = re.compile(r'\s*<\?xml[^>]*?(?:encoding\s*=\s*["\']([\w.-]+)["\'])?\s*\?>')
 
 ROOTS = ('annotation', 'annotations', 'hrsc_image')
+SIZES = (('size/height', 'size/width'), ('Img_SizeHeight', 'Img_SizeWidth'))  # VOC's, HRSC2016's
 WIDE = ('utf-16', 'utf-32', 'utf16', 'ucs')  # whose declaration is no text of single bytes
 
 
@@ -90,7 +91,7 @@ def label_files(
   asked = {'wanted': wanted} if wanted else {}
   found = files.labelled(source, split, labels, images, '.xml', read_one, skipped, **asked)
   for id, image, file, root in found:
-    size = declared_size(root.findtext('size/height'), root.findtext('size/width'))
+    size = next(filter(None, (declared_size(*map(root.findtext, keys)) for keys in SIZES)), None)
     fields = dict(id=id, image=image, labels=file, declared=size)
     yield fields, list(root.iter(tag))
   if wanted:

@@ -28,6 +28,17 @@ def scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[Thing]]
   Returns:
     image [size, size] uint8 amplitude, and its objects.
   """
+  power, echo, things = reflectivity(rng, size)
+  return _focus(rng, power, echo), things
+
+
+def reflectivity(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, list[Thing]]:
+  """What a radar would see of a scene.
+
+  Returns:
+    mean intensity of every cell [size, size], amplitudes of single strong scatterers [size, size],
+    objects.
+  """
   line = shapes.frame(rng, size, 0.1)
   texture = shapes.noise(rng, size, 70, 5)
   shift = rng.choice((-size, 0, size), p=(0.2, 0.68, 0.12))  # all land, a coast, all sea
@@ -49,7 +60,7 @@ def scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[Thing]]
   _buildings(rng, ground, land, canvas, echo, line)
   _rocks(rng, ground, sea & (off < 40), canvas)
   _reflectors(rng, ground, echo)
-  return _focus(rng, power, echo), things
+  return power, echo, things
 
 
 def _clutter(rng, off, line, texture):
@@ -191,12 +202,17 @@ def _reflectors(rng, ground, echo):
       echo[y, x] += rng.uniform(4, 14)
 
 
+def impulse_response(rng: np.random.Generator) -> np.ndarray:
+  """That of range or azimuth [41], a windowed sinc."""
+  width = rng.uniform(1.1, 1.7)  # of the main lobe, px
+  taps = np.arange(-20, 21)
+  return np.float32(np.sinc(taps / width) * np.hamming(41) ** rng.uniform(0.0, 0.4))
+
+
 def _focus(rng, power, echo):
   """Complex echoes through the impulse response, multi-looked, as amplitude in 8 bits."""
   looks = int(rng.choice((1, 1, 2, 3)))
-  width = rng.uniform(1.1, 1.7)  # of the main lobe, px
-  taps = np.arange(-20, 21)
-  response = np.float32(np.sinc(taps / width) * np.hamming(41) ** rng.uniform(0.0, 0.4))
+  response = impulse_response(rng)
   unit = response / np.sqrt((response**2).sum())  # keeps the mean intensity
   steady = cv2.sepFilter2D(echo, -1, response, response, borderType=cv2.BORDER_CONSTANT)
   total = np.zeros_like(power)

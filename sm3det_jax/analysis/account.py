@@ -17,10 +17,12 @@ from jax.extend import core
 
 from data_pipelines.batch import arrays
 from data_pipelines.errors import UserError
+from sm3det_jax.analysis import sub_models
 from sm3det_jax.config import copied
 from sm3det_jax.heads import head_class
 from sm3det_jax.model import Model, build
 
+EXPERTS = ('experts_', 'spec.', 'coll.', 'shared.')  # how names of their arrays and scopes begin
 EXPERT_LOOP = re.compile(r'experts_(\d+)_in_(\d+)x(\d+)')  # as `moe.dispatch` names it
 
 
@@ -32,7 +34,9 @@ def account(config: ml_collections.ConfigDict, size: tuple[int, int] | None = No
     size: height, width of the image; by default each task's own.
 
   Returns:
-    'params'; 'gmacs_three_branches', the paper's way: whole evaluation passes of every task, added
+    'params'; 'params_encoder', of the backbone without a mask token; 'params_active', what one
+    token of the first task meets of it; 'sub_models', as `sub_models.sub_models`;
+    'gmacs_three_branches', the paper's way: whole evaluation passes of every task, added
     up, in 1e9 multiply-accumulates; 'gmacs_one_image', their mean over the tasks;
     'gmacs_by_task'; 'gmacs_padding', what rows that fill up the experts' blocks can add at most;
     'parts' {part: {'params': count, 'gmacs': {task: count}}}.
@@ -56,6 +60,9 @@ def account(config: ml_collections.ConfigDict, size: tuple[int, int] | None = No
   by_task = {name: sum(m.values()) / 1e9 for name, m in macs.items()}
   return {
     'params': params.total(),
+    'params_encoder': sub_models.encoder(variables['params']),
+    'params_active': sub_models.active(variables['params'], config),
+    'sub_models': sub_models.sub_models(variables['params'], config),
     'gmacs_three_branches': sum(by_task.values()),
     'gmacs_one_image': sum(by_task.values()) / len(by_task),
     'gmacs_by_task': by_task,
@@ -83,7 +90,10 @@ def table(counts: dict) -> str:
   rows.append(
     f'padding of the experts’ row blocks, at most: {counts["gmacs_padding"]:.2f} GMAC more'
   )
-  return '\n'.join(rows)
+  rows.append(
+    f'encoder {counts["params_encoder"]:,}, of which one token meets {counts["params_active"]:,}'
+  )
+  return '\n'.join(filter(None, [*rows, sub_models.table(counts)]))
 
 
 def _program(model: Model, variables, name, task):
@@ -109,9 +119,9 @@ def _part(path):
   """Part of a parameter path, or of a scope in a traced program."""
   if path[0].startswith('heads_'):
     return '/'.join(path[:2])
-  if 'router' in path:
+  if any(p == 'router' or p.endswith('.router') for p in path):
     return f'{path[0]}/routers'
-  return f'{path[0]}/experts' if any(p.startswith('experts_') for p in path) else path[0]
+  return f'{path[0]}/experts' if any(p.startswith(EXPERTS) for p in path) else path[0]
 
 
 def _scope_part(scope, parts):

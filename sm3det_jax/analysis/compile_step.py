@@ -250,7 +250,9 @@ def table(report: dict) -> str:
     f'products          {report["flops"] / 1e12:8.3f} TFLOP a device',
   ]
   if 'roofline' in report:
-    rows.append(f'HBM traffic       {report["bytes"] / 1e9:8.3f} GB a device, loop bodies once')
+    rows.append(
+      f'HBM traffic       {report["bytes"] / 1e9:8.3f} GB a device, loops of unknown length once'
+    )
     rows += [
       f'{c["op"]:17} {c["bytes"] / 1e6:8.2f} MB in {c["count"]} among {c["devices"]} devices, '
       f'{c["sent"] / 1e6:.2f} MB sent by each'

@@ -16,6 +16,8 @@ OPERATION = re.compile(rf' = (.*?) ({"|".join(sorted(SENT, key=len, reverse=True
 # how libtpu writes a reduce-scatter: a computation of an all-reduce and the cut of its result
 SCATTER = re.compile(r'%all-reduce-scatter[\w.]* \(.*\) -> (.*) \{')
 INSTRUCTION = re.compile(r'%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:, |$)')
+CALL = re.compile(r'\b(body|condition|calls|to_apply)=%([\w.-]+)')
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 FREE = {  # instructions that move nothing themselves
   'after-all', 'bitcast', 'call', 'conditional', 'constant', 'get-tuple-element', 'parameter',
   'tuple', 'while',
@@ -23,15 +25,17 @@ FREE = {  # instructions that move nothing themselves
 
 
 def collectives(hlo: str) -> list[dict]:
-  """Collectives of a compiled program's text, those alike added up; in loops they count once.
+  """Collectives of a compiled program's text, those alike added up.
+
+  In a loop they count as often as it runs, where the program says it, else once.
 
   Returns:
     [{'op', 'devices' that take part, 'count', 'bytes' of the results, 'sent' bytes}] of a device.
   """
-  total, scattered = {}, None
+  total, scattered, times, often = {}, None, _times(hlo), 1
   for line in hlo.splitlines():
     if line.endswith('{'):  # a computation begins
-      scattered = SCATTER.match(line)
+      scattered, often = SCATTER.match(line), times.get(_name(line), 1)
     if not (found := OPERATION.search(line)):
       continue
     shapes, op, start = found.groups()
@@ -42,23 +46,24 @@ def collectives(hlo: str) -> list[dict]:
       sizes = sizes[len(sizes) // 2 :]
     devices, size = _group_size(line, hlo), sum(sizes)
     entry = total.setdefault((op, devices), {'count': 0, 'bytes': 0, 'sent': 0})
-    entry['count'] += 1
-    entry['bytes'] += size
-    entry['sent'] += SENT[op](size, devices)
+    entry['count'] += often
+    entry['bytes'] += often * size
+    entry['sent'] += often * SENT[op](size, devices)
   return [{'op': op, 'devices': devices, **entry} for (op, devices), entry in total.items()]
 
 
 def hbm_bytes(hlo: str) -> int:
-  """Bytes that a compiled program reads from HBM and writes to it; bodies of loops count once.
+  """Bytes that a compiled program reads from HBM and writes to it; loops as in `collectives`.
 
   What an instruction reads and writes counts whole, but for copies to and from the memory on the
   chip, which has layouts with S(...) and counts nothing. (XLA's own 'bytes accessed' has both.)
   """
-  inside, total, arrays = False, 0, {}
+  inside, total, arrays, times, often = False, 0, {}, _times(hlo), 1
   fused = set(re.findall(r' calls=%([\w.-]+)', hlo))
   for line in hlo.splitlines():
     if line.endswith('{'):  # a computation begins
-      inside = line.removeprefix('ENTRY ').removeprefix('%').split(' ')[0] in fused
+      name = _name(line)
+      inside, often = name in fused, times.get(name, 1)
     if inside or not (found := INSTRUCTION.search(line)):
       continue
     name, shapes, op, operands = found.groups()
@@ -70,11 +75,33 @@ def hbm_bytes(hlo: str) -> int:
       continue
     if op in ('copy-start', 'slice-start'):  # its value holds both ends
       ends = arrays[name][:2]
-      total += min(size for size, _ in ends) * sum(in_hbm for _, in_hbm in ends)
+      total += often * min(size for size, _ in ends) * sum(in_hbm for _, in_hbm in ends)
       continue
     read = [array for operand in re.findall(r'%([\w.-]+)', operands) for array in arrays[operand]]
-    total += sum(size for size, in_hbm in arrays[name] + read if in_hbm)
+    total += often * sum(size for size, in_hbm in arrays[name] + read if in_hbm)
   return total
+
+
+def _name(line):
+  """Of the computation that begins in a line."""
+  return line.removeprefix('ENTRY ').removeprefix('%').split(' ')[0]
+
+
+def _times(hlo):
+  """{computation: how often the program runs it}; a loop whose length it does not say, once."""
+  callers, caller = {}, ''
+  for line in hlo.splitlines():
+    if line.endswith('{'):
+      caller = _name(line)
+    for role, name in CALL.findall(line):
+      trips = TRIPS.search(line) if role == 'body' else None
+      callers[name] = caller, int(trips[1]) if trips else 1
+
+  def times(name):
+    caller, trips = callers.get(name, ('', 1))
+    return trips * times(caller) if caller else trips
+
+  return {name: times(name) for name in callers}
 
 
 def _bytes(dtype, shape):

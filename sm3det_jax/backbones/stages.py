@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.errors import UserError
+from sm3det_jax.backbones import scan
 from sm3det_jax.layers.norm import Norm
 from sm3det_jax.layers.regularisation import drop_path_rates
-from sm3det_jax.moe.layer import Usage, add_usage, block_usage
+from sm3det_jax.moe.layer import Usage, add_usage, balance_loss, block_usage
 
 
 class Output(NamedTuple):
@@ -60,12 +61,17 @@ class Backbone(nn.Module, kw_only=True):
   stems: str = 'shared'
   remat: bool = False
 
-  stem_name = 'stem'  # of the shared stem; a task's own is <stem_name>_<task>
+  stem_name = 'stem'  # of the shared stem; a task's own is <stem_name>_<stem_owner>
   feeds_normed = False  # the normalised output of a stage, not what it is made of, goes on
+  loops = False  # blocks that are alike, without state, run as one loop (see `scan`)
 
   def stem(self, name: str) -> Sequence[Callable]:
     """Layers from images to [B, h, w, channels[0]], called `name` and <name>_norm."""
     raise NotImplementedError
+
+  def stem_owner(self, task: str) -> str:
+    """What a stem that is not shared by all tasks is called after; tasks of one have one stem."""
+    return task
 
   def downsampling(self, stage: int) -> Sequence[Callable]:
     """Layers between stage - 1 and `stage`, to channels[stage]."""
@@ -87,6 +93,10 @@ class Backbone(nn.Module, kw_only=True):
     """Embedded images [B, h, w, C] with the kind's mask token where `mask` [B, h, w] is not 0."""
     raise UserError(f'{type(self).__name__} has no mask token, so it takes no mask')
 
+  def balance_loss(self, usage: list[Usage], weight: float) -> jax.Array:
+    """The loss that balances the experts, of `Output.usage`."""
+    return balance_loss(usage, weight)
+
   @classmethod
   def beyond_classifier(cls, path: Sequence[str], tasks: Sequence[str], stages: int) -> bool:
     """Whether a classifier of this kind has no array like the one at `path` (in the backbone).
@@ -100,7 +110,9 @@ class Backbone(nn.Module, kw_only=True):
 
   def setup(self):
     if self.stems == 'per_task':
-      self.embeddings = {t: tuple(self.stem(f'{self.stem_name}_{t}')) for t in self.tasks}
+      owners = {task: self.stem_owner(task) for task in self.tasks}
+      own = {o: tuple(self.stem(f'{self.stem_name}_{o}')) for o in dict.fromkeys(owners.values())}
+      self.embeddings = {task: own[owner] for task, owner in owners.items()}
     else:
       self.embeddings = dict.fromkeys(self.tasks, tuple(self.stem(self.stem_name)))
     rates = iter(drop_path_rates(self.depths, self.drop_path_rate))
@@ -161,22 +173,34 @@ class Backbone(nn.Module, kw_only=True):
   def _run(self, x, key, tasks):
     """(outputs of the stages, taps, usage of each block with MoE) of embedded images."""
     outs, taps, usages, index = [], {'embed': x}, [], 0
-    run = lambda block, *args: block(*args)
-    run = nn.remat(run) if self.remat else run
     for stage, blocks in enumerate(self.blocks):
       x = _through(self.between[stage], x)
-      for block in blocks:
-        own = None if key is None else jax.random.fold_in(key, index)
-        x, layers = run(block, x, own, tasks)
+      x, found = self._blocks(blocks, x, key, index, tasks)
+      for block, layers in zip(blocks, found, strict=True):
         usages += [block_usage([r.usage for r in layers.values()])] if layers else []
         for layer, routed in layers.items():
           taps |= routed.taps('/'.join(filter(None, (block.name, layer))))
-        index += 1
+      index += len(blocks)
       taps[f'stage{stage}'] = x
       out = self.norms[stage](x)
       outs.append(out)
       x = out if self.feeds_normed else x
     return outs, taps, usages
+
+  def _blocks(self, blocks, x, key, first, tasks):
+    """(x, what each block says of its MoE layers) behind blocks numbered from `first`."""
+    layers, run = [], lambda block, *args: block(*args)
+    run = nn.remat(run) if self.remat else run
+    alike = self.loops and not self.is_initializing()
+    for groups in scan.runs(blocks) if alike else [[(block,)] for block in blocks]:
+      if len(groups) > 1:
+        x, found = scan.run(groups, x, key, first, self.remat, tasks)
+      else:
+        own = None if key is None else jax.random.fold_in(key, first)
+        x, *found = run(groups[0][0], x, own, tasks)
+      layers += found
+      first += len(found)
+    return x, layers
 
 
 def interleave(arrays: Sequence[jax.Array]) -> jax.Array:

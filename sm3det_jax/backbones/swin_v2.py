@@ -225,11 +225,16 @@ class SwinV2(Backbone, kw_only=True):
       attention=attention,
       hidden=int(self.channels[stage] * self.mlp_ratio),
       gelu=self.gelu,
-      moe=self.moe if j in self.moe_blocks[stage] else None,
+      moe=self.experts(stage, j) if j in self.moe_blocks[stage] else None,
       epsilon=self.epsilons[1],
       drop_path_rate=drop_path_rate,
       name=name,
     )
+
+  def experts(self, stage: int, j: int) -> dict:
+    """Keyword arguments of the MoE layer of a block."""
+    del stage, j
+    return self.moe
 
   def output_norm(self, name):
     if self.output_norms == 'last' and name != f'norm{len(self.depths) - 1}':

@@ -9,6 +9,27 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import UserError
 from sm3det_jax.config.registry import BackboneKind
 
+STEM_STRIDE = 4  # of all backbones; each further stage halves the map
+
+
+def stride(config: ConfigDict) -> int:
+  """Pixels of a side of a cell of the last stage's map."""
+  return STEM_STRIDE * 2 ** (len(config.backbone.depths) - 1)
+
+
+def expert_counts(config: ConfigDict) -> dict[str, int]:
+  """How many experts a MoE layer has, by the keys that say so; {} of a dense model."""
+  backbone, blocks = config.backbone, config.moe.blocks
+  if not any(blocks):
+    return {}
+  if backbone.type != 'ringmoe':
+    return {'config.moe.num_experts': config.moe.num_experts}
+  specialised = 'config.backbone.specialised of all tasks'
+  found = {specialised: backbone.specialised * len(config.tasks)}
+  for i, own in enumerate(blocks):
+    found |= {f'config.backbone.collaborative[{i}][{j}]': backbone.collaborative[i][j] for j in own}
+  return {what: count for what, count in found.items() if count}
+
 
 def _even(depth: int) -> tuple[int, ...]:
   return tuple(range(0, depth, 2))
@@ -147,6 +168,40 @@ def swin_v2(size: str = 'T') -> tuple[ConfigDict, dict]:
   return ConfigDict(backbone), _even_blocks(depths)
 
 
+def ringmoe(size: str = 'T') -> tuple[ConfigDict, dict]:
+  """RingMoE: Swin, version 2, for images of 192 px, with hierarchical experts."""
+  depths, width, heads, specialised = _of('tiny' if size == 'T' else size, 'ringmoe', {
+    'giant': ((2, 2, 18, 2), 448, (14, 28, 56, 112), 4),
+    'base': ((2, 2, 18, 2), 128, (4, 8, 16, 32), 4),
+    'tiny': ((2, 2, 2, 2), 32, (1, 2, 4, 8), 2),
+  })  # fmt: skip
+  backbone, _ = swin_v2()
+  backbone.update(
+    type='ringmoe',
+    depths=depths,
+    channels=tuple(width * 2**i for i in range(4)),
+    heads=heads,
+    windows=(12, 12, 12, 6),
+    output_norms='last',
+    drop_path_rate=0.0,
+    specialised=specialised,  # experts of each modality, in every MoE layer; 0: none
+    collaborative=tuple((4,) * depth for depth in depths),  # experts for all, of each block
+    shared=True,  # an expert that all tokens go to, beside the routed ones
+    combine='probability',  # what weighs an expert; 'renormalised' over those chosen, as released
+    groups=1,  # equal runs of tokens with a capacity of their own
+    balance='paper',  # the loss that balances experts; or 'released'
+  )
+  moe = dict(
+    blocks=tuple(map(tuple, map(range, depths))),
+    top_k=1,
+    noisy=False,
+    gate='linear',
+    softmax='before',
+    balance_weight=1e-3,
+  )
+  return backbone, moe
+
+
 BACKBONES = {
   'convnext': BackboneKind(
     convnext,
@@ -159,6 +214,7 @@ BACKBONES = {
   'pvt_v2': BackboneKind(
     pvt_v2, 'sm3det_jax.backbones.pvt_v2:PVTv2', 'sm3det_jax.interop.pyramid:PVT_V2'
   ),
+  'ringmoe': BackboneKind(ringmoe, 'sm3det_jax.backbones.ringmoe:RingMoE'),
   'swin': BackboneKind(swin, 'sm3det_jax.backbones.swin:Swin', 'sm3det_jax.interop.swin:SWIN'),
   'swin_v2': BackboneKind(swin_v2, 'sm3det_jax.backbones.swin_v2:SwinV2'),
   'van': BackboneKind(van, 'sm3det_jax.backbones.van:VAN', 'sm3det_jax.interop.pyramid:VAN'),

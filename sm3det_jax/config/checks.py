@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
 from data_pipelines.images.statistics import PERCENTILES
-from sm3det_jax.config import detector_checks, keys, phases
+from sm3det_jax.config import detector_checks, keys, phases, simmim_checks
 
 
 def check(config: ConfigDict) -> ConfigDict:
@@ -28,6 +28,8 @@ def check(config: ConfigDict) -> ConfigDict:
   _check_batch(config)
   if config.model == 'm2det':
     detector_checks.check(config)
+  elif config.model == 'simmim':
+    simmim_checks.check(config)
   return config
 
 
@@ -36,6 +38,9 @@ def _check_task(where, c):
     raise UserError(f'{where}: bands={c.bands} but {len(c.mean)} means and {len(c.std)} stds')
   if sum(c.train.flip) > 1 + 1e-6:
     raise UserError(f'{where}.train.flip={c.train.flip}: three probabilities that sum to at most 1')
+  for key, ends in c.train.crop.items() if c.kind == 'image' else ():
+    if len(ends) not in (0, 2) or list(ends) != sorted(ends):
+      raise UserError(f'{where}.train.crop.{key}={tuple(ends)}: the least and the largest')
   _check_input(f'{where}.input', c.input, c.bands)
   for part in ('train', 'test'):
     tile = c[part].tile

@@ -14,6 +14,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.radiometry import DECIBELS
 from sm3det_jax.config.backbones import BACKBONES
 from sm3det_jax.config.heads import HEADS
+from sm3det_jax.config.modality import MODALITIES
 from sm3det_jax.config.models import MODELS
 from sm3det_jax.config.necks import NECKS
 
@@ -25,6 +26,8 @@ CHOICES = {
   'remat': ('backbone', 'heads'),
   'task_balance': ('none', 'dla', 'uncertainty', 'dwa', 'gradnorm'),
   'task.kind': KINDS,
+  'task.modality': ('auto', *MODALITIES),
+  'task.target': ('pixel', 'power'),
   'input.unit': ('as_is', *DECIBELS),
   'input.range': ('as_is', 'fixed', 'percentiles'),
   'head.type': HEADS,
@@ -34,14 +37,18 @@ CHOICES = {
   'backbone.attention': ('cosine', 'table'),
   'backbone.gelu': ('erf', 'tanh'),
   'backbone.output_norms': ('all', 'last'),
+  'backbone.combine': ('probability', 'renormalised'),
+  'backbone.balance': ('paper', 'released'),
   'neck.type': NECKS,
   'moe.gate': ('cosine', 'linear'),
   'moe.softmax': ('after', 'before'),
   'moe.level': ('grid', 'image'),
   'moe.implementation': ('blocked', 'dense'),
   'moe.aux_stats': ('global', 'per_device'),
+  'optim.kind': ('adamw', 'sgd'),
   'optim.lr_scaling': ('none', 'linear', 'sqrt'),
   'optim.schedule': ('step', 'cosine'),
+  'simmim.loss': ('l2', 'l1'),
   'dla.variant': ('released', 'paper'),
   'dla.head_policy': ('normal', 'reverse', 'none'),
   'dla.shared_policy': ('sigmoid_kl', 'kl', 'min', 'avg', 'max', 'none'),

@@ -31,6 +31,7 @@ def task(
       dataset=dataset,
       classes=tuple(classes),
       ratio=ratio,
+      modality='auto',  # by name or bands; or RingMoE's 'opt', 'sar_l1', 'sar_l2', 'ms'
       bands=3,  # a one-band file is repeated to three, as upstream reads it
       mean=IMAGENET_MEAN,
       std=IMAGENET_STD,
@@ -53,7 +54,11 @@ def task(
       test=dict(split='test', tile=dict(size=0, overlap=0, keep=0.7)),
     )
   )
-  if kind != 'image':
+  if kind == 'image':
+    # least and largest share of an image that is cut out, width / height of it; (): the whole image
+    c.train.crop = dict(area=(), aspect=(3 / 4, 4 / 3))
+    c.target = 'pixel'  # what a masked image's model reconstructs; 'power': the sum of squares
+  else:
     c.head = head(DEFAULT[kind])
     c.max_objects = 512  # padding; what does not fit is counted and reported
     c.train.right_angles = ()  # classes that allow only rotations by 90, 180, 270 degrees
@@ -98,11 +103,13 @@ def default() -> ConfigDict:
   c.mesh = dict(data=-1, expert=1, model=1)  # -1: all remaining devices
   c.remat = ()  # 'backbone', 'heads': what is computed anew in the backward pass to save memory
   c.optim = dict(
+    kind='adamw',  # or 'sgd'
     lr=1e-4,
     lr_scaling='none',  # 'linear', 'sqrt': rate and schedule follow batch_size / reference_batch
     reference_batch=32,
-    betas=(0.9, 0.999),
-    bias_correction=True,  # of Adam; False: its first steps are larger
+    betas=(0.9, 0.999),  # of AdamW
+    momentum=0.9,  # of SGD
+    bias_correction=True,  # of AdamW; False: its first steps are larger
     weight_decay=0.05,
     clip_norm=35.0,
     steps=33_468,
@@ -131,6 +138,11 @@ def default() -> ConfigDict:
   )
   c.dwa = dict(temperature=2.0, period=500)  # steps that a loss is averaged over
   c.gradnorm = dict(alpha=1.5, lr=0.025)
+  c.simmim = dict(  # of config.model='simmim'
+    cell=32,  # px, side of what is masked or not
+    ratio=0.6,  # of the cells that are masked
+    loss='l2',  # mean square of what is masked; 'l1': as released
+  )
   c.workers = config_dict.FieldReference('auto', field_type=object)  # or a number of processes
   c.log_every = 50
   c.checkpoint_every = 2_789
@@ -151,7 +163,8 @@ def use_backbone(config: ConfigDict, kind: str, size: str = 'T') -> None:
   Args:
     config: changed in place.
     kind: a key of `BACKBONES`.
-    size: 'T', 'S' or 'B'; 'L' for ConvNeXt and the two Swins.
+    size: 'T', 'S' or 'B'; 'L' for ConvNeXt and the two Swins; of RingMoE
+      'tiny' (or 'T'), 'base', 'giant'.
 
   Raises:
     UserError: another kind or size.

@@ -6,31 +6,38 @@ import math
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
+from sm3det_jax.config.backbones import STEM_STRIDE
 from sm3det_jax.config.heads import HEADS
 
-PER_STAGE = ('channels', 'mlp_ratios', 'heads', 'windows', 'reductions')
-STEM_STRIDE, LEVELS = 4, 5  # of the backbones; that the neck gives to a head
+PER_STAGE = ('channels', 'mlp_ratios', 'heads', 'windows', 'reductions', 'collaborative')
+LEVELS = 5  # that the neck gives to a head
 STARTS = (4, 8)  # strides of the level that may be a head's first
 THRESHOLDS = ('min_pos_iou', 'neg_iou')  # none is above pos_iou
 
 
 def check(config: ConfigDict) -> None:
   """Raises UserError if a detector's parts contradict each other."""
-  _check_experts(config)
-  _check_backbone(config.backbone, config.moe)
-  _check_stem(config)
+  check_backbone(config)
   for name, task in config.tasks.items():
     where = f'config.tasks.{name}'
     if 'head' not in task:
       raise UserError(
         f"{where}.kind={task.kind!r}: config.model='m2det' has no head for such tasks"
       )
+    _check_modality(where, task, config.backbone.type)
     _check_classes(where, task)
     _check_size(f'{where}.size', task.size, config.backbone)
     row = HEADS[task.head.type]
     if row.box != task.kind:
       raise UserError(f'{where}: head {task.head.type!r} gives {row.box}, the task is {task.kind}')
     _check_head(f'{where}.head', task.head, row)
+
+
+def check_backbone(config: ConfigDict) -> None:
+  """Raises UserError if the parts of the backbone, its experts and its stems contradict."""
+  _check_experts(config)
+  _check_backbone(config.backbone, config.moe)
+  _check_stem(config)
 
 
 def _check_experts(config):
@@ -71,11 +78,33 @@ def _check_backbone(backbone, moe):
     )
   if backbone.get('grn') and any(moe.blocks):
     raise UserError('config.backbone.grn: experts have no GRN, so config.moe.blocks must be empty')
-  if backbone.get('gelu', 'erf') != 'erf' and any(moe.blocks):
+  if backbone.type == 'ringmoe':
+    _check_hierarchical(backbone, moe)
+  elif backbone.get('gelu', 'erf') != 'erf' and any(moe.blocks):
     raise UserError(
       f"config.backbone.gelu={backbone.gelu!r}: experts have 'erf', so config.moe.blocks must be "
       'empty'
     )
+
+
+def _check_hierarchical(backbone, moe):
+  """Every MoE layer has some expert, and as many of a group as a token is to choose."""
+  for stage, depth in enumerate(backbone.depths):
+    found = backbone.collaborative[stage]
+    if len(found) != depth:
+      raise UserError(
+        f'config.backbone.collaborative[{stage}]={tuple(found)}: expected {depth} numbers, one a '
+        'block'
+      )
+    for j in moe.blocks[stage]:
+      for group, n in (('specialised', backbone.specialised), ('collaborative', found[j])):
+        if 0 < n < moe.top_k:
+          raise UserError(f'config.moe.top_k={moe.top_k}: there are {n} {group} experts')
+      if not (backbone.specialised or found[j] or backbone.shared):
+        raise UserError(
+          f'config.backbone: block {j} of stage {stage} has no expert at all; leave it out of '
+          'config.moe.blocks'
+        )
 
 
 def _check_stem(config):
@@ -84,6 +113,14 @@ def _check_stem(config):
     raise UserError(
       f'config.tasks have different bands, {bands}, which one stem cannot read: set '
       "config.backbone.stems='per_task'"
+    )
+
+
+def _check_modality(where, c, backbone):
+  if c.modality != 'auto' and backbone != 'ringmoe':
+    raise UserError(
+      f'{where}.modality={c.modality!r} has no effect: backbone {backbone!r} has nothing of a '
+      "modality's own; set it to 'auto'"
     )
 
 

@@ -1,3 +1,4 @@
 """The models behind `config.model`, by name; `sm3det_jax.model` says what each has to offer."""
 
-MODELS = {'m2det': 'sm3det_jax.detector:M2Det'}  # a class of config, as `registry.resolve` takes it
+# a class of config, as `registry.resolve` takes it
+MODELS = {'m2det': 'sm3det_jax.detector:M2Det', 'simmim': 'sm3det_jax.simmim:SimMIM'}

@@ -65,6 +65,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config: changed in place.
   """
   c, b = config, config.backbone
+  c.init_from = ''
   for t in c.tasks.values():
     update_known(t.head, HEAD)
   cut = lambda blocks: tuple(
@@ -75,6 +76,9 @@ def shrink(config: ConfigDict) -> ConfigDict:
   c.moe.blocks = cut(c.moe.blocks)
   if b.get('fc2_blocks'):
     b.fc2_blocks = cut(b.fc2_blocks)
+  if 'collaborative' in b:
+    pairs = zip(b.collaborative, DEPTHS, strict=True)
+    b.collaborative = tuple(counts[:depth] for counts, depth in pairs)
   if 'heads' in b:
     b.heads = tuple(max(n * WIDTH // width, 1) for n in b.heads)
   update_known(b, dict(drop_path_rate=0.0, layer_scale=1.0))

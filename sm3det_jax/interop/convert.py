@@ -15,7 +15,15 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import UserError
 from sm3det_jax import checkpoint
 from sm3det_jax.config import joint_classes, label_space
-from sm3det_jax.interop import backbones, constants, matching, official, recognition, sources
+from sm3det_jax.interop import (
+  backbones,
+  constants,
+  matching,
+  official,
+  pretrained,
+  recognition,
+  sources,
+)
 from sm3det_jax.interop.files import state_files
 from sm3det_jax.interop.report import PROBLEMS, Report
 from sm3det_jax.model import build
@@ -136,9 +144,10 @@ def _matching(variables, source, config):
   if isinstance(source, dict):
     values, report = matching.of_state(config, variables, source, 'state dict')
   elif pathlib.Path(source).is_dir():
-    values, report = matching.of_variables(
-      variables, checkpoint.restore_for_inference(source)[1], source
-    )
+    there, other = checkpoint.restore_for_inference(source)
+    like = matching.flat(variables)
+    other = pretrained.fitted(matching.flat(other), there, like, config, source)
+    values, report = matching.of_arrays(like, other, source)
   else:
     values, report = matching.of_state(config, variables, state_files.read(source), str(source))
   if not values:

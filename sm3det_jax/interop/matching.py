@@ -174,9 +174,9 @@ def _read_of_neck(config):
   return read
 
 
-def of_variables(variables, other, source):
-  """({our path: array}, report) of another model of ours."""
-  ours, others, rows = flat(variables), flat(other), []
+def of_arrays(ours, others, source):
+  """({our path: array}, report) of another model of ours; both are {path: array}, see `flat`."""
+  rows = []
   for path, like in ours.items():
     name = '/'.join(path)
     if path not in others:

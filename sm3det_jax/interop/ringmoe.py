@@ -3,74 +3,89 @@
 Arrays are {name: array}: 's0.b1.attn.q.w' (out, in) of stage 0, block 1; FFN weights are (in, out).
 """
 
+import jax
 import ml_collections
 import numpy as np
 
 from data_pipelines.errors import UserError
-from sm3det_jax import config as config_lib
-from sm3det_jax.config.detector_checks import STEM_STRIDE
+from sm3det_jax.config import ringmoe
+from sm3det_jax.config.backbones import STEM_STRIDE, stride
 from sm3det_jax.interop import layouts
 from sm3det_jax.interop.backbones import blocks_of
 from sm3det_jax.interop.layouts import Entry
+from sm3det_jax.model import build
+from sm3det_jax.moe.hierarchical import FFN
 
-MODALITIES = ('opt', 'sar_l1', 'sar_l2', 'ms')
-# what arguments leave out, as the paper or the released code has it
-PROFILES = {
-  'paper': dict(
-    attn='v2', gelu='erf', eps_patch=1e-5, eps=1e-5, eps_merge=1e-5, eps_final=1e-5,
-    channels=(3, 8, 1, 4),
-  ),
-  'code': dict(
-    attn='v1', gelu='tanh', eps_patch=1e-6, eps=1e-6, eps_merge=1e-4, eps_final=1e-6,
-    channels=(3, 8, 3, 4),
-  ),
-}  # fmt: skip
 ATTENTION = {'v1': 'table', 'v2': 'cosine'}
+COMBINE = {'gate': 'probability', 'renorm': 'renormalised'}
+EPSILONS = ('eps_patch', 'eps', 'eps_merge', 'eps_final')
 
 
 def config(arguments: dict) -> ml_collections.ConfigDict:
-  """Our config of RingMoE's arguments: a task of kind 'image' for each modality.
+  """Our config of RingMoE's arguments.
 
   Args:
-    arguments: 'image' px, 'embed', 'depths', 'heads', 'window', 'ratio' and, of which the 'profile'
-      ('paper' unless said) has defaults, 'attn', 'kbias', 'gelu', 'eps', 'eps_patch', 'eps_merge',
-      'eps_final', 'channels'. These may also lie in its 'options'.
+    arguments: 'image' px, 'embed', 'depths', 'heads', 'window', 'ratio'; 'NS' and 'NC', specialised
+      experts of a modality and collaborative ones: without them blocks have FFNs, and there is one
+      modality, opt; 'modalities', by default all four. The 'profile' ('paper' unless said) has
+      defaults of 'attn' v1 or v2, 'kbias', 'gelu', 'eps', 'eps_patch', 'eps_merge', 'eps_final',
+      'channels' and 'decoder_channels' of each modality, 'k', 'cf', 'groups', 'alpha', 'combine'
+      gate or renorm; 'mask_patch' is 32. These may also lie in its 'options'.
 
   Raises:
-    UserError: another profile or attention, or patches that are not 4 px wide.
+    UserError: another profile, modality, attention or combination; patches or decoders that are
+      not as wide as the backbone's strides.
   """
   a = arguments | arguments.get('options', {})
-  a = PROFILES[_one_of(PROFILES, 'profile', a.get('profile', 'paper'))] | a
-  attention = ATTENTION[_one_of(ATTENTION, 'attn', a['attn'])]
-  if a.get('patch', STEM_STRIDE) != STEM_STRIDE:
-    raise UserError(f'patch={a["patch"]} is not supported here, only {STEM_STRIDE}')
+  experts = 'NS' in a or 'NC' in a
+  names = a.get('modalities', ringmoe.MODALITIES if experts else ('opt',))
+  c = ringmoe.ringmoe('tiny', a.get('profile', 'paper'), names)
+  for i, (name, task) in enumerate(c.tasks.items()):
+    bands = a['channels'][i] if 'channels' in a else task.bands
+    target = task.target
+    if 'decoder_channels' in a:
+      target = 'power' if a['decoder_channels'][i] == 1 < bands else 'pixel'
+    c.tasks[name] = ringmoe.modality(name, bands, target)
+    c.tasks[name].size = (a['image'],) * 2
+  _set_backbone(c.backbone, a)
+  blocks = tuple(tuple(range(depth)) for depth in a['depths'])
+  c.moe.blocks = blocks if experts else ((),) * len(blocks)
+  c.backbone.specialised = a.get('NS', 0)
+  ringmoe.keep_collaborative(c, a.get('NC', 0))
+  for theirs, ours in (('k', 'top_k'), ('alpha', 'balance_weight'), ('cf', 'capacity_factor')):
+    if theirs in a:
+      c.moe[ours] = a[theirs] or type(c.moe[ours])(0)
+  c.simmim.cell = a.get('mask_patch', c.simmim.cell)
+  _fixed('patch', a, STEM_STRIDE)
+  _fixed('decoder_stride', a, stride(c))
+  return c
+
+
+def _set_backbone(backbone, a):
   stages = range(len(a['depths']))
-  c = config_lib.default()
-  c.model, c.task_balance = 'simmim', 'none'
-  del c.tasks
-  c.tasks = ml_collections.ConfigDict(sort_keys=False)
-  for name, bands in zip(MODALITIES[:1], a['channels'], strict=False):
-    c.tasks[name] = config_lib.task(
-      'image', name, bands=bands, mean=(0.0,) * bands, std=(1.0,) * bands, size=(a['image'],) * 2
-    )
-  config_lib.use_backbone(c, 'swin_v2')
-  c.moe.blocks = ((),) * len(stages)
-  c.backbone.update(
+  backbone.update(
     depths=tuple(a['depths']),
     channels=tuple(a['embed'] * 2**i for i in stages),
     heads=tuple(a['heads']),
     # the released code's are never larger than a map, and so are its tables
     windows=tuple(min(a['window'], a['image'] // (STEM_STRIDE * 2**i)) for i in stages),
     mlp_ratio=float(a['ratio']),
-    attention=attention,
-    key_bias=a.get('kbias', attention == 'table'),
-    gelu=a['gelu'],
-    epsilons=tuple(a[key] for key in ('eps_patch', 'eps', 'eps_merge', 'eps_final')),
-    output_norms='last',
-    drop_path_rate=0.0,
-    stems='per_task',
   )
-  return c
+  if 'attn' in a:
+    backbone.attention = ATTENTION[_one_of(ATTENTION, 'attn', a['attn'])]
+    backbone.key_bias = backbone.attention == 'table'
+  if 'combine' in a:
+    backbone.combine = COMBINE[_one_of(COMBINE, 'combine', a['combine'])]
+  for theirs, ours in (('kbias', 'key_bias'), ('gelu', 'gelu'), ('groups', 'groups')):
+    if theirs in a:
+      backbone[ours] = a[theirs]
+  given = zip(EPSILONS, backbone.epsilons, strict=True)
+  backbone.epsilons = tuple(float(a.get(key, default)) for key, default in given)
+
+
+def _fixed(key, a, ours):
+  if a.get(key, ours) != ours:
+    raise UserError(f'{key}={a[key]} is not supported here, only {ours}')
 
 
 def _one_of(choices, key, value):
@@ -82,27 +97,54 @@ def _one_of(choices, key, value):
 def from_state_dict(arrays: dict, config: ml_collections.ConfigDict) -> dict:
   """Our variables, {'params': ..}, of all arrays of a model.
 
+  An encoder alone has neither decoders nor a mask token.
+
   Raises:
-    UserError: names every array that is missing or that nothing here takes.
+    UserError: names every array that is missing or that nothing here takes, or the first one of
+      another shape than the config's.
   """
-  return layouts.variables(entries(config), arrays)
+  whole = any(name == 'mask_token' or name.startswith('dec.') for name in arrays)
+  table = entries(config, whole)
+  variables = layouts.variables(table, arrays)
+  like = jax.eval_shape(build(config).init, jax.random.key(0))
+  for entry in table:
+    path = (entry.collection, *entry.path)
+    there, here = (layouts.get(tree, path).shape for tree in (variables, like))
+    if there != here:
+      raise UserError(
+        f'{entry.names[0]}: {there} in our layout, {here} in the model of this config; weights of '
+        'another width, or with other experts?'
+      )
+  return variables
 
 
 def to_state_dict(variables: dict, config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
   """The arrays of our variables, or of a tree of gradients {'params': ..}."""
-  return layouts.state_dict(entries(config), variables)
+  whole = 'mask_token' in variables['params']['backbone']
+  return layouts.state_dict(entries(config, whole), variables)
 
 
-def entries(config: ml_collections.ConfigDict) -> list[Entry]:
-  """Every array of the model, ours and theirs."""
-  table = _backbone(config.backbone, tuple(config.tasks))
-  return [entry._replace(path=('backbone', *entry.path)) for entry in table]
+def entries(config: ml_collections.ConfigDict, whole: bool = True) -> list[Entry]:
+  """Every array of the model, ours and theirs.
+
+  Args:
+    config: of the model.
+    whole: with mask token and decoders, not the encoder alone.
+  """
+  tasks = tuple(config.tasks)
+  table = _backbone(config.backbone, config.moe, tasks)
+  if whole:
+    table.append(Entry(('mask_token', 'token'), ('mask_token',), 'same'))
+  table = [entry._replace(path=('backbone', *entry.path)) for entry in table]
+  for task in tasks if whole else ():
+    table += _linear((f'heads_{task}', 'decoder'), f'dec.{ringmoe.MODALITIES.index(task)}')
+  return table
 
 
-def _backbone(backbone, tasks):
+def _backbone(backbone, moe, tasks):
   table, last = [], len(backbone.depths) - 1
   for task in tasks:
-    stem, name = f'stem_{task}', f'patch_embed.{MODALITIES.index(task)}'
+    stem, name = f'stem_{task}', f'patch_embed.{ringmoe.MODALITIES.index(task)}'
     table += _linear((stem,), name, 'conv') + _norm((f'{stem}_norm',), f'{name}.norm')
   for i in range(last):
     merge, name = f'downsample{i + 1}', f's{i}.merge'
@@ -113,8 +155,21 @@ def _backbone(backbone, tasks):
     table += _attention((block, 'attention'), f'{name}.attn', backbone)
     for k in (1, 2):
       table += _norm((block, f'norm{k}'), f'{name}.norm{k}')
-    table += _feed_forward((block, 'ffn'), f'{name}.ffn')
+    if j in moe.blocks[i]:
+      table += _experts((block, 'moe'), f'{name}.moe', backbone, backbone.collaborative[i][j])
+    else:
+      table += _feed_forward((block, 'ffn'), f'{name}.ffn')
   return table + _norm((f'norm{last}',), 'norm')
+
+
+def _experts(path, name, backbone, collaborative):
+  groups = {'spec': backbone.specialised, 'coll': collaborative, 'shared': backbone.shared}
+  return [
+    Entry((*path, f'{group}.{key}'), (f'{name}.{group}.{key}',), 'same')
+    for group, count in groups.items()
+    for key in (*FFN, *(('router',) if group != 'shared' else ()))
+    if count
+  ]
 
 
 def _attention(path, name, backbone):

@@ -81,16 +81,20 @@ def rmoe(
   chosen: dict[str, Choices] = {}
   loss = jnp.zeros((), wide_dtype(x.dtype))
   if 'spec.router' in layer:
-    chosen['spec'] = c = choose(x, layer['spec.router'], modality, **options)
+    with jax.named_scope('router'):
+      chosen['spec'] = c = choose(x, layer['spec.router'], modality, **options)
     loss += c.balance.sum() if balance == 'paper' else c.balance.mean()
   if 'coll.router' in layer:
-    chosen['coll'] = c = choose(x, layer['coll.router'][None], jnp.zeros_like(modality), **options)
+    member = jnp.zeros_like(modality)
+    with jax.named_scope('router'):
+      chosen['coll'] = c = choose(x, layer['coll.router'][None], member, **options)
     loss += c.balance.sum()
   y = jnp.zeros(x.shape, loss.dtype)
   if chosen:
     y += wide(_routed(layer, x, modality, chosen, FFNS[gelu], implementation))
   if 'shared.w1' in layer:
-    y += wide(dense_ffn(FFNS[gelu], x, tuple(layer[f'shared.{k}'] for k in FFN)))
+    with jax.named_scope('experts_shared'):
+      y += wide(dense_ffn(FFNS[gelu], x, tuple(layer[f'shared.{k}'] for k in FFN)))
   return y.astype(x.dtype), loss, {k: Routing(c.indices, c.weights) for k, c in chosen.items()}
 
 

@@ -1,4 +1,4 @@
-"""The optimizer: clipped AdamW with warm-up, groups and phases, and the balance of the tasks last.
+"""The optimizer: clipped AdamW or SGD with warm-up, groups, phases; the tasks' balance last.
 
 Source: the released configuration (AdamW 1e-4, betas 0.9 and 0.999, decay 0.05 on all parameters,
 gradient norm 35, rate / 10 after epochs 8 and 11 of 12, 500 warm-up steps from 1/3). The released
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from sm3det_jax.config import phases as plan
-from sm3det_jax.optim import adam, balance, dla, groups, phases
+from sm3det_jax.optim import adam, balance, dla, groups, momentum, phases
 from sm3det_jax.sharding import match
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def build(config: Any, term_groups: Mapping[str, str]) -> optax.GradientTransfor
     A transform whose `update(grads, state, params, *, losses, phase=None)` takes the loss terms
     {name: scalar} and the static number of the phase, by default the last. What does not move in a
     phase needs no gradient (None in its place), is no part of the norm that is clipped, gets a zero
-    update, and begins anew with Adam when it thaws. The state's form is the same in all phases.
+    update, and begins with new moments when it thaws. The state's form is the same in all phases.
 
   Raises:
     UserError: terms of a phase that are none of the model's; at `init`, a regex of groups or phases
@@ -81,10 +81,14 @@ def build(config: Any, term_groups: Mapping[str, str]) -> optax.GradientTransfor
   c, kind = config.optim, config.task_balance
   phases.check(config, {*term_groups, 'moe/balance'})
   names = (lambda tree: phases.names(tree, config)) if config.phases else None
+  decay = groups.add_decay(c.weight_decay, plan.groups(config))
+  if c.kind == 'sgd':  # its decay is a part of the gradient, as PyTorch has it
+    descent = [decay, momentum.scale_by_momentum(c.momentum, names)]
+  else:
+    descent = [adam.scale_by_adam(*c.betas, c.bias_correction, names=names), decay]
   steps = [
     optax.clip_by_global_norm(c.clip_norm),
-    adam.scale_by_adam(*c.betas, c.bias_correction, names=names),
-    groups.add_decay(c.weight_decay, plan.groups(config)),
+    *descent,
     optax.scale_by_learning_rate(schedule(c)),
   ]
   if kind == 'dla':

@@ -83,15 +83,49 @@ def routing(statistics: dict, path: pathlib.Path) -> None:
   axes = figure.subplots(2, len(tasks), squeeze=False)
   for row, kind in zip(axes, ('participation', 'top1'), strict=True):
     for axis, task in zip(row, tasks, strict=True):
-      share = np.array([layer[kind][task] for layer in layers], float)  # [layers, E]
-      axis.imshow(share, vmin=0, vmax=1, cmap='viridis', aspect='auto')
-      for (i, k), value in np.ndenumerate(share):
-        shade = 'white' if value < 0.6 else 'black'
-        axis.text(k, i, f'{100 * value:.0f}', color=shade, ha='center', va='center', fontsize=7)
+      rows = [layer[kind][task] for layer in layers]
+      share = np.full((len(rows), max(map(len, rows))), np.nan)  # [layers, E]
+      for i, values in enumerate(rows):
+        share[i, : len(values)] = values
+      _matrix(axis, share)
       axis.set(title=f'{task}: {kind}, % of grid cells', xlabel='expert')
       axis.set(xticks=range(share.shape[1]), yticks=range(len(names)))
       axis.set_yticklabels(names if axis is row[0] else [], fontsize=7)
   _save(figure, path)
+
+
+def overlap(statistics: dict, path: pathlib.Path) -> None:
+  """How much each two modalities agree about collaborative experts, a panel a layer.
+
+  Args:
+    statistics: {'layers': [{'name', 'overlap': {task: {task: 0 to 1}}}]}; layers without are left
+      out.
+    path: of the PNG.
+  """
+  layers = [layer for layer in statistics['layers'] if 'overlap' in layer]
+  columns = min(len(layers), 6)
+  lines = -(-len(layers) // columns)
+  figure = Figure(figsize=(2.6 * columns, 2.6 * lines), layout='constrained')
+  panels = figure.subplots(lines, columns, squeeze=False).ravel()
+  for axis in panels[len(layers) :]:
+    axis.remove()
+  for axis, layer in zip(panels, layers, strict=False):
+    tasks = list(layer['overlap'])
+    _matrix(axis, np.array([[layer['overlap'][a][b] for b in tasks] for a in tasks]))
+    axis.set_title(f'{layer["name"]}: overlap, %', fontsize=8)
+    axis.set(xticks=range(len(tasks)), yticks=range(len(tasks)))
+    axis.set_xticklabels(tasks, fontsize=7, rotation=45)
+    axis.set_yticklabels(tasks, fontsize=7)
+  _save(figure, path)
+
+
+def _matrix(axis, values):
+  """Shares as colours and as per cent; nan: nothing."""
+  axis.imshow(values, vmin=0, vmax=1, cmap='viridis', aspect='auto')
+  for (i, k), value in np.ndenumerate(values):
+    if np.isfinite(value):
+      shade = 'white' if value < 0.6 else 'black'
+      axis.text(k, i, f'{100 * value:.0f}', color=shade, ha='center', va='center', fontsize=7)
 
 
 def _series(log, prefix):

@@ -25,8 +25,9 @@ def write(
 ) -> pathlib.Path:
   """Writes `workdir/report.html` of what `workdir` holds, figures into `workdir/figures`.
 
-  It shows metrics.json, pictures/<task>_<n>.png and pr_curves.png (from evaluation), the training
-  log and routing/routing.png; what is missing is left out.
+  It shows metrics.json, pictures/<task>_<n>.png and pr_curves.png (from evaluation),
+  reconstructions/<task>.png (from pre-training), the training log and routing/routing.png; what is
+  missing is left out.
 
   Args:
     workdir: of a run.
@@ -41,6 +42,7 @@ def write(
   if (workdir / 'metrics.json').exists():
     parts += _scores(json.loads((workdir / 'metrics.json').read_text()))
   parts += _pictures(workdir)
+  parts += _reconstructions(workdir)
   if (workdir / 'pr_curves.png').exists():
     parts += ['<h2>Precision and recall at IoU 0.5</h2>', _image('pr_curves.png')]
   if log:
@@ -91,6 +93,19 @@ def _pictures(workdir):
   for task, paths in tasks.items():
     parts.append(f'<h2>{html.escape(task)}: what is there, and what the model finds</h2>')
     parts += [_image(f'pictures/{path.name}') for path in paths]
+  return parts
+
+
+def _reconstructions(workdir):
+  parts = []
+  for path in sorted(workdir.glob('reconstructions/*.png')):
+    parts += [f'<h2>{html.escape(path.stem)}: masked images</h2>']
+    parts += [_image(f'reconstructions/{path.name}')]
+  if parts:
+    note = 'What is not masked is no part of the loss: a reconstruction is random there. A row has '
+    note += 'the range of its target; powers are shown as amplitudes, and of four bands the first '
+    note += 'three.'
+    parts.insert(0, _note(note))
   return parts
 
 

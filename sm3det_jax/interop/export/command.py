@@ -11,7 +11,6 @@ import pathlib
 from data_pipelines.atomic import probe
 from data_pipelines.errors import UserError
 
-HELP = 'a trained model for where this project is not: StableHLO, ONNX, safetensors'
 FORMATS = {  # and what else than --task each takes
   'stablehlo': ('batch', 'platforms'),
   'onnx': ('batch', 'cut'),
