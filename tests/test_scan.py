@@ -1,11 +1,16 @@
 """Blocks that are alike, run as one loop: the same values, gradients and parameters."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sm3det_jax import model as models
 from sm3det_jax.backbones import scan, swin_v2
+from sm3det_jax.backbones.ringmoe import RingMoE
+from sm3det_jax.interop import ringmoe
 
 
 class Looped(swin_v2.SwinV2, kw_only=True):
@@ -23,6 +28,7 @@ def network(kind):
   )  # fmt: skip
 
 
+@pytest.mark.slow  # two compilations
 def test_the_loop_is_the_blocks_one_after_the_other():
   images = {n: jax.random.normal(jax.random.key(i), (1, 16, 16, 3)) for i, n in enumerate('ab')}
   plain, looped = network(swin_v2.SwinV2), network(Looped)
@@ -45,6 +51,37 @@ def test_the_loop_is_the_blocks_one_after_the_other():
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
   jax.tree.map(close, got, want)
+
+
+@pytest.mark.slow  # two compilations
+def test_pairs_of_hierarchical_experts_are_one_loop(monkeypatch):
+  config = ringmoe.config(
+    dict(
+      image=32, embed=8, depths=[1, 6], heads=[1, 2], window=2, ratio=2, NS=2, NC=2, mask_patch=8,
+      modalities=['opt', 'sar_l1'],
+    )
+  )  # fmt: skip
+  found, lengths = [], []
+  with jax.enable_x64():
+    wide = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float64), tree)
+    variables = wide(jax.jit(models.build(config).init)(jax.random.key(0)))
+    batch = {
+      name: {'images': jax.random.normal(jax.random.key(i), (1, 32, 32, task.bands))}
+      for i, (name, task) in enumerate(config.tasks.items())
+    }
+    for loops in (True, False):
+      monkeypatch.setattr(RingMoE, 'loops', loops)
+      loss = functools.partial(models.build(config).loss, batch=batch, rng=jax.random.key(1))
+      traced = jax.jit(jax.value_and_grad(loss, has_aux=True)).trace(variables)
+      lengths.append(str(traced.jaxpr).count('length=3'))
+      found.append(jax.device_get(traced.lower().compile()(variables)))
+  assert lengths[0] == lengths[1] + 2  # there and back
+
+  def close(a, b):
+    assert a.dtype == np.float64
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(np.abs(b).max(), 1))
+
+  jax.tree.map(close, *found)
 
 
 def blocks(kinds):

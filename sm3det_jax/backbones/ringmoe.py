@@ -75,6 +75,7 @@ class RingMoE(swin_v2.SwinV2, kw_only=True):
   balance: str = 'paper'
 
   block_type = Block
+  loops = True
 
   def setup(self):
     super().setup()
