@@ -219,7 +219,12 @@ def test_the_antimeridian_cuts(shift, theta):
   quad = box_lib.to_polygon(np.array([[180 + shift, 10, 0.03, 0.01, theta]])).reshape(4, 2)
   whole = shapely.Polygon(quad)
   wrapped = np.stack([(quad[:, 0] + 180) % 360 - 180, quad[:, 1]], -1)
-  found = geojson_file.geometry(wrapped)
+  # beside one that has no place and one in the middle of the map
+  others = np.stack([np.full((4, 2), np.inf), wrapped, quad - [170, 0]])
+  nowhere, found, plain = geojson_file.geometries(others)
+  assert nowhere is None and len(geojson_file.geometries(others[:0])) == 0
+  away = shapely.Polygon(quad - [170, 0])
+  assert shapely.geometry.shape(plain).symmetric_difference(away).area < 1e-6 * away.area
   assert (found['type'] == 'MultiPolygon') == (quad[:, 0].min() < 180 < quad[:, 0].max())
   shape = shapely.geometry.shape(found)
   assert math.isclose(shape.area, whole.area, rel_tol=1e-4)
@@ -235,7 +240,15 @@ def test_a_scene_across_the_antimeridian(tmp_path):
   r = raster(tmp_path / 'a.tif', **points_of(over))
   assert [f['geometry']['type'] for f in r.to_geojson()['features']].count('MultiPolygon') == 1
   check_ground(r)
-  assert geojson_file.geometry(np.full((4, 2), np.nan)) is None
+
+
+def test_json_is_text_with_an_item_a_line():
+  content = {'name': 'a "b" \u00e4', 'rows': [{'x': [1, 2.5], 'y': None}, {}], 'none': [], 'n': 1}
+  text = ''.join(formats.lines(content))
+  assert json.loads(text) == content
+  assert text.count('\n') == 9
+  with pytest.raises(ValueError):
+    ''.join(formats.lines({'rows': [{'x': math.nan}]}))
 
 
 def test_horizontal_boxes_have_no_bearing(tmp_path):

@@ -4,7 +4,7 @@ import functools
 import importlib.util
 import json as json_text
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from data_pipelines.errors import UserError
@@ -29,9 +29,24 @@ class Format(NamedTuple):
 
 def _text(content, result, path):
   found = content(result)
-  if not isinstance(found, str):
-    found = json_text.dumps(found, indent=1, allow_nan=False) + '\n'
-  path.write_text(found, encoding='utf-8')
+  with path.open('w', encoding='utf-8') as file:
+    file.writelines([found] if isinstance(found, str) else lines(found))
+
+
+def lines(content: dict) -> Iterator[str]:
+  """Text of JSON, every item of a list of its own on a line of its own."""
+  text = json_text.JSONEncoder(allow_nan=False).encode
+  before = '{\n'
+  for key, value in content.items():
+    yield f'{before} {text(key)}: '
+    if isinstance(value, list) and value:
+      yield '[\n  ' + text(value[0])
+      yield from (',\n  ' + text(item) for item in value[1:])
+      yield '\n ]'
+    else:
+      yield text(value)
+    before = ',\n'
+  yield '\n}\n'
 
 
 def _picture(result, path):

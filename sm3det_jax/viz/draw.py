@@ -173,27 +173,48 @@ def _dashed(picture, quads):
 def _texts(picture, quads, labels, texts):
   """Writes each text at the first place round its box that covers no object and no other text."""
   scale, width = _font(picture)
-  low, high = quads.min(1), quads.max(1)
-  taken = _covered(picture.shape[:2], low, high)
-  for i, text in enumerate(texts):
-    (w, h), below = cv2.getTextSize(_drawn(text), FONT, scale, width)
-    w, h, gap = w + 4, h + below + 2, _line_width(picture) + 2
-    x1, y1, x2, y2 = *low[i], *high[i]
-    above, under, left, right = y1 - h - gap, y2 + gap, x1 - w - gap, x2 + gap
-    # over the highest corner, under the lowest, then beside the envelope
-    top, bottom = (quads[i, k(quads[i, :, 1]), 0] - w / 2 for k in (np.argmin, np.argmax))
-    places = [(np.clip(x, x1, max(x1, x2 - w)), y) for x, y in ((top, above), (bottom, under))]
-    places += [(x1, above), (x1, under), (x2 - w, above), (x2 - w, under)]
-    places += [(right, y1), (left, y1), (right, y2 - h), (left, y2 - h)]
-    for x, y in np.rint(places).astype(int).tolist():
-      inside = x >= 0 and y >= 0 and x + w <= picture.shape[1] and y + h <= picture.shape[0]
-      if not inside or taken[y : y + h, x : x + w].any():
+  sizes = {text: cv2.getTextSize(_drawn(text), FONT, scale, width) for text in set(texts)}
+  below = {text: line for text, (_, line) in sizes.items()}
+  size = [(w + 4, h + below[text] + 2) for text in texts for (w, h) in [sizes[text][0]]]
+  size = np.array(size, int).reshape(-1, 2)
+  places = _places(quads, size, _line_width(picture) + 2)
+  taken = _covered(picture.shape[:2], quads.min(1), quads.max(1))
+  free = _free(taken, places, size)
+  for i in np.flatnonzero(free.any(1)):  # of a dense scene, few
+    text, (w, h) = texts[i], size[i].tolist()
+    for x, y in places[i, free[i]].tolist():
+      if taken[y : y + h, x : x + w].any():  # by another text
         continue
       cv2.rectangle(picture, (x, y), (x + w, y + h), BACKGROUND, -1)
-      origin = (x + 2, y + h - below)
+      origin = (x + 2, y + h - below[text])
       cv2.putText(picture, _drawn(text), origin, FONT, scale, color(labels[i]), width, cv2.LINE_AA)
       taken[y : y + h, x : x + w] = True
       break
+
+
+def _places(quads, size, gap):
+  """Upper left corners [n, 10, 2] of where texts of sizes [n, 2] may stand, the best first."""
+  (x1, y1), (x2, y2), (w, h) = quads.min(1).T, quads.max(1).T, size.T
+  above, under, left, right = y1 - h - gap, y2 + gap, x1 - w - gap, x2 + gap
+  corner = lambda k: np.take_along_axis(quads[..., 0], k(quads[..., 1], 1)[:, None], 1)[:, 0]
+  # over the highest corner, under the lowest, then beside the envelope
+  top, bottom = (
+    np.clip(corner(k) - w / 2, x1, np.maximum(x1, x2 - w)) for k in (np.argmin, np.argmax)
+  )
+  places = [(top, above), (bottom, under)]
+  places += [(x1, above), (x1, under), (x2 - w, above), (x2 - w, under)]
+  places += [(right, y1), (left, y1), (right, y2 - h), (left, y2 - h)]
+  return np.rint(np.moveaxis(np.array(places), 2, 0)).astype(int)
+
+
+def _free(taken, places, size):
+  """bool [n, k]: which places [n, k, 2] lie in the picture, on no pixel of `taken` [H, W]."""
+  limit = np.array(taken.shape[::-1])
+  first, last = places, places + size[:, None]
+  inside = ((first >= 0) & (last <= limit)).all(2)
+  (x1, y1), (x2, y2) = (np.moveaxis(np.clip(a, 0, limit), 2, 0) for a in (first, last))
+  total = cv2.integral(taken.astype(np.uint8))  # of all pixels above and to the left
+  return inside & (total[y2, x2] - total[y1, x2] - total[y2, x1] + total[y1, x1] == 0)
 
 
 def _drawn(text):
