@@ -21,6 +21,7 @@ from data_pipelines import images
 from data_pipelines.errors import UserError
 from data_pipelines.images import decoders, headers, tiff
 
+STRIP = 512  # rows read at once where fewer are wanted, if blocks are not higher
 CACHE = 2**27  # bytes, GDAL's unpacked blocks of all files together
 CHUNK = 2**28  # bytes, a strip or tile of a TIFF at most, unpacked; it is read as a whole
 EMPTY = 'parts without any data (nothing is found there)'
@@ -182,10 +183,15 @@ class _Files:
     try:
       with _environment():
         dataset = self.dataset(k)
-        samples = dataset.read(
-          window=Window(x1, y1, x2 - x1, y2 - y1), out_shape=(dataset.count, *shape)
-        )
-        return _bands_last(samples), decoders.colours(dataset)
+        strips = []
+        for top, bottom, rows in _strips(y1, y2, shape[0], dataset.block_shapes[0][0]):
+          samples = dataset.read(
+            window=Window(x1, top, x2 - x1, bottom - top),
+            out_shape=(dataset.count, bottom - top, shape[1]),
+          )
+          strips.append(_bands_last(samples)[rows])
+        samples = strips[0] if len(strips) == 1 else np.concatenate(strips)
+        return samples, decoders.colours(dataset)
     except rasterio.errors.RasterioError as error:
       raise decoders.broken(error, self._path) from None
 
@@ -202,6 +208,19 @@ class _Files:
     with self._lock:
       while self._open:
         self._open.pop().close()
+
+
+def _strips(y1, y2, count, block):
+  """(y1, y2, which of these rows are wanted) of the parts that `count` nearest rows are read in.
+
+  Bands are read one after the other: of rows of blocks that are kept, each is unpacked once.
+  """
+  if count == y2 - y1:
+    return [(y1, y2, slice(None))]
+  wanted = y1 + ((np.arange(count) + 0.5) * ((y2 - y1) / count)).astype(int)
+  step = max(block, STRIP // block * block)
+  parts = np.split(wanted, np.flatnonzero(np.diff(wanted // step)) + 1)
+  return [(int(rows[0]), int(rows[-1]) + 1, rows - rows[0]) for rows in parts]
 
 
 def _bands_last(samples):

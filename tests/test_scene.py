@@ -72,6 +72,20 @@ def test_a_window_is_what_the_whole_has_there(tmp_path, options, bands, dtype):
     assert small.shape == (14, 20, bands) and scale == 20 / 53
 
 
+@pytest.mark.parametrize('block', [16, 32])
+def test_an_overview_has_the_nearest_pixels(tmp_path, monkeypatch, block):
+  monkeypatch.setattr(rasters, 'STRIP', 16)
+  image = np.random.default_rng(0).integers(0, 255, (150, 101, 3), np.uint8)
+  path = write(tmp_path / 'a', image, tiled=True, blockxsize=block, blockysize=block)
+  with rasters.open_raster(path) as raster, rasterio.open(path) as file:
+    small, _ = raster.overview(61)
+    rows, columns = (
+      ((np.arange(k) + 0.5) * (n / k)).astype(int) for k, n in ((61, 150), (41, 101))
+    )
+    np.testing.assert_array_equal(small, image[rows[:, None], columns])
+    np.testing.assert_array_equal(small, file.read(out_shape=(3, 61, 41)).transpose(1, 2, 0))
+
+
 @pytest.mark.parametrize('photometric', ['miniswhite', 'palette', 'alpha', 'pages', 'complex'])
 def test_windows_go_by_the_rules_of_files(tmp_path, photometric):
   image = writers.pixels(4 if photometric == 'alpha' else 1)
