@@ -44,7 +44,7 @@ MAX_PIXELS = 2**30  # height x width; the variable LIMIT raises it
 BYTES = 4  # for each pixel of that limit: what an image may take when it is unpacked
 RATIO, ANY_RATIO = 5000, 2**28  # unpacked / packed at most, from so many bytes on; LIMIT lifts it
 LIMIT = 'SM3DET_MAX_PIXELS'
-NO_DATA = "pixels without data (became the band's mean)"
+NO_DATA = "pixels without data (became the band's mean, 0 where it has none)"
 _ZLIB = b'x\x01'  # zlib at its fastest, as `encode` uses it
 
 
