@@ -36,7 +36,8 @@ def compiled(data, expert, capacity_factor=0.0):
   # XLA:CPU cannot cut the router's top_k by rows and gathers what it reads: known, and small
   router = re.compile(r' all-gather\(.*/moe/.*/top_k"')
   lines = [line for line in text.splitlines() if not router.search(line)]
-  for c in hlo.collectives('\n'.join(lines)):
+  # bodies of loops once: what a loop sums on every turn are a few numbers
+  for c in hlo.collectives(hlo.TRIPS.sub('', '\n'.join(lines))):
     if c['devices'] == 1:
       continue
     count, size = sent.get(c['op'], (0, 0))
