@@ -21,8 +21,6 @@ from sm3det_jax.prediction.result_files import Folder
 from sm3det_jax.results import Result
 from sm3det_jax.viz import draw
 
-PICTURE = 4096  # px, longest side of a picture; larger images are shown smaller
-
 logger = logging.getLogger(__name__)
 
 
@@ -223,7 +221,7 @@ class Detector:
     """A picture (uint8 RGB) of `predict`'s result, written as PNG to `path` if that is given."""
     c = self.config.tasks[task]
     raster = image if isinstance(image, rasters.Raster) else rasters.open_raster(image)
-    pixels, scale = raster.overview(PICTURE)
+    pixels, scale = raster.overview(draw.LARGEST)
     if raster is not image:
       raster.close()
     pixels = preprocess.shown(transforms.as_input(pixels, c, raster.name), c)

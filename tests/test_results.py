@@ -31,6 +31,7 @@ from sm3det_jax import config as config_lib
 from sm3det_jax import predict
 from sm3det_jax.results import Result, formats, gpkg
 from sm3det_jax.results import geojson as geojson_file
+from sm3det_jax.viz import draw
 
 try:
   import pyproj
@@ -430,3 +431,14 @@ def test_a_name_that_is_no_utf8_has_no_georeference(tmp_path, caplog):
   odd = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b'/\xb8.tif'))
   (tmp_path / 'placed.tif').rename(odd)
   assert georeference.read(odd) is None and '\\xb8.tif' in caplog.text
+
+
+def test_the_picture_of_a_large_file_is_small(tmp_path, monkeypatch):
+  r, drawn = raster(tmp_path / 'a.tif'), []
+  monkeypatch.setattr(draw, 'LARGEST', max(HEIGHT, WIDTH) // 2)
+  monkeypatch.setattr(draw, 'draw', lambda image, boxes, *_: drawn.append((image, boxes)))
+  r.plot()
+  ((image, boxes),) = drawn
+  assert max(image.shape) == draw.LARGEST
+  np.testing.assert_allclose(boxes[:, :4] / r.boxes[:, :4], draw.LARGEST / max(HEIGHT, WIDTH))
+  np.testing.assert_array_equal(boxes[:, 4], r.boxes[:, 4])

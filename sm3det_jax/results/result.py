@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from data_pipelines import boxes as box_lib
-from data_pipelines import images as image_files
+from data_pipelines import rasters
 from data_pipelines.errors import UserError
 from data_pipelines.georeference import Georeference
 from data_pipelines.readers import files
@@ -109,12 +109,17 @@ class Result:
     return self.georeference
 
   def plot(self, path: str | os.PathLike | None = None, title: str = '') -> np.ndarray:
-    """A picture (uint8 RGB) of the detections, written as PNG to `path` if that is given."""
-    image = self.image
+    """A picture (uint8 RGB) of the detections, written as PNG to `path` if that is given.
+
+    An image is never read as a whole: of a large one the picture is at most `draw.LARGEST` px.
+    """
+    image, boxes = self.image, np.array(self.boxes, np.float64)
     if not isinstance(image, np.ndarray):
-      image = image_files.read(pathlib.Path(image))
+      with rasters.open_raster(pathlib.Path(image)) as raster:
+        image, scale = raster.overview(draw.LARGEST)
+      boxes[:, :4] *= scale
     title = title or self.task
-    picture = draw.draw(image, self.boxes, self.labels, self.classes, self.scores, title)
+    picture = draw.draw(image, boxes, self.labels, self.classes, self.scores, title)
     if path is not None:
       draw.save(pathlib.Path(path), picture)
     return picture

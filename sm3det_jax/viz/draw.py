@@ -8,6 +8,7 @@ from data_pipelines.images import stretch
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 SMALLEST = 640  # px, longest side of a picture; smaller images are enlarged by a whole factor
+LARGEST = 4096  # px, of pictures of files; larger images are shown smaller
 BACKGROUND, TEXT = (24, 24, 24), (240, 240, 240)
 PALETTE = (
   (255, 90, 80), (80, 220, 100), (90, 160, 255), (255, 200, 40), (230, 110, 250), (60, 225, 225),
