@@ -105,10 +105,7 @@ def write_pictures(c: config.ConfigDict, variables: dict, folder: pathlib.Path) 
   net = model.build(c)
   batch = net.prepare({name: {'images': _tiles(c, name)} for name in c.tasks})
   key = jax.random.fold_in(jax.random.key(c.seed), EPOCH)
-  batch = {
-    name: b | {'masks': _masks(jax.random.fold_in(key, k), b['images'], c.simmim)}
-    for k, (name, b) in enumerate(batch.items())
-  }
+  batch = net.masked(batch, key)
   found = jax.jit(net.reconstruct)(variables, batch)
   for name, b in batch.items():
     power = c.tasks[name].target == 'power'
@@ -126,10 +123,3 @@ def _tiles(c, name):
   chosen = np.linspace(0, len(task.source) - 1, SHOWN).astype(int)
   samples = [transforms.test_transform(task.sample(i), task.config) for i in chosen]
   return task.stack(samples, SHOWN)[0]['images']
-
-
-def _masks(key, images, c):
-  size = images.shape[1:3]
-  cells = (size[0] // c.cell) * (size[1] // c.cell)
-  one = lambda k: simmim.mask(jax.random.permutation(k, cells), size, c.cell, ratio=c.ratio)
-  return jax.vmap(one)(jax.random.split(key, len(images)))

@@ -212,7 +212,7 @@ class SimMIM:
     """
     terms, dropped = self.network.apply(
       variables,
-      self._batch(batch, rng),
+      self.masked(batch, rng),
       rng,
       phases.phases(self.config)[-1 if phase is None else phase],
       method='losses',
@@ -227,7 +227,7 @@ class SimMIM:
     Raises:
       UserError: an unknown modality.
     """
-    batch = self._batch(batch, jax.random.key(self.config.seed))
+    batch = self.masked(batch, jax.random.key(self.config.seed))
     return self.network.apply(variables, batch, method='reconstructions')[0]
 
   def features(
@@ -255,8 +255,12 @@ class SimMIM:
     masks = None if masks is None else {modality: masks}
     return self.evaluated.apply(variables, images, masks, method='features')
 
-  def _batch(self, batch, rng):
-    """In the order of the modalities, with masks."""
+  def masked(self, batch: dict, rng: jax.Array | None) -> dict:
+    """A batch as `loss` takes it, in the order of the modalities; absent masks are drawn.
+
+    Raises:
+      UserError: as `loss`.
+    """
     ordered = {}
     for i, name in enumerate(sorted(batch, key=lambda n: self.tasks.index(self._known(n)))):
       images, masks = batch[name]['images'], batch[name].get('masks')
