@@ -221,12 +221,10 @@ class Detector:
     """A picture (uint8 RGB) of `predict`'s result, written as PNG to `path` if that is given."""
     c = self.config.tasks[task]
     raster = image if isinstance(image, rasters.Raster) else rasters.open_raster(image)
-    pixels, scale = raster.overview(draw.LARGEST)
+    pixels, boxes = draw.overview(raster, found['boxes'])
     if raster is not image:
       raster.close()
     pixels = preprocess.shown(transforms.as_input(pixels, c, raster.name), c)
-    boxes = np.array(found['boxes'], np.float64)
-    boxes[:, :4] *= scale
     names, title = tuple(c.classes), title or task
     picture = draw.draw(pixels, boxes, found['labels'], names, found['scores'], title)
     if path is not None:

@@ -76,7 +76,7 @@ def scene(seed: int, split: str, modality: str, size: int, i: int) -> tuple:
 def _write_sar(root, split, scenes):
   images, annotations = [], []
   for i, (name, image, polygons, names) in enumerate(scenes):
-    _save(root / 'JPEGImages' / split / f'{name}.png', image)
+    save_image(root / 'JPEGImages' / split / f'{name}.png', image)
     height, width = image.shape
     images.append({'id': i, 'file_name': f'{name}.png', 'width': width, 'height': height})
     for polygon, kind in zip(polygons, names, strict=True):
@@ -92,7 +92,7 @@ def _write_sar(root, split, scenes):
 
 def _write_optical(root, split, scenes):
   for name, image, polygons, names in scenes:
-    _save(root / split / 'images' / f'{name}.png', image)
+    save_image(root / split / 'images' / f'{name}.png', image)
     lines = ['imagesource:drawn', 'gsd:null']
     for polygon, kind in zip(polygons, names, strict=True):
       lines.append(' '.join([*map(str, polygon.tolist()), kind, '0']))
@@ -101,7 +101,7 @@ def _write_optical(root, split, scenes):
 
 def _write_infrared(root, split, scenes):
   for name, image, polygons, names in scenes:
-    _save(root / split / f'{split}imgr' / f'{name}.jpg', image)
+    save_image(root / split / f'{split}imgr' / f'{name}.jpg', image)
     height, width = image.shape
     lines = [
       f'<annotation><filename>{name}.jpg</filename>',
@@ -116,7 +116,8 @@ def _write_infrared(root, split, scenes):
     )
 
 
-def _save(path, image):
+def save_image(path: pathlib.Path, image: np.ndarray) -> None:
+  """Writes uint8 [H, W] or RGB [H, W, 3] as what the suffix says; makes its folder."""
   path.parent.mkdir(parents=True, exist_ok=True)
   data = cv2.imencode(path.suffix, image[..., ::-1] if image.ndim == 3 else image)[1]
   path.write_bytes(data.tobytes())

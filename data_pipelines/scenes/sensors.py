@@ -5,9 +5,9 @@ import itertools
 import pathlib
 import zlib
 
-import cv2
 import numpy as np
 
+from data_pipelines import scenes
 from data_pipelines.scenes import multispectral, optical, polarimetric, sar
 
 DRAWN = {
@@ -55,7 +55,6 @@ def write(
 
 def _save(path, image):
   if image.dtype == np.uint8:
-    image = image[..., ::-1] if image.ndim == 3 else image
-    path.with_suffix('.png').write_bytes(cv2.imencode('.png', image)[1].tobytes())
+    scenes.save_image(path.with_suffix('.png'), image)
   else:
     np.save(path.with_suffix('.npy'), image)

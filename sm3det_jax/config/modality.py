@@ -3,9 +3,10 @@
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
+from data_pipelines.modalities import BANDS
 
-MODALITIES = ('opt', 'sar_l1', 'sar_l2', 'ms')  # RingMoE's, in the order of its experts
-OF_BANDS = {3: 'opt', 8: 'sar_l1', 1: 'sar_l2', 4: 'ms'}
+MODALITIES = tuple(BANDS)  # RingMoE's, in the order of its experts
+OF_BANDS = {bands: name for name, bands in BANDS.items()}
 
 
 def of_task(name: str, c: ConfigDict) -> str:

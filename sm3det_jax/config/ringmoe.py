@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
+from data_pipelines.modalities import BANDS
 from sm3det_jax.config import defaults
 from sm3det_jax.config.defaults import IMAGENET_MEAN, IMAGENET_STD
 from sm3det_jax.config.modality import MODALITIES
@@ -20,7 +21,7 @@ PROFILES = {
     moe=dict(capacity_factor=0.0),
     simmim=dict(loss='l2'),
     optim=dict(lr=2e-4, min_lr=4e-7, bias_correction=True),
-    bands=dict(opt=3, sar_l1=8, sar_l2=1, ms=4),
+    bands=BANDS,
     targets=dict(sar_l1='power'),
     area=(0.2, 1.0),
   ),
@@ -31,7 +32,7 @@ PROFILES = {
     simmim=dict(loss='l1'),
     # 2.5e-4 x 1 image a device / 512
     optim=dict(lr=2.5e-4 / 512, min_lr=5e-7 / 512, bias_correction=False),
-    bands=dict(opt=3, sar_l1=8, sar_l2=3, ms=4),
+    bands=BANDS | {'sar_l2': 3},
     targets={},
     area=(0.2, 0.5),  # of tiles that are larger
   ),

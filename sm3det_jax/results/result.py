@@ -113,11 +113,10 @@ class Result:
 
     An image is never read as a whole: of a large one the picture is at most `draw.LARGEST` px.
     """
-    image, boxes = self.image, np.array(self.boxes, np.float64)
+    image, boxes = self.image, self.boxes
     if not isinstance(image, np.ndarray):
       with rasters.open_raster(pathlib.Path(image)) as raster:
-        image, scale = raster.overview(draw.LARGEST)
-      boxes[:, :4] *= scale
+        image, boxes = draw.overview(raster, boxes)
     title = title or self.task
     picture = draw.draw(image, boxes, self.labels, self.classes, self.scores, title)
     if path is not None:

@@ -5,6 +5,7 @@ import numpy as np
 
 from data_pipelines import boxes as box_lib
 from data_pipelines.images import stretch
+from data_pipelines.rasters import Raster
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 SMALLEST = 640  # px, longest side of a picture; smaller images are enlarged by a whole factor
@@ -43,6 +44,14 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
   if image.shape[2] == 2:
     return np.concatenate([image, image.mean(2, keepdims=True).astype(np.uint8)], 2)
   return image.repeat(3, 2) if image.shape[2] == 1 else image[..., :3].copy()
+
+
+def overview(raster: Raster, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """A raster in at most `LARGEST` px a side, and boxes [n, 4 | 5] of its pixels there."""
+  pixels, scale = raster.overview(LARGEST)
+  boxes = np.array(boxes, np.float64)
+  boxes[:, :4] *= scale
+  return pixels, boxes
 
 
 def draw(

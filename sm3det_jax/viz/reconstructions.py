@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from sm3det_jax.viz import draw
+
 COLUMNS = ('input', 'what is masked', 'reconstruction', 'target')
 GAP, BANNER = 6, 22  # px
 GREY = 96  # of what is masked
@@ -39,8 +41,7 @@ def write(
   ]
   picture = np.concatenate([_banner(rows[0].shape[1], len(COLUMNS)), *rows])
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(cv2.imencode('.png', picture[..., ::-1])[1].tobytes())
+  draw.save(path, picture)
   return path
 
 
