@@ -11,6 +11,7 @@ import numpy as np
 
 from data_pipelines import images, rasters
 from data_pipelines.errors import UserError
+from data_pipelines.images import decoders
 
 KEPT = {'complex_int16': 'int16', 'complex64': 'float32', 'int16': 'int16', 'float32': 'float32'}
 
@@ -56,10 +57,9 @@ def open_channels(path: pathlib.Path) -> Channels:
     )
   if header.form == 'npy':
     try:
-      array = np.load(path, mmap_mode='r', allow_pickle=False)
-    except ValueError:
-      raise images.ImageError(f'{path}: truncated') from None
-    array = array[..., None] if array.ndim == 2 else array
+      array = decoders.mapped(path)
+    except UserError as error:
+      raise images.ImageError(f'{path}: {error}') from error
     return Channels(header, lambda x1, y1, x2, y2: array[y1:y2, x1:x2])
   files = rasters.samples(path)
   part = lambda x1, y1, x2, y2: _read(files, path, (x1, y1, x2, y2))

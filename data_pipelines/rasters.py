@@ -89,10 +89,14 @@ class Raster:
       return pixels
     nothing = missing.all()
     # windows overlap: how many there are is not known
-    self.remarks[EMPTY if nothing else images.NO_DATA] = 1
-    if fill is not None and not nothing:
-      return np.where(missing, pixels.dtype.type(fill), pixels)
-    return None if nothing else images.filled(pixels, missing)
+    if nothing:
+      self.remarks[EMPTY] = 1
+      return None
+    if fill is None:
+      self.remarks[images.NO_DATA] = 1
+      return images.filled(pixels, missing)
+    self.remarks[f'pixels without data (became {fill:g})'] = 1
+    return np.where(missing, pixels.dtype.type(fill), pixels)
 
 
 def open_raster(source) -> Raster:
@@ -119,7 +123,7 @@ def open_raster(source) -> Raster:
       part = lambda window, shape: (files.read(0, window, shape)[0][..., : header.bands], None)
       return Raster(str(path), header, part, files.close)
     if header.form == 'npy':
-      array = _mapped(path)
+      array = decoders.mapped(path)
       return _of_array(str(path), header, lambda: array)
   except UserError as error:
     raise images.ImageError(f'{path}: {error}') from error
@@ -157,14 +161,6 @@ def _of_array(name, header, get):
     return (array[rows[:, None], columns],)
 
   return Raster(name, header, part, lambda: None)
-
-
-def _mapped(path):
-  try:
-    array = np.load(path, mmap_mode='r', allow_pickle=False)
-  except ValueError:
-    raise UserError('truncated') from None
-  return array[..., None] if array.ndim == 2 else array
 
 
 class _Files:

@@ -22,10 +22,10 @@ from data_pipelines import images, polarimetric, rasters, tiling
 from data_pipelines.builders.scan import Entry
 from data_pipelines.errors import UserError
 from data_pipelines.images import statistics
+from data_pipelines.modalities import BANDS
 from data_pipelines.prepare import Report
 from data_pipelines.readers import Skipped, files
 
-BANDS = {'opt': 3, 'sar_l1': 8, 'sar_l2': 1, 'ms': 4}  # a modality's, as files have them
 COMPLEX = ('sar_l1',)  # real and imaginary parts, of 16 bits or more; the others are of 8 bits
 
 logger = logging.getLogger(__name__)
@@ -155,13 +155,11 @@ def _power_told(modality, pixels):
   """Complex values are trained on as they are: what their power is, and what makes it one."""
   found = next(iter(pixels.values()))
   power = sum(m**2 + s**2 for m, s in zip(found['mean'], found['std'], strict=True))
-  std = float(f'{np.sqrt(power):.3g}')
-  return (
-    f'mean power of all channels {power:.4g}; a model wants about 1: train with '
-    f'--config.tasks.{modality}.std={(std,) * BANDS[modality]}'.replace(' ', '')
-    if not 0.1 < power < 10
-    else f'mean power of all channels {power:.4g}'
-  )
+  told = f'mean power of all channels {power:.4g}'
+  if 0.1 < power < 10:
+    return told
+  std = ','.join([str(float(f'{np.sqrt(power):.3g}'))] * BANDS[modality])
+  return f'{told}; a model wants about 1: train with --config.tasks.{modality}.std=({std})'
 
 
 def _open(path, modality) -> polarimetric.Channels | rasters.Raster:
@@ -226,7 +224,7 @@ def _looked_at(id, path, modality, cut, skipped, values) -> Entry | None:
       eight = modality not in COMPLEX and pixels.dtype != np.uint8
       values.add(statistics.count(images.stretch8(pixels) if eight else pixels))
     for remark, count in getattr(raster, 'remarks', {}).items():
-      skipped.add(remark.replace("the band's mean", '0'), path, count)
+      skipped.add(remark, path, count)
     facts = dict(height=raster.height, width=raster.width, bands=raster.bands)
     return Entry(
       id=id, image=path, crop=None, **facts, as_is=False, checksum=_checksum(path), objects={},

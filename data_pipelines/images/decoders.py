@@ -9,6 +9,7 @@ import functools
 import io
 import logging
 import math
+import pathlib
 import struct
 import zlib
 
@@ -122,6 +123,19 @@ def _equal(samples, value):
     return samples == int(value) if whole and value <= np.iinfo(samples.dtype).max else None
   with np.errstate(over='ignore'):
     return samples == samples.dtype.type(value)
+
+
+def mapped(path: pathlib.Path) -> np.ndarray:
+  """The array [height, width, bands] of a .npy file, read as it is needed.
+
+  Raises:
+    UserError: truncated.
+  """
+  try:
+    array = np.load(path, mmap_mode='r', allow_pickle=False)
+  except ValueError:
+    raise UserError('truncated') from None
+  return array[..., None] if array.ndim == 2 else array
 
 
 def check_deflate(chunks) -> None:
